@@ -1,0 +1,14 @@
+//! The I/O shell that both daemons share.
+//!
+//! Admission rule: a file belongs here when both daemons need it *and* it touches a socket, a
+//! clock, a task, a signal or a log sink. It asks `proto` what to do and never decides: no
+//! routing, no policy, no parsing of peers' bytes.
+
+pub mod carrier;
+pub mod connect;
+pub mod driver;
+pub mod error;
+pub mod process;
+pub mod quic;
+pub mod splice;
+pub mod tls;

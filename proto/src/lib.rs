@@ -1,0 +1,23 @@
+//! What the two ends of a link say to each other, as values and state machines.
+//!
+//! This crate performs no I/O: no socket, clock, task, file, environment or randomness.
+//! Whoever needs the time passes `now`; whoever needs chance passes a seed.
+//!
+//! Reading order: [`id`] and [`target`] (the nouns), [`reason`] (why something ended),
+//! [`limits`] (every bound), [`codec`] and [`control`] (messages of the control stream),
+//! [`dial`] (first bytes of a dial stream), [`session`] (one link's life), [`mux`] (streams
+//! over one TLS connection), [`backoff`] (when to try again), [`address`] (what no dial may
+//! reach). `PROTOCOL.md` draws the bytes.
+
+pub mod address;
+pub mod backoff;
+pub mod codec;
+pub mod control;
+pub mod dial;
+pub mod id;
+pub mod limits;
+pub mod mux;
+pub mod reason;
+pub mod session;
+pub mod target;
+pub mod version;

@@ -1,0 +1,166 @@
+//! Every bound of the wire and of both daemons, each with its unit, its reason and what happens
+//! at it. Relations between them are asserted at compile time at the end of the file.
+
+use std::time::Duration;
+
+// ---- session -------------------------------------------------------------------------------
+
+/// How often each end says that it lives. Also below the idle limit of common load balancers.
+pub const HEARTBEAT: Duration = Duration::from_secs(3);
+/// Silence after which a link is dead: three heartbeats. The link is closed, dials are reset.
+pub const PEER_SILENT: Duration = Duration::from_secs(9);
+/// From a verified connection to Hello, and from Hello to Welcome. Overflow: link closed.
+pub const GREETING: Duration = Duration::from_secs(5);
+/// One message of the control stream, payload bytes. Overflow: protocol error.
+pub const CONTROL_MESSAGE_BYTES: usize = 16 * 1024;
+/// Control messages that wait to be written. Overflow: the peer does not read, link closed.
+pub const CONTROL_QUEUE: usize = 64;
+/// Software text in Hello and Welcome, bytes. Overflow: protocol error.
+pub const SOFTWARE_BYTES: usize = 64;
+/// Addresses, prefixes or servers in one message. Overflow: protocol error.
+pub const LIST_ITEMS: usize = 64;
+
+// ---- dial ----------------------------------------------------------------------------------
+
+/// Longest host name in bytes (RFC 1035).
+pub const HOST_BYTES: usize = 253;
+/// First bytes of a dial stream, payload. Overflow: protocol error, stream reset.
+pub const DIAL_REQUEST_BYTES: usize = 512;
+/// A refusal, payload bytes. Overflow: protocol error, stream reset.
+pub const DIAL_REPLY_BYTES: usize = 64;
+/// From the door's request to the agent's answer.
+pub const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest `--dial-timeout`; kube-apiserver gives up at 30 s.
+pub const DIAL_TIMEOUT_MAX: Duration = Duration::from_secs(30);
+/// The agent's own connect limit, shorter than the dial's so that the true cause is told.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A dial stream whose request does not come in this time is reset.
+pub const DIAL_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Live dials on one link unless a flag says otherwise. Overflow: the dial is refused (busy).
+pub const DIALS_PER_LINK: u32 = 4096;
+/// Stream limit before the peer is verified and greeted: preallocated memory in quinn.
+pub const STREAMS_AT_START: u32 = 128;
+
+// ---- data ----------------------------------------------------------------------------------
+
+/// One read from a local socket, bytes. Larger reads gained nothing when measured.
+pub const READ_CHUNK: usize = 64 * 1024;
+/// Bytes of one dial that may wait unread at the far end, each way. 4 MiB moves 200 MB/s at 20 ms.
+pub const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
+/// Payload of one multiplexer DATA frame: with its header one TLS record, so that small streams
+/// interleave.
+pub const MUX_FRAME_BYTES: usize = 16 * 1024 - 8;
+/// Bytes that one dial may have queued in the multiplexer before its task waits.
+pub const MUX_SEND_QUEUE: usize = 256 * 1024;
+/// A dial whose far edge took no byte for this long counts as stalled.
+pub const STALLED_AFTER: Duration = Duration::from_secs(1);
+
+// ---- links ---------------------------------------------------------------------------------
+
+/// Handshakes at once. Overflow: QUIC retry, then refusal; TCP waits in the listen queue.
+pub const HANDSHAKES: usize = 256;
+/// One handshake, both carriers.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Links of one server. Overflow: new links are refused with `overloaded`.
+pub const LINKS: usize = 10_000;
+/// Head start of QUIC before TLS is started beside it (`--carrier auto`).
+pub const CARRIER_HEAD_START: Duration = Duration::from_millis(300);
+/// How often QUIC is tried while a link runs on TLS, before jitter.
+pub const CARRIER_PROBE: Duration = Duration::from_secs(60);
+/// First pause before reconnecting.
+pub const BACKOFF_FIRST: Duration = Duration::from_millis(100);
+/// Longest pause in the first [`BACKOFF_QUICK_FOR`] after a link was lost.
+pub const BACKOFF_QUICK_CAP: Duration = Duration::from_secs(1);
+/// See [`BACKOFF_QUICK_CAP`].
+pub const BACKOFF_QUICK_FOR: Duration = Duration::from_secs(30);
+/// Longest pause at all.
+pub const BACKOFF_CAP: Duration = Duration::from_secs(15);
+/// More instance changes of one agent than this in a minute raise an alarm.
+pub const REPLACEMENTS_PER_MINUTE: usize = 3;
+
+// ---- quic ----------------------------------------------------------------------------------
+
+/// Idle limit of a QUIC connection: the session's [`PEER_SILENT`] speaks first and says why.
+pub const QUIC_IDLE: Duration = Duration::from_secs(12);
+/// How often an agent sends on an otherwise silent QUIC link, so that a restarted server's
+/// stateless reset reaches it within about this time.
+pub const QUIC_KEEP_ALIVE: Duration = Duration::from_secs(1);
+/// Largest UDP payload that is tried unless `jumbo` is asked for: Ethernet and IPv6.
+pub const QUIC_PAYLOAD: u16 = 1452;
+/// Largest UDP payload at all. Ten segments of it still fit one offloaded send of 64 KiB; more
+/// makes the kernel refuse the batch and the connection hang.
+pub const QUIC_PAYLOAD_JUMBO: u16 = 6500;
+/// Segments that quinn puts into one offloaded send.
+pub const QUIC_SEGMENTS: u32 = 10;
+/// Bytes of one link that are sent and not yet acknowledged. Overflow: senders wait.
+pub const QUIC_SEND_WINDOW: u64 = 16 * 1024 * 1024;
+/// Streams whose windows the connection window covers beyond those that are open now.
+pub const QUIC_SPARE_STREAMS: u32 = 32;
+/// First packets that wait for the accept loop. Overflow: ignored without an answer.
+pub const QUIC_INCOMING: usize = 512;
+/// Bytes that one waiting first packet may bring along, and all of them together.
+pub const QUIC_INCOMING_BYTES: u64 = 16 * 1024;
+/// See [`QUIC_INCOMING_BYTES`].
+pub const QUIC_INCOMING_BYTES_TOTAL: u64 = 2 * 1024 * 1024;
+/// Handshakes at once from which a peer has to prove its address (Retry).
+pub const QUIC_RETRY_FROM: usize = HANDSHAKES / 4;
+/// Streams of one link that may be reset while somebody waited for the reader's stop: quinn
+/// keeps about 100 bytes for each until the link ends. Overflow: a stop is then noticed at the
+/// next write instead of at once.
+pub const QUIC_STOP_WATCHES: u32 = 64 * 1024;
+/// Servers whose working carrier is remembered. Overflow: the memory is emptied.
+pub const REMEMBERED_SERVERS: usize = 256;
+
+// ---- doors ---------------------------------------------------------------------------------
+
+/// Head of a CONNECT request. Overflow: 431 and close.
+pub const CONNECT_HEAD_BYTES: usize = 16 * 1024;
+/// Headers of a CONNECT request. Overflow: 431 and close.
+pub const CONNECT_HEADERS: usize = 64;
+/// From accept to a whole request head. Overflow: 408 and close (slow-loris).
+pub const CONNECT_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Door connections at once. Overflow: the accept loop waits.
+pub const DOOR_CONNECTIONS: usize = 16_384;
+/// Reason phrase of a status line, bytes: the only text that kube-apiserver shows.
+pub const REASON_PHRASE_BYTES: usize = 200;
+
+// ---- process -------------------------------------------------------------------------------
+
+/// Time for live dials to end after the first signal.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often watched files are looked at when no file event comes.
+pub const FILE_LOOK: Duration = Duration::from_secs(2);
+/// A PEM, deny-list, grants or policy file. Overflow: the file is refused.
+pub const FILE_BYTES: u64 = 4 * 1024 * 1024;
+/// UDP socket buffer that is asked for.
+pub const UDP_BUFFER: usize = 8 * 1024 * 1024;
+/// Granted UDP buffer below which QUIC is slower than TLS: one warning, `auto` prefers TLS.
+pub const UDP_BUFFER_LOW: usize = 1024 * 1024;
+
+// ---- certificates --------------------------------------------------------------------------
+
+/// Certificates in one chain, leaf included. Overflow: refused before any is parsed.
+pub const CHAIN_CERTIFICATES: usize = 8;
+/// One certificate, DER bytes. Overflow: refused before it is parsed.
+pub const CERTIFICATE_BYTES: usize = 16 * 1024;
+/// Certificates in one bundle of trust anchors. Overflow: the file is refused.
+pub const ANCHORS: usize = 64;
+/// Entries of one deny list. Overflow: the file is refused, the old list stays.
+pub const DENY_ENTRIES: usize = 65_536;
+
+const _: () = {
+    assert!(PEER_SILENT.as_secs() >= 3 * HEARTBEAT.as_secs());
+    assert!(CONNECT_TIMEOUT.as_secs() < DIAL_TIMEOUT.as_secs());
+    assert!(DIAL_TIMEOUT.as_secs() <= DIAL_TIMEOUT_MAX.as_secs());
+    assert!(DIAL_TIMEOUT.as_secs() < DRAIN_TIMEOUT.as_secs());
+    assert!(DIAL_REQUEST_BYTES > HOST_BYTES + 128);
+    assert!(STREAMS_AT_START <= DIALS_PER_LINK);
+    assert!(MUX_FRAME_BYTES <= u16::MAX as usize);
+    assert!(MUX_SEND_QUEUE as u64 <= STREAM_WINDOW as u64);
+    assert!(BACKOFF_QUICK_CAP.as_secs() <= BACKOFF_CAP.as_secs());
+    assert!(QUIC_IDLE.as_secs() > PEER_SILENT.as_secs());
+    assert!(QUIC_KEEP_ALIVE.as_secs() < PEER_SILENT.as_secs());
+    assert!(QUIC_PAYLOAD <= QUIC_PAYLOAD_JUMBO);
+    assert!(QUIC_PAYLOAD_JUMBO as u32 * QUIC_SEGMENTS <= 65_507);
+    assert!(QUIC_SEND_WINDOW >= STREAM_WINDOW as u64);
+};
