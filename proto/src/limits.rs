@@ -102,8 +102,8 @@ pub const QUIC_INCOMING: usize = 512;
 pub const QUIC_INCOMING_BYTES: u64 = 16 * 1024;
 /// See [`QUIC_INCOMING_BYTES`].
 pub const QUIC_INCOMING_BYTES_TOTAL: u64 = 2 * 1024 * 1024;
-/// Handshakes at once from which a peer has to prove its address (Retry).
-pub const QUIC_RETRY_FROM: usize = HANDSHAKES / 4;
+/// Part of [`HANDSHAKES`] in flight from which a peer has to prove its address (Retry).
+pub const QUIC_RETRY_FROM_PART: usize = 4;
 /// Streams of one link that may be reset while somebody waited for the reader's stop: quinn
 /// keeps about 100 bytes for each until the link ends. Overflow: a stop is then noticed at the
 /// next write instead of at once.
@@ -128,6 +128,52 @@ pub const REASON_PHRASE_BYTES: usize = 200;
 
 /// Time for live dials to end after the first signal.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest `--drain-timeout`.
+pub const DRAIN_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
+/// After the forced end, time for tasks to let go before the process leaves without them.
+pub const DRAIN_FORCED: Duration = Duration::from_secs(5);
+/// Quiet time after a file event before the files are looked at: writers need several steps.
+pub const FILE_DEBOUNCE: Duration = Duration::from_millis(200);
+/// A set of files that did not load is tried again after this time although nothing changed
+/// (a certificate may become valid, a descriptor may be free again).
+pub const RELOAD_RETRY: Duration = Duration::from_secs(30);
+/// Reload requests that wait for the running reload. Overflow: the request is refused.
+pub const RELOAD_REQUESTS: usize = 16;
+/// Listen queue of doors, carriers and health listeners; the kernel caps it at `somaxconn`.
+/// Overflow: the kernel drops the SYN and the peer tries again.
+pub const LISTEN_BACKLOG: u32 = 1024;
+/// First pause of an accept loop after an error such as EMFILE; doubles up to the cap.
+pub const ACCEPT_PAUSE_FIRST: Duration = Duration::from_millis(10);
+/// See [`ACCEPT_PAUSE_FIRST`].
+pub const ACCEPT_PAUSE_CAP: Duration = Duration::from_secs(1);
+/// Health and admin connections at once, per listener. Overflow: they wait in the listen queue.
+pub const ADMIN_CONNECTIONS: usize = 32;
+/// Head of a health or admin request, bytes. Overflow: 431 and close.
+pub const ADMIN_HEAD_BYTES: usize = 8 * 1024;
+/// Headers of a health or admin request. Overflow: 431 and close.
+pub const ADMIN_HEADERS: usize = 64;
+/// From accept to a whole health or admin request head. Overflow: close.
+pub const ADMIN_HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// One health or admin connection, from accept to the last byte. Overflow: close.
+pub const ADMIN_CONNECTION: Duration = Duration::from_secs(20);
+/// How long the data runtime may take to run an empty task before `/livez` says no.
+pub const LIVE_PROBE: Duration = Duration::from_secs(3);
+/// Named conditions of readiness. Overflow: an error in the log, the condition is not listed.
+pub const READY_CONDITIONS: usize = 64;
+/// Text of one condition, bytes. Overflow: cut.
+pub const READY_TEXT_BYTES: usize = 256;
+/// One log line, bytes. Overflow: cut, and marked so.
+pub const LOG_LINE_BYTES: usize = 8 * 1024;
+/// Log lines that wait for a slow stderr. Overflow: the new line is dropped and counted.
+pub const LOG_QUEUE: usize = 1024;
+/// Time for waiting log lines to be written when the process ends. Overflow: they are lost.
+pub const LOG_FLUSH: Duration = Duration::from_secs(1);
+/// Keys of one rate limit for log lines. Overflow: further keys share one allowance.
+pub const LOG_KEYS: usize = 1024;
+/// Threads for blocking work (files, name resolution). Overflow: the work waits.
+pub const BLOCKING_THREADS: usize = 16;
+/// Longest `--...-timeout` text and the like, bytes. Overflow: refused.
+pub const FLAG_VALUE_BYTES: usize = 64;
 /// How often watched files are looked at when no file event comes.
 pub const FILE_LOOK: Duration = Duration::from_secs(2);
 /// A PEM, deny-list, grants or policy file. Overflow: the file is refused.
@@ -158,6 +204,11 @@ const _: () = {
     assert!(MUX_FRAME_BYTES <= u16::MAX as usize);
     assert!(MUX_SEND_QUEUE as u64 <= STREAM_WINDOW as u64);
     assert!(BACKOFF_QUICK_CAP.as_secs() <= BACKOFF_CAP.as_secs());
+    assert!(FILE_DEBOUNCE.as_millis() < FILE_LOOK.as_millis());
+    assert!(DRAIN_TIMEOUT.as_secs() <= DRAIN_TIMEOUT_MAX.as_secs());
+    assert!(ADMIN_HEAD_TIMEOUT.as_secs() < ADMIN_CONNECTION.as_secs());
+    assert!(LIVE_PROBE.as_secs() < ADMIN_CONNECTION.as_secs());
+    assert!(ADMIN_HEAD_BYTES >= 8192); // hyper's smallest buffer
     assert!(QUIC_IDLE.as_secs() > PEER_SILENT.as_secs());
     assert!(QUIC_KEEP_ALIVE.as_secs() < PEER_SILENT.as_secs());
     assert!(QUIC_PAYLOAD <= QUIC_PAYLOAD_JUMBO);

@@ -1,0 +1,69 @@
+//! Fuzz bodies: one plain function for each parser that reads what a stranger or a slip of the
+//! hand wrote. Each takes any bytes, must return, and checks what must hold of a success.
+
+use std::time::SystemTime;
+
+use rustls_pki_types::CertificateDer;
+
+use crate::anchors::Anchors;
+use crate::date;
+use crate::identity::Identity;
+use crate::inspect::{Certificate, Leaf, Serial};
+use crate::pem;
+use crate::request::Request;
+use crate::revoke::DenyList;
+use crate::verify::PeerVerifier;
+
+/// Certificates, keys and requests in PEM.
+pub fn pem(bytes: &[u8]) {
+    if let Ok(chain) = pem::certificates(bytes) {
+        let again = pem::certificates(pem::write_certificates(&chain).as_bytes());
+        assert_eq!(again.as_ref(), Ok(&chain), "the writer's text reads back");
+        let _ = Anchors::new(&chain);
+    }
+    let _ = pem::private_key(bytes);
+    let _ = Request::parse(bytes);
+}
+
+/// One certificate in DER; text from it must be printable.
+pub fn certificate(bytes: &[u8]) {
+    if let Ok(certificate) = Certificate::parse(bytes) {
+        let texts = [&certificate.subject, &certificate.issuer, &certificate.key];
+        let names = certificate.uris.iter().chain(&certificate.dns_sans);
+        for text in texts.into_iter().chain(names) {
+            assert!(!text.chars().any(char::is_control), "{text:?}");
+        }
+        let _ = date::text(certificate.not_after);
+    }
+    if let Ok(leaf) = Leaf::parse(&CertificateDer::from(bytes)) {
+        assert_eq!(
+            leaf.identity.to_string().parse().as_ref(),
+            Ok(&leaf.identity)
+        );
+    }
+}
+
+/// A certificate that a peer presents: bytes that no authority signed never verify.
+pub fn presented(verifier: &PeerVerifier, bytes: &[u8], now: SystemTime) {
+    let der = CertificateDer::from(bytes);
+    let _ = verifier.verify(&[der.clone()], now);
+    let _ = verifier.verify(&[der.clone(), der], now);
+}
+
+/// An identity: text and value are inverses.
+pub fn identity(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return;
+    };
+    if let Ok(identity) = text.parse::<Identity>() {
+        assert_eq!(identity.to_string(), text);
+    }
+    if let Ok(serial) = text.parse::<Serial>() {
+        assert_eq!(serial.to_string().parse().as_ref(), Ok(&serial));
+    }
+}
+
+/// A deny list.
+pub fn deny_list(bytes: &[u8]) {
+    let _ = DenyList::parse(bytes);
+}

@@ -1,0 +1,47 @@
+//! Who may be whom: identities, certificates, verifiers and TLS configurations.
+//!
+//! Reading order: [`identity`] (the noun), [`inspect`] (everything read from a certificate, once),
+//! [`verify`] (the only way to a [`VerifiedPeer`]), [`revoke`] (the deny list), [`credentials`]
+//! (our own key and chain), [`tls`] (every TLS configuration of Towline), [`rotate`] (the files of
+//! a daemon as one snapshot). The other half signs: [`role`] (what each role may hold),
+//! [`authority`] and [`mint`] (certificates), [`request`] (signing requests), [`key`] (key pairs).
+//!
+//! Files are touched in [`store`] only. Nobody here reads the clock: `now` is an argument. No
+//! system roots, no "skip verification", no key or passphrase in an argument or a `Debug`.
+
+pub mod anchors;
+pub mod authority;
+pub mod credentials;
+pub mod date;
+mod der;
+#[doc(hidden)]
+pub mod fuzz;
+pub mod identity;
+pub mod inspect;
+pub mod key;
+pub mod mint;
+pub mod peer_error;
+pub mod pem;
+pub mod request;
+pub mod revoke;
+pub mod role;
+pub mod rotate;
+pub mod secret;
+pub mod store;
+pub mod tls;
+pub mod verify;
+
+pub use anchors::{Anchors, AnchorsError};
+pub use authority::{Authority, AuthorityError, AuthoritySpec, Issue, IssueError, Issued};
+pub use credentials::{Credentials, CredentialsError};
+pub use identity::{Identity, IdentityError};
+pub use inspect::{Certificate, CertificateError, Fingerprint, Leaf, LeafError, Serial, Usage};
+pub use key::{KeyKind, PrivateKey, PublicKey};
+pub use mint::LeafSpec;
+pub use peer_error::PeerError;
+pub use request::{Request, RequestError};
+pub use revoke::{DenyList, DenyListError};
+pub use rotate::{Expiry, Files, Material, MaterialError};
+pub use secret::Secret;
+pub use tls::TlsError;
+pub use verify::{PeerVerifier, VerifiedPeer};

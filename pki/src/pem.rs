@@ -1,0 +1,203 @@
+//! PEM: a reader that forgives form and a writer that does not use that freedom.
+//!
+//! The reader takes CRLF, a missing last newline, text before and between blocks, and kinds of
+//! blocks that it does not know. It refuses a block that does not end, bytes that are no base64,
+//! and a file without the block that was asked for. Encrypted keys are refused by name.
+
+use rustls_pki_types::pem::{Error as DecodeError, PemObject, SectionKind};
+use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer};
+
+use crate::secret::Secret;
+
+/// Why a text holds no usable PEM.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PemError {
+    #[error("holds no {wanted} block (-----BEGIN {wanted}-----){hint}")]
+    Missing {
+        wanted: &'static str,
+        hint: &'static str,
+    },
+    #[error("holds {count} private keys; it must hold one")]
+    ManyKeys { count: usize },
+    #[error("a block begins but does not end: the file is cut off")]
+    CutOff,
+    #[error("a block is not base64: the file is damaged")]
+    NotBase64,
+    #[error("a line that begins a block is malformed")]
+    BadStart,
+    #[error(
+        "the private key is encrypted; decrypt it first, for example with \
+         `openssl pkey -in FILE -out NEW` under umask 077"
+    )]
+    Encrypted,
+}
+
+/// Every certificate, in the order of the text. At least one.
+pub fn certificates(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemError> {
+    let found: Vec<_> = sections(text)?
+        .into_iter()
+        .filter(|(kind, _)| *kind == SectionKind::Certificate)
+        .map(|(_, der)| CertificateDer::from(der))
+        .collect();
+    if found.is_empty() {
+        return Err(missing("CERTIFICATE", text));
+    }
+    Ok(found)
+}
+
+/// The one private key: PKCS#8, PKCS#1 or SEC1.
+pub fn private_key(text: &[u8]) -> Result<PrivateKeyDer<'static>, PemError> {
+    if contains(text, b"ENCRYPTED PRIVATE KEY") || contains(text, b"Proc-Type: 4,ENCRYPTED") {
+        return Err(PemError::Encrypted);
+    }
+    let mut keys: Vec<PrivateKeyDer<'static>> = sections(text)?
+        .into_iter()
+        .filter_map(|(kind, der)| PrivateKeyDer::from_pem(kind, der))
+        .collect();
+    let count = keys.len();
+    match (keys.pop(), count) {
+        (Some(key), 1) => Ok(key),
+        (None, _) => Err(missing("PRIVATE KEY", text)),
+        _ => Err(PemError::ManyKeys { count }),
+    }
+}
+
+/// The one certificate signing request.
+pub fn request(text: &[u8]) -> Result<CertificateSigningRequestDer<'static>, PemError> {
+    sections(text)?
+        .into_iter()
+        .find_map(|(kind, der)| CertificateSigningRequestDer::from_pem(kind, der))
+        .ok_or_else(|| missing("CERTIFICATE REQUEST", text))
+}
+
+/// Certificates as text, in the order given.
+pub fn write_certificates(chain: &[CertificateDer<'_>]) -> String {
+    chain
+        .iter()
+        .map(|der| block("CERTIFICATE", der.as_ref()))
+        .collect()
+}
+
+/// A PKCS#8 key as text.
+pub fn write_private_key(pkcs8: &[u8]) -> Secret {
+    Secret::new(block("PRIVATE KEY", pkcs8).into_bytes())
+}
+
+/// A certificate signing request as text.
+pub fn write_request(der: &[u8]) -> String {
+    block("CERTIFICATE REQUEST", der)
+}
+
+fn sections(text: &[u8]) -> Result<Vec<(SectionKind, Vec<u8>)>, PemError> {
+    <(SectionKind, Vec<u8>)>::pem_slice_iter(text)
+        .collect::<Result<_, _>>()
+        .map_err(|error| match error {
+            DecodeError::MissingSectionEnd { .. } => PemError::CutOff,
+            DecodeError::IllegalSectionStart { .. } => PemError::BadStart,
+            _ => PemError::NotBase64,
+        })
+}
+
+fn missing(wanted: &'static str, text: &[u8]) -> PemError {
+    let hint = match text.first() {
+        None => "; the file is empty",
+        // SEQUENCE with a long length: what every certificate and key begins with in DER.
+        Some(0x30) => "; it looks like DER, convert it with `openssl ... -inform DER`",
+        _ => "",
+    };
+    PemError::Missing { wanted, hint }
+}
+
+fn contains(text: &[u8], needle: &[u8]) -> bool {
+    text.windows(needle.len()).any(|window| window == needle)
+}
+
+/// RFC 7468: 64 characters a line, LF, no attributes.
+fn block(label: &str, der: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = format!("-----BEGIN {label}-----\n");
+    for line in der.chunks(48) {
+        for group in line.chunks(3) {
+            let byte = |i: usize| u32::from(group.get(i).copied().unwrap_or(0));
+            let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+            for place in 0..4 {
+                if place <= group.len() {
+                    let index = (bits >> (18 - 6 * place)) & 63;
+                    out.push(char::from(ALPHABET[index as usize]));
+                } else {
+                    out.push('=');
+                }
+            }
+        }
+        out.push('\n');
+    }
+    out.push_str(&format!("-----END {label}-----\n"));
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pem() -> String {
+        write_certificates(&[CertificateDer::from((0u8..=200).collect::<Vec<_>>())])
+    }
+
+    #[test]
+    fn what_is_written_reads_back_for_every_length() {
+        for len in 0..200usize {
+            let der: Vec<u8> = (0..len).map(|i| i as u8).collect();
+            let text = write_certificates(&[CertificateDer::from(der.clone())]);
+            assert!(text.lines().all(|line| line.len() <= 64), "{text}");
+            assert_eq!(certificates(text.as_bytes()).unwrap()[0].as_ref(), der);
+        }
+    }
+
+    #[test]
+    fn form_is_forgiven() {
+        let text = pem();
+        let expected = certificates(text.as_bytes()).unwrap();
+        for variant in [
+            text.replace('\n', "\r\n"),
+            text.trim_end().to_string(),
+            format!("{text}\n\n\n"),
+            format!("subject=/CN=x\nissuer=/CN=y\n{text}trailing words\n"),
+            format!("-----BEGIN EC PARAMETERS-----\nBggq\n-----END EC PARAMETERS-----\n{text}"),
+        ] {
+            assert_eq!(
+                certificates(variant.as_bytes()).unwrap(),
+                expected,
+                "{variant}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_damaged_is_refused_by_name() {
+        let text = pem();
+        let cut = &text[..text.len() - 30];
+        assert_eq!(certificates(cut.as_bytes()), Err(PemError::CutOff));
+        let noise = text.replace("AAEC", "A*EC");
+        assert_eq!(certificates(noise.as_bytes()), Err(PemError::NotBase64));
+        assert!(
+            matches!(certificates(b""), Err(PemError::Missing { hint, .. }) if hint.contains("empty"))
+        );
+        assert!(
+            matches!(certificates(&[0x30, 0x82]), Err(PemError::Missing { hint, .. }) if hint.contains("DER"))
+        );
+        assert!(matches!(
+            private_key(text.as_bytes()),
+            Err(PemError::Missing { .. })
+        ));
+        let locked = block("ENCRYPTED PRIVATE KEY", b"x");
+        assert!(matches!(
+            private_key(locked.as_bytes()),
+            Err(PemError::Encrypted)
+        ));
+        let two = [block("PRIVATE KEY", b"x"), block("PRIVATE KEY", b"y")].concat();
+        assert!(matches!(
+            private_key(two.as_bytes()),
+            Err(PemError::ManyKeys { count: 2 })
+        ));
+    }
+}

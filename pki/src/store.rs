@@ -1,0 +1,260 @@
+//! Files: bounded reads, keys that nobody else may read, and writes that are whole or not there.
+//!
+//! A write goes to a temporary file in the same directory, is flushed to the disk, gets its mode
+//! before its first byte, and is then linked or renamed into place. A reader sees the old file or
+//! the new one, never half of one. Nothing outside this module opens a file.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use towline_proto::limits;
+
+use crate::pem::{self, PemError};
+use crate::secret::Secret;
+
+/// Mode bits that make a key file public: anything for others, writing for the group. Reading by
+/// the group is allowed, because Kubernetes gives a Secret to a non-root process that way.
+const FORBIDDEN_KEY_BITS: u32 = 0o027;
+
+/// What is wrong with a file. Every message names the file.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("{path}: cannot be read: {source}", path = path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{path}: cannot be written: {source}", path = path.display())]
+    Write { path: PathBuf, source: io::Error },
+    #[error("{path}: has more than {max} bytes", path = path.display())]
+    TooLarge { path: PathBuf, max: u64 },
+    #[error("{path}: {source}", path = path.display())]
+    Pem { path: PathBuf, source: PemError },
+    #[error(
+        "{path}: mode {mode:04o} lets others at the private key; run `chmod 0600 {path}`",
+        path = path.display()
+    )]
+    PublicKeyFile { path: PathBuf, mode: u32 },
+    #[error("{path}: is there already and is never overwritten", path = path.display())]
+    Exists { path: PathBuf },
+}
+
+/// The whole file, or an error when it is larger than a file of ours can be.
+pub fn read(path: &Path) -> Result<Vec<u8>, StoreError> {
+    let failed = |source| StoreError::Read {
+        path: path.into(),
+        source,
+    };
+    read_bounded(File::open(path).map_err(failed)?, path)
+}
+
+fn read_bounded(file: File, path: &Path) -> Result<Vec<u8>, StoreError> {
+    let mut bytes = Vec::new();
+    file.take(limits::FILE_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|source| StoreError::Read {
+            path: path.into(),
+            source,
+        })?;
+    if bytes.len() as u64 > limits::FILE_BYTES {
+        return Err(StoreError::TooLarge {
+            path: path.into(),
+            max: limits::FILE_BYTES,
+        });
+    }
+    Ok(bytes)
+}
+
+/// Every certificate of a PEM file.
+pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, StoreError> {
+    pem::certificates(&read(path)?).map_err(|source| StoreError::Pem {
+        path: path.into(),
+        source,
+    })
+}
+
+/// The private key of a PEM file that only its owner (and perhaps its group) can read. The mode
+/// is that of the file that was opened, behind any symbolic link.
+pub fn read_private_key(path: &Path) -> Result<PrivateKeyDer<'static>, StoreError> {
+    let failed = |source| StoreError::Read {
+        path: path.into(),
+        source,
+    };
+    let file = File::open(path).map_err(failed)?;
+    let mode = file.metadata().map_err(failed)?.mode() & 0o7777;
+    if mode & FORBIDDEN_KEY_BITS != 0 {
+        return Err(StoreError::PublicKeyFile {
+            path: path.into(),
+            mode,
+        });
+    }
+    let text = Secret::new(read_bounded(file, path)?);
+    pem::private_key(text.expose()).map_err(|source| StoreError::Pem {
+        path: path.into(),
+        source,
+    })
+}
+
+/// Whether a write may replace what is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replace {
+    /// An existing file is an error.
+    Never,
+    /// An existing file is replaced in one step.
+    Atomically,
+}
+
+/// Writes a file that only its owner can read.
+pub fn write_secret(path: &Path, secret: &Secret, replace: Replace) -> Result<(), StoreError> {
+    write_mode(path, secret.expose(), 0o600, replace)
+}
+
+/// Writes a file that everybody can read.
+pub fn write_public(path: &Path, text: &str, replace: Replace) -> Result<(), StoreError> {
+    write_mode(path, text.as_bytes(), 0o644, replace)
+}
+
+/// Makes a directory that only its owner can enter, and its parents.
+pub fn make_private_directory(path: &Path) -> Result<(), StoreError> {
+    use std::os::unix::fs::DirBuilderExt;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|source| StoreError::Write {
+            path: path.into(),
+            source,
+        })
+}
+
+fn write_mode(path: &Path, bytes: &[u8], mode: u32, replace: Replace) -> Result<(), StoreError> {
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::AlreadyExists => StoreError::Exists { path: path.into() },
+        _ => StoreError::Write {
+            path: path.into(),
+            source,
+        },
+    };
+    let name = path
+        .file_name()
+        .ok_or_else(|| failed(io::Error::from(io::ErrorKind::InvalidInput)))?;
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let mut temporary_name = std::ffi::OsString::from(".");
+    temporary_name.push(name);
+    temporary_name.push(format!(".{}.new", std::process::id()));
+    let temporary = directory.join(temporary_name);
+    let result = write_and_place(&temporary, path, bytes, mode, replace);
+    if result.is_err() || replace == Replace::Never {
+        // Of a link into place the temporary name is left over; of a failure everything is.
+        let _ = fs::remove_file(&temporary);
+    }
+    result.map_err(failed)?;
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(failed)
+}
+
+fn write_and_place(
+    temporary: &Path,
+    path: &Path,
+    bytes: &[u8],
+    mode: u32,
+    replace: Replace,
+) -> io::Result<()> {
+    // Left over from a process of the same number that was killed.
+    let _ = fs::remove_file(temporary);
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    match replace {
+        // A link fails when the name is taken, and does so in one step; a rename would not.
+        Replace::Never => fs::hard_link(temporary, path),
+        Replace::Atomically => fs::rename(temporary, path),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    /// A directory of its own for one test, removed at the end.
+    pub(crate) struct Scratch(PathBuf);
+
+    impl Scratch {
+        pub(crate) fn new() -> Self {
+            static NEXT: AtomicU32 = AtomicU32::new(0);
+            let path = std::env::temp_dir().join(format!(
+                "towline-pki-{}-{}",
+                std::process::id(),
+                NEXT.fetch_add(1, Ordering::Relaxed)
+            ));
+            fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+
+        pub(crate) fn path(&self, name: &str) -> PathBuf {
+            self.0.join(name)
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn a_secret_is_written_for_its_owner_only_and_never_over_another() {
+        let dir = Scratch::new();
+        let path = dir.path("a.key");
+        write_secret(&path, &Secret::new(b"one".to_vec()), Replace::Never).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
+        let again = write_secret(&path, &Secret::new(b"two".to_vec()), Replace::Never);
+        assert!(matches!(again, Err(StoreError::Exists { .. })), "{again:?}");
+        assert_eq!(fs::read(&path).unwrap(), b"one");
+        write_secret(&path, &Secret::new(b"two".to_vec()), Replace::Atomically).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(
+            fs::read_dir(dir.path("")).unwrap().count(),
+            1,
+            "nothing is left over"
+        );
+    }
+
+    #[test]
+    fn a_key_that_others_can_read_is_refused_with_the_remedy() {
+        let dir = Scratch::new();
+        let path = dir.path("a.key");
+        fs::write(&path, "x").unwrap();
+        for (mode, refused) in [
+            (0o644, true),
+            (0o604, true),
+            (0o660, true),
+            (0o600, false),
+            (0o440, false),
+        ] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let result = read_private_key(&path);
+            let public = matches!(result, Err(StoreError::PublicKeyFile { .. }));
+            assert_eq!(public, refused, "{mode:o}");
+            if refused {
+                assert!(result.unwrap_err().to_string().contains("chmod 0600"));
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_without_end_is_refused() {
+        let error = read(Path::new("/dev/zero")).unwrap_err();
+        assert!(matches!(error, StoreError::TooLarge { .. }), "{error}");
+    }
+}

@@ -1,0 +1,203 @@
+//! Every TLS configuration of Towline, and the one crypto provider behind them.
+//!
+//! TLS 1.3 only. Key exchange is X25519MLKEM768 first, so that what is recorded today cannot be
+//! read when X25519 falls. AES-128-GCM comes first because it is the fastest with hardware help;
+//! ChaCha20 stays for machines without. Session resumption, tickets, 0-RTT and half-RTT data are
+//! off at both ends: a resumed handshake does not run the verifier, so somebody who was denied
+//! would come back. A peer always authenticates; there is no switch to leave that out.
+
+use std::sync::{Arc, LazyLock};
+
+use rustls::client::Resumption;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
+use rustls::crypto::hash::Output;
+use rustls::crypto::{CryptoProvider, GetRandomFailed};
+use rustls::server::NoServerSessionStorage;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
+use rustls::version::TLS13;
+use rustls::{ClientConfig, ServerConfig};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use towline_proto::version::ALPN_LINK;
+
+use crate::credentials::Credentials;
+use crate::verify::PeerVerifier;
+
+/// ALPN of the door over TCP.
+pub const ALPN_HTTP11: &[u8] = b"http/1.1";
+
+/// The library refused a configuration. With what is checked beforehand this is a defect.
+#[derive(Debug, thiserror::Error)]
+#[error("TLS configuration: {0}")]
+pub struct TlsError(#[from] rustls::Error);
+
+/// A server's end of a link, on both carriers. Agents must prove who they are.
+pub fn link_server(
+    own: &Credentials,
+    peers: Arc<PeerVerifier>,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    server(own.presented().clone(), peers, ALPN_LINK)
+}
+
+/// An agent's end of a link, on both carriers.
+pub fn link_client(
+    own: &Credentials,
+    peers: Arc<PeerVerifier>,
+) -> Result<Arc<ClientConfig>, TlsError> {
+    client(own.presented().clone(), peers, ALPN_LINK)
+}
+
+/// The door over TCP. Front ends must prove who they are.
+pub fn door_server(
+    own: &Credentials,
+    peers: Arc<PeerVerifier>,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    server(own.presented().clone(), peers, ALPN_HTTP11)
+}
+
+/// A front end's end of the door over TCP.
+pub fn door_client(
+    own: &Credentials,
+    peers: Arc<PeerVerifier>,
+) -> Result<Arc<ClientConfig>, TlsError> {
+    client(own.presented().clone(), peers, ALPN_HTTP11)
+}
+
+/// The name that our clients put where TLS wants one. It is not sent (no SNI) and not checked:
+/// identity decides.
+pub fn server_name() -> ServerName<'static> {
+    static NAME: LazyLock<Option<ServerName<'static>>> =
+        LazyLock::new(|| ServerName::try_from("towline").ok());
+    match &*NAME {
+        Some(name) => name.clone(),
+        None => ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into()),
+    }
+}
+
+/// For tests of what must be refused: configurations that present any chain, also one that
+/// [`Credentials`] would not take, or none at all. Peers are verified all the same, so nothing
+/// here weakens anybody but its user.
+pub mod presenting {
+    use super::*;
+
+    /// A link client that presents this chain and key, or no certificate.
+    pub fn link_client(
+        own: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+        peers: Arc<PeerVerifier>,
+    ) -> Result<Arc<ClientConfig>, TlsError> {
+        match own {
+            Some((chain, key)) => client(any(chain, key)?, peers, ALPN_LINK),
+            None => {
+                let builder = client_builder(peers)?;
+                Ok(finish_client(builder.with_no_client_auth(), ALPN_LINK))
+            }
+        }
+    }
+
+    /// A link server that presents this chain and key.
+    pub fn link_server(
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+        peers: Arc<PeerVerifier>,
+    ) -> Result<Arc<ServerConfig>, TlsError> {
+        server(any(chain, key)?, peers, ALPN_LINK)
+    }
+
+    fn any(
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<Arc<CertifiedKey>, TlsError> {
+        Ok(Arc::new(CertifiedKey::new(chain, signing_key(key)?)))
+    }
+}
+
+fn server(
+    own: Arc<CertifiedKey>,
+    peers: Arc<PeerVerifier>,
+    alpn: &[u8],
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let peers: Arc<dyn ClientCertVerifier> = peers;
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])?
+        .with_client_cert_verifier(peers)
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(own)));
+    config.alpn_protocols = vec![alpn.to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.max_early_data_size = 0;
+    config.send_half_rtt_data = false;
+    Ok(Arc::new(config))
+}
+
+fn client(
+    own: Arc<CertifiedKey>,
+    peers: Arc<PeerVerifier>,
+    alpn: &[u8],
+) -> Result<Arc<ClientConfig>, TlsError> {
+    let resolver = Arc::new(SingleCertAndKey::from(own));
+    let builder = client_builder(peers)?;
+    Ok(finish_client(
+        builder.with_client_cert_resolver(resolver),
+        alpn,
+    ))
+}
+
+fn client_builder(
+    peers: Arc<PeerVerifier>,
+) -> Result<rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>, TlsError> {
+    let peers: Arc<dyn ServerCertVerifier> = peers;
+    Ok(ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])?
+        // What rustls calls dangerous is a verifier that is not its own. Ours is stricter.
+        .dangerous()
+        .with_custom_certificate_verifier(peers))
+}
+
+fn finish_client(mut config: ClientConfig, alpn: &[u8]) -> Arc<ClientConfig> {
+    config.alpn_protocols = vec![alpn.to_vec()];
+    config.resumption = Resumption::disabled();
+    config.enable_early_data = false;
+    config.enable_sni = false;
+    Arc::new(config)
+}
+
+static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+    Arc::new(CryptoProvider {
+        cipher_suites: vec![
+            cipher_suite::TLS13_AES_128_GCM_SHA256,
+            cipher_suite::TLS13_AES_256_GCM_SHA384,
+            cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+        ],
+        kx_groups: vec![
+            kx_group::X25519MLKEM768,
+            kx_group::X25519,
+            kx_group::SECP256R1,
+            kx_group::SECP384R1,
+        ],
+        ..aws_lc_rs::default_provider()
+    })
+});
+
+/// The one crypto provider. It is passed by hand everywhere; no process default is set or read.
+pub fn provider() -> Arc<CryptoProvider> {
+    PROVIDER.clone()
+}
+
+pub(crate) fn signing_key(
+    key: PrivateKeyDer<'static>,
+) -> Result<Arc<dyn SigningKey>, rustls::Error> {
+    PROVIDER.key_provider.load_private_key(key)
+}
+
+pub(crate) fn fill_random(bytes: &mut [u8]) -> Result<(), GetRandomFailed> {
+    PROVIDER.secure_random.fill(bytes)
+}
+
+pub(crate) fn sha256(bytes: &[u8]) -> Output {
+    match cipher_suite::TLS13_AES_128_GCM_SHA256 {
+        rustls::SupportedCipherSuite::Tls13(suite) => suite.common.hash_provider.hash(bytes),
+        #[allow(unreachable_patterns)]
+        _ => Output::new(&[]),
+    }
+}
