@@ -6,8 +6,10 @@
 
 pub mod carrier;
 pub mod connect;
+pub mod dial;
 pub mod driver;
 pub mod error;
+pub mod live;
 pub mod process;
 pub mod quic;
 pub mod splice;

@@ -1,0 +1,292 @@
+//! The live dials of one process: counted, measured, ended from outside.
+//!
+//! Memory that stalled readers can hold is bounded here. A stalled dial (its local reader took
+//! no byte for [`limits::STALLED_AFTER`]) may hold up to one stream window of bytes that the peer
+//! has sent. When the windows of all stalled dials together pass the process-wide byte budget,
+//! the dial that has been stalled longest is ended with [`Reason::MemoryBudget`]; a dial that
+//! moves is never touched.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use towline_proto::limits;
+use towline_proto::reason::Reason;
+
+/// Nothing ended the dial from outside.
+const NOT_ENDED: u32 = u32::MAX;
+
+/// One live dial as others see it.
+#[derive(Debug)]
+pub struct LiveDial {
+    /// Bytes taken from the local end and given to the link.
+    to_peer: AtomicU64,
+    /// Bytes taken from the link and given to the local end.
+    from_peer: AtomicU64,
+    /// Tick since which the local reader takes nothing; 0 while it does.
+    stalled_since: AtomicU32,
+    ended: AtomicU32,
+    waker: Mutex<Option<Waker>>,
+}
+
+impl LiveDial {
+    fn new() -> Self {
+        Self {
+            to_peer: AtomicU64::new(0),
+            from_peer: AtomicU64::new(0),
+            stalled_since: AtomicU32::new(0),
+            ended: AtomicU32::new(NOT_ENDED),
+            waker: Mutex::new(None),
+        }
+    }
+
+    /// Bytes so far: towards the peer, from the peer.
+    pub fn bytes(&self) -> (u64, u64) {
+        (
+            self.to_peer.load(Ordering::Relaxed),
+            self.from_peer.load(Ordering::Relaxed),
+        )
+    }
+
+    /// Ends the dial; the first reason wins.
+    pub fn end(&self, reason: Reason) {
+        let code = u32::from(reason.code());
+        let _ = self
+            .ended
+            .compare_exchange(NOT_ENDED, code, Ordering::AcqRel, Ordering::Acquire);
+        let waker = self
+            .waker
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn ended(&self) -> Option<Reason> {
+        match self.ended.load(Ordering::Acquire) {
+            NOT_ENDED => None,
+            code => Some(Reason::from_code(u16::try_from(code).unwrap_or(u16::MAX))),
+        }
+    }
+
+    /// Ready when somebody ended the dial.
+    pub(crate) fn poll_ended(&self, cx: &Context<'_>) -> Poll<Reason> {
+        if let Some(reason) = self.ended() {
+            return Poll::Ready(reason);
+        }
+        let mut waker = self.waker.lock().unwrap_or_else(PoisonError::into_inner);
+        if !waker
+            .as_ref()
+            .is_some_and(|known| known.will_wake(cx.waker()))
+        {
+            *waker = Some(cx.waker().clone());
+        }
+        drop(waker);
+        // The end may have come between the look and the registration.
+        self.ended().map_or(Poll::Pending, Poll::Ready)
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    dials: Mutex<HashMap<u64, Arc<LiveDial>>>,
+    next: AtomicU64,
+    /// Counts looks of the budget task; starts at 1 so that 0 can mean "not stalled".
+    tick: AtomicU32,
+    budget_bytes: u64,
+    ended_for_memory: AtomicU64,
+}
+
+/// All live dials of a process. Clones share.
+#[derive(Clone, Debug)]
+pub struct LiveDials {
+    shared: Arc<Shared>,
+}
+
+impl LiveDials {
+    /// With a budget in bytes for what stalled dials may hold together.
+    pub fn new(budget_bytes: u64) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                dials: Mutex::default(),
+                next: AtomicU64::new(0),
+                tick: AtomicU32::new(1),
+                budget_bytes,
+                ended_for_memory: AtomicU64::new(0),
+            }),
+        }
+    }
+
+    /// A new dial; it leaves the table when the guard is dropped.
+    pub fn register(&self) -> LiveGuard {
+        let key = self.shared.next.fetch_add(1, Ordering::Relaxed);
+        let dial = Arc::new(LiveDial::new());
+        self.lock().insert(key, Arc::clone(&dial));
+        LiveGuard {
+            key,
+            dial,
+            all: self.clone(),
+        }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many were ended because the budget was used up.
+    pub fn ended_for_memory(&self) -> u64 {
+        self.shared.ended_for_memory.load(Ordering::Relaxed)
+    }
+
+    /// How many are stalled now.
+    pub fn stalled(&self) -> usize {
+        self.stalled_dials().len()
+    }
+
+    /// Ends all of them.
+    pub fn end_all(&self, reason: Reason) {
+        let all: Vec<_> = self.lock().values().cloned().collect();
+        for dial in all {
+            dial.end(reason);
+        }
+    }
+
+    /// Keeps the budget until the task that runs it is dropped.
+    pub async fn keep_budget(self) {
+        let mut interval = tokio::time::interval(limits::STALLED_AFTER);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            self.look();
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Arc<LiveDial>>> {
+        self.shared
+            .dials
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> u32 {
+        self.shared.tick.load(Ordering::Relaxed)
+    }
+
+    /// Stalled for at least one whole tick, longest first.
+    fn stalled_dials(&self) -> Vec<(u32, Arc<LiveDial>)> {
+        let now = self.now();
+        let mut stalled: Vec<_> = self
+            .lock()
+            .values()
+            .map(|dial| (dial.stalled_since.load(Ordering::Relaxed), dial))
+            .filter(|(since, _)| *since != 0 && since.saturating_add(1) < now)
+            .map(|(since, dial)| (since, Arc::clone(dial)))
+            .collect();
+        stalled.sort_by_key(|(since, _)| *since);
+        stalled
+    }
+
+    fn look(&self) {
+        // 136 years of seconds: it does not wrap.
+        self.shared.tick.fetch_add(1, Ordering::Relaxed);
+        let stalled = self.stalled_dials();
+        let allowed = self.shared.budget_bytes / u64::from(limits::STREAM_WINDOW);
+        let excess = (stalled.len() as u64).saturating_sub(allowed);
+        for (_, dial) in stalled
+            .iter()
+            .take(usize::try_from(excess).unwrap_or(usize::MAX))
+        {
+            self.shared.ended_for_memory.fetch_add(1, Ordering::Relaxed);
+            dial.end(Reason::MemoryBudget);
+        }
+    }
+}
+
+/// A dial's place among the live ones.
+#[derive(Debug)]
+pub struct LiveGuard {
+    key: u64,
+    dial: Arc<LiveDial>,
+    all: LiveDials,
+}
+
+impl LiveGuard {
+    /// The dial as others see it.
+    pub fn dial(&self) -> &Arc<LiveDial> {
+        &self.dial
+    }
+
+    pub(crate) fn count_to_peer(&self, bytes: usize) {
+        self.dial.to_peer.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_from_peer(&self, bytes: usize) {
+        self.dial
+            .from_peer
+            .fetch_add(bytes as u64, Ordering::Relaxed);
+        self.dial.stalled_since.store(0, Ordering::Relaxed);
+    }
+
+    /// The local reader takes nothing at the moment.
+    pub(crate) fn mark_stalled(&self) {
+        if self.dial.stalled_since.load(Ordering::Relaxed) == 0 {
+            self.dial
+                .stalled_since
+                .store(self.all.now(), Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for LiveGuard {
+    fn drop(&mut self) {
+        self.all.lock().remove(&self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_budget_ends_those_stalled_longest_and_no_others() {
+        let dials = LiveDials::new(2 * u64::from(limits::STREAM_WINDOW));
+        let guards: Vec<_> = (0..5).map(|_| dials.register()).collect();
+        for guard in &guards[..4] {
+            guard.mark_stalled();
+            dials.look();
+        }
+        guards[1].count_from_peer(1);
+        dials.look();
+        dials.look();
+        let ended: Vec<_> = guards.iter().map(|guard| guard.dial().ended()).collect();
+        assert_eq!(ended, [Some(Reason::MemoryBudget), None, None, None, None]);
+        assert_eq!(dials.ended_for_memory(), 1);
+    }
+
+    #[test]
+    fn a_dial_leaves_the_table_with_its_guard() {
+        let dials = LiveDials::new(0);
+        let guard = dials.register();
+        assert_eq!(dials.len(), 1);
+        drop(guard);
+        assert!(dials.is_empty());
+    }
+
+    #[test]
+    fn the_first_reason_wins() {
+        let dials = LiveDials::new(0);
+        let guard = dials.register();
+        dials.end_all(Reason::Denied);
+        guard.dial().end(Reason::Shutdown);
+        assert_eq!(guard.dial().ended(), Some(Reason::Denied));
+    }
+}
