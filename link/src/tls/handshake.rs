@@ -1,0 +1,246 @@
+//! From a TCP connection to a verified link, at both ends.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use rustls::{AlertDescription, Error as TlsFailure};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+use towline_pki::tls::server_name;
+use towline_pki::{PeerError, PeerVerifier};
+use towline_proto::limits;
+use towline_proto::mux::{Config, Mux, Side};
+use towline_proto::reason::Reason;
+use towline_proto::target::Target;
+use towline_proto::version::ALPN_LINK;
+
+use super::driver::Driver;
+use super::link::TlsLink;
+use super::proxy::HttpProxy;
+use super::read_ahead::{Counters, ReadAhead};
+use super::shared::Shared;
+use super::{TlsOptions, addresses, socket, tunnel};
+use crate::carrier::Carrier;
+use crate::error::{ConnectError, detail};
+
+/// Takes a connection that a listener accepted: handshake, verification, link. The whole of it
+/// has [`limits::HANDSHAKE_TIMEOUT`].
+pub async fn accept(
+    tcp: TcpStream,
+    config: Arc<rustls::ServerConfig>,
+    verifier: Arc<PeerVerifier>,
+    options: &TlsOptions,
+) -> Result<Arc<dyn Carrier>, ConnectError> {
+    let unreachable = |source| ConnectError::Unreachable {
+        server: "a connection that ended at once".to_owned(),
+        source,
+    };
+    let remote = tcp.peer_addr().map_err(unreachable)?;
+    socket::prepare(&tcp).map_err(unreachable)?;
+    accept_on(tcp, remote, config, verifier, options).await
+}
+
+/// [`accept`] on any byte pipe.
+pub async fn accept_on<IO>(
+    io: IO,
+    remote: SocketAddr,
+    config: Arc<rustls::ServerConfig>,
+    verifier: Arc<PeerVerifier>,
+    options: &TlsOptions,
+) -> Result<Arc<dyn Carrier>, ConnectError>
+where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let peer = remote.to_string();
+    let counters = Arc::new(Counters::default());
+    let io = ReadAhead::new(io, counters.clone());
+    let tls = in_time(&peer, TlsAcceptor::from(config).accept(io))
+        .await?
+        .map_err(|error| handshake_error(&peer, &error))?;
+    let link = begin(
+        tls.into(),
+        Side::Acceptor,
+        remote,
+        &peer,
+        counters,
+        &verifier,
+        options,
+    )?;
+    Ok(Arc::new(link))
+}
+
+/// Connects to a server, through `proxy` where one is given: name, TCP, handshake, verification
+/// by us, verification by the server, all within [`limits::HANDSHAKE_TIMEOUT`].
+pub async fn connect(
+    server: &Target,
+    config: Arc<rustls::ClientConfig>,
+    verifier: Arc<PeerVerifier>,
+    proxy: Option<&HttpProxy>,
+    options: &TlsOptions,
+) -> Result<Arc<dyn Carrier>, ConnectError> {
+    let name = server.to_string();
+    in_time(&name, async {
+        let tcp = match proxy {
+            Some(proxy) => tunnel::open(proxy, server).await?,
+            None => addresses::connect(&server.host.to_string(), server.port()).await?,
+        };
+        let unreachable = |source| ConnectError::Unreachable {
+            server: name.clone(),
+            source,
+        };
+        let remote = tcp.peer_addr().map_err(unreachable)?;
+        socket::prepare(&tcp).map_err(unreachable)?;
+        connect_on(tcp, remote, server, config, verifier, options).await
+    })
+    .await?
+}
+
+/// [`connect`] on any byte pipe that leads to the server.
+pub async fn connect_on<IO>(
+    io: IO,
+    remote: SocketAddr,
+    server: &Target,
+    config: Arc<rustls::ClientConfig>,
+    verifier: Arc<PeerVerifier>,
+    options: &TlsOptions,
+) -> Result<Arc<dyn Carrier>, ConnectError>
+where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let name = server.to_string();
+    in_time(&name, async {
+        let counters = Arc::new(Counters::default());
+        let io = ReadAhead::new(io, counters.clone());
+        let tls = TlsConnector::from(config)
+            .connect(server_name(), io)
+            .await
+            .map_err(|error| handshake_error(&name, &error))?;
+        let link = begin(
+            tls.into(),
+            Side::Connector,
+            remote,
+            &name,
+            counters,
+            &verifier,
+            options,
+        )?;
+        // In TLS 1.3 the server looks at our certificate after we are done; only its first
+        // frame says that it took us.
+        match link.shared.greeted().await {
+            Ok(()) => Ok(Arc::new(link) as Arc<dyn Carrier>),
+            Err(reason) => Err(ConnectError::Handshake {
+                server: name.clone(),
+                reason,
+                detail: "the server closed the connection instead of greeting".to_owned(),
+            }),
+        }
+    })
+    .await?
+}
+
+async fn in_time<T>(peer: &str, attempt: impl Future<Output = T>) -> Result<T, ConnectError> {
+    let after = limits::HANDSHAKE_TIMEOUT;
+    timeout(after, attempt)
+        .await
+        .map_err(|_| ConnectError::Timeout {
+            server: peer.to_owned(),
+            after,
+        })
+}
+
+/// Verifies the peer of a finished handshake and starts the driver.
+fn begin<IO>(
+    mut tls: TlsStream<ReadAhead<IO>>,
+    side: Side,
+    remote: SocketAddr,
+    name: &str,
+    counters: Arc<Counters>,
+    verifier: &PeerVerifier,
+    options: &TlsOptions,
+) -> Result<TlsLink, ConnectError>
+where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let session = tls.get_ref().1;
+    if session.alpn_protocol() != Some(ALPN_LINK) {
+        return Err(ConnectError::Alpn {
+            server: name.to_owned(),
+        });
+    }
+    let chain = session.peer_certificates().unwrap_or_default();
+    let peer = verifier
+        .verify(chain, SystemTime::now())
+        .map_err(|source| ConnectError::Peer {
+            server: name.to_owned(),
+            source,
+        })?;
+    match &mut tls {
+        TlsStream::Client(tls) => tls.get_mut().1.set_buffer_limit(Some(limits::TLS_QUEUE)),
+        TlsStream::Server(tls) => tls.get_mut().1.set_buffer_limit(Some(limits::TLS_QUEUE)),
+    }
+    let mux = Mux::new(Config {
+        window: options.window,
+        ..Config::new(side, options.streams)
+    });
+    let shared = Shared::new(mux, counters);
+    tokio::spawn(Driver::new(tls, shared.clone()));
+    Ok(TlsLink {
+        shared,
+        peer,
+        remote,
+    })
+}
+
+fn handshake_error(peer: &str, error: &io::Error) -> ConnectError {
+    let server = peer.to_owned();
+    if let Some(source) = PeerError::from_io(error) {
+        return ConnectError::Peer { server, source };
+    }
+    match tls_failure(error) {
+        Some(
+            TlsFailure::NoApplicationProtocol
+            | TlsFailure::AlertReceived(AlertDescription::NoApplicationProtocol),
+        ) => ConnectError::Alpn { server },
+        _ => ConnectError::Handshake {
+            server,
+            reason: reason_of(error),
+            detail: detail(error),
+        },
+    }
+}
+
+fn tls_failure(error: &io::Error) -> Option<&TlsFailure> {
+    error.get_ref().and_then(|inner| inner.downcast_ref())
+}
+
+/// Why a TLS connection ended with this error.
+pub(super) fn reason_of(error: &io::Error) -> Reason {
+    use AlertDescription as Alert;
+    match tls_failure(error) {
+        None => Reason::LinkLost,
+        Some(TlsFailure::AlertReceived(alert)) => match alert {
+            Alert::CertificateRevoked | Alert::AccessDenied => Reason::Denied,
+            Alert::ProtocolVersion | Alert::NoApplicationProtocol => Reason::Version,
+            Alert::HandshakeFailure
+            | Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateExpired
+            | Alert::CertificateUnknown
+            | Alert::UnknownCA
+            | Alert::DecryptError
+            | Alert::CertificateRequired => Reason::BadCertificate,
+            _ => Reason::Protocol,
+        },
+        Some(TlsFailure::NoCertificatesPresented | TlsFailure::InvalidCertificate(_)) => {
+            Reason::BadCertificate
+        }
+        Some(TlsFailure::NoApplicationProtocol | TlsFailure::PeerIncompatible(_)) => {
+            Reason::Version
+        }
+        Some(_) => Reason::Protocol,
+    }
+}
