@@ -160,6 +160,8 @@ impl StreamKey {
 pub enum Event {
     /// Something that was waited for on a stream may be possible now.
     Stream(StreamKey, Interest),
+    /// The peer's first frame came: it has taken us for who we are.
+    Greeted,
     /// The peer opened a stream: [`Mux::accept`] has one more.
     Accepted,
     /// So many more streams may be opened.

@@ -67,10 +67,10 @@ impl Mux {
                 let (payload, rest) = bytes.split_at((*left).min(bytes.len()));
                 *bytes = rest;
                 *left -= payload.len();
-                if let Some(stream) = to.and_then(|key| self.stream(key)) {
-                    if stream.receiving == Receiving::Open {
-                        stream.recv_queue.push_copy(payload);
-                    }
+                if let Some(stream) = to.and_then(|key| self.stream(key))
+                    && stream.receiving == Receiving::Open
+                {
+                    stream.recv_queue.push_copy(payload);
                 }
                 if *left == 0 {
                     let (to, last) = (*to, *last);
@@ -255,7 +255,10 @@ impl Mux {
 
     fn handle_limits(&mut self, streams: u32, window: u32) -> Result<(), Violation> {
         let before = match self.peer_limits {
-            None => 0,
+            None => {
+                self.events.push_back(Event::Greeted);
+                0
+            }
             Some((before, same)) if streams >= before && window == same => before,
             Some(_) => return Err(Violation::LimitsTakenBack),
         };

@@ -48,6 +48,11 @@ impl Mux {
         self.closed
     }
 
+    /// Whether the peer's first frame came.
+    pub fn is_greeted(&self) -> bool {
+        self.peer_limits.is_some()
+    }
+
     /// Streams that exist here, in whatever state.
     pub fn stream_count(&self) -> usize {
         self.streams.len() - self.free.len()
