@@ -183,6 +183,53 @@ pub const UDP_BUFFER: usize = 8 * 1024 * 1024;
 /// Granted UDP buffer below which QUIC is slower than TLS: one warning, `auto` prefers TLS.
 pub const UDP_BUFFER_LOW: usize = 1024 * 1024;
 
+// ---- tls carrier ---------------------------------------------------------------------------
+
+/// Frames taken from the multiplexer at a time, bytes: one vectored write, one hold of the lock.
+pub const MUX_BATCH: usize = 64 * 1024;
+/// Bytes moved each way before a connection's driver lets other tasks run.
+pub const TLS_TURN: usize = 128 * 1024;
+/// Encrypted bytes that wait for the socket. Overflow: the driver takes no more frames.
+pub const TLS_QUEUE: usize = 128 * 1024;
+/// Unsent bytes in the kernel beyond which the socket is not writable, so that frames of higher
+/// priority do not stand behind megabytes.
+pub const TCP_UNSENT: u32 = 128 * 1024;
+/// Bytes sent and not acknowledged for this long end the TCP connection. Behind
+/// [`PEER_SILENT`], which ends the link.
+pub const TCP_UNACKNOWLEDGED: Duration = Duration::from_secs(15);
+/// TCP keep-alive: silence before the first probe, and between probes.
+pub const TCP_KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(5));
+/// After the close was said, how long its delivery is waited for.
+pub const CLOSE_LINGER: Duration = Duration::from_secs(1);
+/// Pause between attempts at the addresses of one server name.
+pub const ADDRESS_STAGGER: Duration = Duration::from_millis(250);
+/// Addresses of one server name that are tried. Overflow: the rest is left out.
+pub const SERVER_ADDRESSES: usize = 16;
+/// Head of an HTTP proxy's answer, bytes. Overflow: the attempt fails.
+pub const PROXY_HEAD_BYTES: usize = 16 * 1024;
+/// Headers of an HTTP proxy's answer. Overflow: the attempt fails.
+pub const PROXY_HEADERS: usize = 64;
+/// A proxy URL, and the list of hosts that go without it, bytes. Overflow: refused.
+pub const PROXY_TEXT_BYTES: usize = 16 * 1024;
+
+// ---- agent ---------------------------------------------------------------------------------
+
+/// Addresses of one target name that are judged and tried. Overflow: the rest is never reached.
+pub const RESOLVED_ADDRESSES: usize = 16;
+/// Look-ups of target names at once; each holds a thread. Overflow: the dial waits.
+pub const LOOKUPS: usize = 8;
+/// One look-up, its wait included: shorter than a dial, so that the cause is told.
+pub const LOOKUP_TIMEOUT: Duration = Duration::from_secs(4);
+/// `--server` flags of one agent. Overflow: the configuration is refused.
+pub const SERVERS: usize = 16;
+/// Old links of one server that still carry dials. Overflow: the oldest is closed.
+pub const RETIRED_LINKS: usize = 8;
+/// Silence on a quic link after which a second connection is tried beside it. Twice the
+/// keep-alive, so that an answer that is only late does not count.
+pub const LINK_SUSPECT: Duration = Duration::from_millis(1_900);
+/// A link that lived this long starts its next outage with the shortest pause again.
+pub const LINK_STABLE: Duration = Duration::from_secs(10);
+
 // ---- certificates --------------------------------------------------------------------------
 
 /// Certificates in one chain, leaf included. Overflow: refused before any is parsed.
@@ -202,6 +249,8 @@ const _: () = {
     assert!(DIAL_REQUEST_BYTES > HOST_BYTES + 128);
     assert!(STREAMS_AT_START <= DIALS_PER_LINK);
     assert!(MUX_FRAME_BYTES <= u16::MAX as usize);
+    assert!(MUX_BATCH <= MUX_SEND_QUEUE && MUX_BATCH <= TLS_TURN);
+    assert!(TCP_UNACKNOWLEDGED.as_secs() > PEER_SILENT.as_secs());
     assert!(MUX_SEND_QUEUE as u64 <= STREAM_WINDOW as u64);
     assert!(BACKOFF_QUICK_CAP.as_secs() <= BACKOFF_CAP.as_secs());
     assert!(FILE_DEBOUNCE.as_millis() < FILE_LOOK.as_millis());
