@@ -1,0 +1,17 @@
+//! The kit: everything a scenario needs to build a cluster in one line and to look at it.
+//!
+//! Reading order: [`cluster`] (servers, agents and their surroundings in one process),
+//! [`apiserver`] (the front end), [`kubelet`] and [`target`] (what is dialled), [`authority`]
+//! (throw-away certificates, good and bad), [`network`] (real-looking addresses on loopback),
+//! [`forwarder`] (a network path that can be cut). `tests/README.md` says which layer of tests
+//! proves what.
+
+pub mod apiserver;
+pub mod authority;
+pub mod forwarder;
+pub mod kubelet;
+pub mod pattern;
+pub mod scenario;
+pub mod scratch;
+pub mod target;
+pub mod websocket;
