@@ -199,7 +199,7 @@ fn now() -> Instant {
 
 /// The moment on our clock at which a certificate ends; `None` beyond what a clock can hold.
 fn certificate_end(carrier: &dyn Carrier) -> Option<Instant> {
-    let not_after = carrier.peer().leaf().not_after;
+    let not_after = carrier.peer().valid_until();
     let left = not_after
         .duration_since(SystemTime::now())
         .unwrap_or_default();
