@@ -4,8 +4,10 @@ mod pair;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pair::wire::Wire;
 use pair::{Cluster, LOOPBACK};
 use towline_link::carrier::Carrier;
 use towline_link::quic::{EndpointKeys, Options, QuicEndpoint, QuicListener};
@@ -93,4 +95,49 @@ fn a_killed_server_ends_its_links_when_it_is_back() {
     });
     drop(listener);
     second.shutdown_timeout(Duration::from_secs(5));
+}
+
+/// A link to a server that dies without a word; how it ends when a successor with these keys
+/// listens at the same address, and after how long.
+async fn ends_with(first: &EndpointKeys, second: &EndpointKeys) -> (Reason, Duration) {
+    let wire = Arc::new(Wire::default());
+    let cluster = Cluster::new("prod");
+    let (tls, verifier) = cluster.server_side(&cluster.server("server-1"));
+    let listen = |keys| {
+        let (tls, verifier) = (tls.clone(), verifier.clone());
+        QuicListener::with_socket(wire.socket(1), tls, verifier, keys, Options::default()).unwrap()
+    };
+    let listener = listen(first);
+    let endpoint = QuicEndpoint::with_socket(wire.socket(2), Options::default()).unwrap();
+    let (client, peers) = cluster.agent_side(&cluster.agent("node-1"));
+    let server = listener.local_address().unwrap();
+    let (link, at_server) =
+        tokio::join!(endpoint.connect(server, client, &peers), listener.accept());
+    let link = link.unwrap();
+    // Until the path is explored, so that only the keep-alive speaks.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+
+    wire.cut_after(0);
+    drop(at_server);
+    listener.wait_idle().await;
+    drop(listener);
+    let _successor = listen(second);
+    wire.mend();
+    let back = tokio::time::Instant::now();
+    (link.closed().await, back.elapsed())
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_a_successor_with_the_same_keys_can_end_a_link() {
+    let keys = EndpointKeys::ephemeral().unwrap();
+    let (reason, after) = ends_with(&keys, &keys).await;
+    assert_eq!(reason, Reason::LinkLost);
+    assert!(
+        after <= limits::QUIC_KEEP_ALIVE + Duration::from_millis(500),
+        "{after:?}"
+    );
+
+    let (reason, after) = ends_with(&keys, &EndpointKeys::ephemeral().unwrap()).await;
+    assert_eq!(reason, Reason::PeerSilent);
+    assert!(after > limits::PEER_SILENT, "{after:?}");
 }

@@ -44,6 +44,11 @@ impl Wire {
         })
     }
 
+    /// Everything arrives again.
+    pub fn mend(&self) {
+        self.left.store(i64::MAX, Ordering::SeqCst);
+    }
+
     /// So many more sends arrive, and then nothing.
     pub fn cut_after(&self, sends: i64) {
         self.left.store(sends, Ordering::SeqCst);
