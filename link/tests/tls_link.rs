@@ -219,13 +219,13 @@ async fn one_eight_and_sixty_four_stalled_readers_stop_only_themselves() {
         let mut kept = Vec::new();
         for _ in 0..stalled {
             let (mut here, there) = ends.dial().await;
-            // Fill its window until it takes no more.
+            // Fill its window, of which the first byte is used, until it takes no more.
             let mut chunk = Bytes::from(vec![0; 5 << 20]);
             loop {
                 let polled = std::future::poll_fn(|cx| {
                     std::task::Poll::Ready(here.send.poll_send(cx, &mut chunk))
                 });
-                if polled.await.is_pending() && chunk.len() == 1 << 20 {
+                if polled.await.is_pending() && chunk.len() == (1 << 20) + 1 {
                     break;
                 }
                 tokio::task::yield_now().await;
