@@ -61,7 +61,7 @@ pub enum CredentialsError {
          certificate of this key, followed by its issuer, and so on"
     )]
     Order { number: usize },
-    #[error("is of {identity}, which is not a {expected}")]
+    #[error("is of {identity}, which is not of role {expected}")]
     WrongRole { expected: Role, identity: Identity },
     #[error("the certificate of {identity} is not for {needed}")]
     WrongUsage {

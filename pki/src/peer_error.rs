@@ -55,7 +55,7 @@ pub enum PeerError {
         ours: ClusterName,
         identity: Identity,
     },
-    #[error("peer {identity} is not a {expected}")]
+    #[error("peer {identity} is not of role {expected}")]
     WrongRole { expected: Role, identity: Identity },
     #[error("peer {identity} (serial {serial}) is denied: {by} is on the deny list")]
     Denied {

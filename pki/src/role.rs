@@ -3,13 +3,13 @@
 //!
 //! | role | usage | days by default / at most | other names |
 //! |---|---|---|---|
-//! | server | serverAuth | 365 / 825 | DNS names and addresses, for people and scanners only |
+//! | server | serverAuth | 365 / 825 | DNS names and addresses of its door, for front ends that match host names |
 //! | agent | clientAuth | 90 / 400 | the addresses of its node: they are grants |
 //! | client | clientAuth | 365 / 825 | none |
 //! | operator | clientAuth | 30 / 90 | none |
 //!
-//! An agent's certificate lives on a node, so it is short; a person's shorter still. Towline's
-//! peers never match DNS names: identity decides.
+//! An agent's certificate lives on a node, so it is short; a person's shorter still. Agents never
+//! match DNS names, identity decides; kube-apiserver and curl at the door over TCP do.
 
 use std::net::IpAddr;
 use std::time::Duration;

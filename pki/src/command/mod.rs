@@ -1,0 +1,135 @@
+//! The verbs of `towline-pki`: one file each, one function each, and what a failure is.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use towline_pki::store::StoreError;
+use towline_pki::{
+    AnchorsError, AuthorityError, CertificateError, DenyListError, IssueError, LeafError,
+    RequestError,
+};
+
+pub(crate) mod init;
+pub(crate) mod inspect;
+pub(crate) mod issue;
+pub(crate) mod paper;
+pub(crate) mod request;
+pub(crate) mod sign;
+pub(crate) mod source;
+pub(crate) mod verify;
+
+/// Shown at the end of every help.
+pub(crate) const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed or not verified, 2 wrong usage, \
+3 a file is not what it must be.";
+
+/// What went wrong, and thereby the exit code.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    kind: Kind,
+    message: String,
+    /// Goes to standard output all the same: an answer for machines.
+    pub(crate) output: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Failed,
+    Usage,
+    File,
+}
+
+impl Failure {
+    /// It did not work, or did not verify.
+    pub(crate) fn failed(message: impl fmt::Display) -> Self {
+        Self::new(Kind::Failed, message)
+    }
+
+    /// The command line asks for something that is not allowed.
+    pub(crate) fn usage(message: impl fmt::Display) -> Self {
+        Self::new(Kind::Usage, message)
+    }
+
+    /// A file is missing, damaged or of another kind.
+    pub(crate) fn file(message: impl fmt::Display) -> Self {
+        Self::new(Kind::File, message)
+    }
+
+    fn new(kind: Kind, message: impl fmt::Display) -> Self {
+        Self {
+            kind,
+            message: message.to_string(),
+            output: None,
+        }
+    }
+
+    pub(crate) fn with_output(mut self, output: String) -> Self {
+        self.output = Some(output);
+        self
+    }
+
+    pub(crate) fn code(&self) -> u8 {
+        match self.kind {
+            Kind::Failed => 1,
+            Kind::Usage => 2,
+            Kind::File => 3,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Write { .. } | StoreError::Exists { .. } => Self::failed(error),
+            _ => Self::file(error),
+        }
+    }
+}
+
+macro_rules! file_errors {
+    ($($error:ty),*) => {
+        $(impl From<$error> for Failure {
+            fn from(error: $error) -> Self {
+                Self::file(error)
+            }
+        })*
+    };
+}
+
+file_errors!(
+    AnchorsError,
+    AuthorityError,
+    CertificateError,
+    DenyListError,
+    LeafError,
+    RequestError
+);
+
+impl From<IssueError> for Failure {
+    fn from(error: IssueError) -> Self {
+        match error {
+            IssueError::Names(_) | IssueError::TooLong { .. } | IssueError::NoLife => {
+                Self::usage(error)
+            }
+            _ => Self::failed(error),
+        }
+    }
+}
+
+/// Writes the answer. A reader that went away (`| head`) is not a failure of ours.
+pub(crate) fn print(output: &str) -> ExitCode {
+    let mut out = io::stdout().lock();
+    match out.write_all(output.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            eprintln!("towline-pki: cannot write the answer: {error}");
+            ExitCode::from(1)
+        }
+        _ => ExitCode::SUCCESS,
+    }
+}

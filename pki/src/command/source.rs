@@ -1,0 +1,95 @@
+//! Where the signing authority comes from: a directory made by `init`, or two files of an
+//! authority that is there already.
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use towline_pki::{Authority, store};
+use towline_proto::id::{ClusterName, Role};
+
+use super::Failure;
+
+/// The flags that choose the authority.
+#[derive(clap::Args)]
+pub(crate) struct Source {
+    /// Directory that `towline-pki init` made
+    #[arg(long, value_name = "DIR", default_value = ".", env = "TOWLINE_PKI_DIR")]
+    pub(crate) dir: PathBuf,
+    /// Certificate of another authority (kubeadm's, for example) instead of DIR's issuer
+    #[arg(long, value_name = "FILE", requires = "ca_key", requires = "cluster")]
+    pub(crate) ca_cert: Option<PathBuf>,
+    /// Private key of that authority
+    #[arg(long, value_name = "FILE", requires = "ca_cert")]
+    pub(crate) ca_key: Option<PathBuf>,
+    /// Name of the cluster, with --ca-cert; otherwise DIR knows it
+    #[arg(long, value_name = "NAME", requires = "ca_cert")]
+    pub(crate) cluster: Option<ClusterName>,
+}
+
+/// The authority that signs, and for which cluster.
+pub(crate) struct Signing {
+    pub(crate) authority: Authority,
+    pub(crate) cluster: ClusterName,
+    /// Where peers' trust files are, for the "next step".
+    pub(crate) trust: Trust,
+}
+
+/// The trust files of a cluster.
+pub(crate) struct Trust {
+    pub(crate) agents: PathBuf,
+    pub(crate) servers: PathBuf,
+}
+
+impl Source {
+    /// Loads the issuer of certificates of this role.
+    pub(crate) fn open(&self, role: Role, now: SystemTime) -> Result<Signing, Failure> {
+        if let (Some(cert), Some(key), Some(cluster)) = (&self.ca_cert, &self.ca_key, &self.cluster)
+        {
+            return Ok(Signing {
+                authority: Authority::load(cert, key, now)?,
+                cluster: cluster.clone(),
+                trust: Trust {
+                    agents: cert.clone(),
+                    servers: cert.clone(),
+                },
+            });
+        }
+        let cluster = read_cluster(&self.dir)?;
+        let issuer = issuer_of(role);
+        Ok(Signing {
+            authority: Authority::load(
+                &self.dir.join(format!("issuers/{issuer}.crt")),
+                &self.dir.join(format!("issuers/{issuer}.key")),
+                now,
+            )?,
+            cluster,
+            trust: Trust {
+                agents: self.dir.join("trust/agents.pem"),
+                servers: self.dir.join("trust/servers.pem"),
+            },
+        })
+    }
+}
+
+/// Agents have an issuer of their own, so that what signs for nodes cannot make a server.
+pub(crate) fn issuer_of(role: Role) -> &'static str {
+    match role {
+        Role::Agent => "agents",
+        Role::Server | Role::Client | Role::Operator => "servers",
+    }
+}
+
+fn read_cluster(dir: &Path) -> Result<ClusterName, Failure> {
+    let path = dir.join("cluster");
+    let bytes = store::read(&path).map_err(|error| {
+        Failure::file(format!(
+            "{error}\n  {} is no directory of `towline-pki init`; name one with --dir, or an \
+             authority of your own with --ca-cert, --ca-key and --cluster",
+            dir.display()
+        ))
+    })?;
+    String::from_utf8_lossy(&bytes)
+        .trim()
+        .parse()
+        .map_err(|error| Failure::file(format!("{}: {error}", path.display())))
+}
