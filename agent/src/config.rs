@@ -1,0 +1,416 @@
+//! All input of the agent, read once and checked as a whole: flags, files, and the proxy names
+//! of the environment. After this nobody reads the environment.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::{Duration, SystemTime};
+
+use ipnet::IpNet;
+use towline_link::process::telemetry::{LogFilter, LogFormat};
+use towline_link::quic;
+use towline_link::tls::{HttpProxy, ProxyError};
+use towline_pki::Files;
+use towline_proto::address::{self, Refusal};
+use towline_proto::id::Role;
+use towline_proto::limits;
+use towline_proto::target::{Class, Target};
+
+use crate::args::Args;
+use crate::policy::{Classes, Policy, Rules};
+use crate::serve::ServeConfig;
+use crate::trust::{Snapshot, TrustError};
+
+/// `--carrier`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CarrierMode {
+    /// quic where it works, tls where it does not.
+    #[default]
+    Auto,
+    /// quic only.
+    Quic,
+    /// tls only.
+    Tls,
+}
+
+/// A word that names no carrier.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown carrier {0:?}: use auto, quic or tls")]
+pub struct UnknownCarrier(String);
+
+impl FromStr for CarrierMode {
+    type Err = UnknownCarrier;
+    fn from_str(text: &str) -> Result<Self, UnknownCarrier> {
+        match text {
+            "auto" => Ok(CarrierMode::Auto),
+            "quic" => Ok(CarrierMode::Quic),
+            "tls" => Ok(CarrierMode::Tls),
+            other => Err(UnknownCarrier(other.chars().take(32).collect())),
+        }
+    }
+}
+
+impl fmt::Display for CarrierMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            CarrierMode::Auto => "auto",
+            CarrierMode::Quic => "quic",
+            CarrierMode::Tls => "tls",
+        })
+    }
+}
+
+/// What is wrong with the configuration; says what to change.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A certificate, key, trust file or deny list.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    /// The proxy.
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
+    /// Nothing to keep a link to.
+    #[error("no server: give --server HOST:PORT")]
+    NoServer,
+    /// Too many.
+    #[error(
+        "{given} servers are more than the {} that one agent keeps links to",
+        limits::SERVERS
+    )]
+    ManyServers {
+        /// How many.
+        given: usize,
+    },
+    /// Given twice.
+    #[error("--server {0} is given twice; one link is kept to each server")]
+    SameServer(Target),
+    /// No address can be both.
+    #[error(
+        "--service-cidr {service} and --pod-cidr {pod} overlap; an address is of one class only"
+    )]
+    Overlap {
+        /// The service prefix.
+        service: IpNet,
+        /// The pod prefix.
+        pod: IpNet,
+    },
+    /// A prefix that would turn everything into its class.
+    #[error("--{flag} {prefix} covers every address; give the prefix of your cluster")]
+    Everything {
+        /// Which flag.
+        flag: &'static str,
+        /// Its value.
+        prefix: IpNet,
+    },
+    /// More than a greeting holds.
+    #[error(
+        "{given} kubelet addresses are more than the {} allowed",
+        limits::LIST_ITEMS
+    )]
+    ManyAddresses {
+        /// How many.
+        given: usize,
+    },
+    /// No kubelet listens there.
+    #[error("--kubelet-address {ip} is a {why}: give an address of this node")]
+    KubeletAddress {
+        /// The address.
+        ip: IpAddr,
+        /// Why it cannot be one.
+        why: Refusal,
+    },
+    /// The exception for the kubelet would open our own port.
+    #[error("--health-bind {0} has the kubelet's port; give another one")]
+    HealthPort(SocketAddr),
+    /// Nothing is left to do.
+    #[error(
+        "--allow-class names no class; name at least one of kubelet, node, pod, service, other"
+    )]
+    NoClass,
+    /// Not even one stalled dial.
+    #[error("--quic-payload: {0}")]
+    Quic(#[from] quic::OptionsError),
+}
+
+/// Checked values, grouped by who uses them.
+#[derive(Debug)]
+pub struct Config {
+    /// Which files.
+    pub files: Files,
+    /// What was in them.
+    pub trust: Snapshot,
+    /// Where links go.
+    pub reach: ReachConfig,
+    /// What may be reached.
+    pub policy: PolicyConfig,
+    /// Bounds of dials.
+    pub serve: ServeConfig,
+    /// How long dials may go on after the first signal.
+    pub drain_timeout: Duration,
+    /// Threads, listeners, logs.
+    pub process: ProcessConfig,
+}
+
+/// Where links go.
+#[derive(Clone, Debug)]
+pub struct ReachConfig {
+    /// Each gets a link.
+    pub servers: Vec<Target>,
+    /// Which carriers may be used.
+    pub carrier: CarrierMode,
+    /// For the tls carrier.
+    pub proxy: Option<HttpProxy>,
+    /// How quic runs.
+    pub quic: quic::Options,
+    /// How often a link on tls tries quic.
+    pub carrier_probe: Duration,
+}
+
+/// What the operator said about the node; with a certificate it makes a [`Policy`].
+#[derive(Clone, Debug)]
+pub struct PolicyConfig {
+    kubelet_port: u16,
+    kubelet_addresses: Vec<IpAddr>,
+    service_prefixes: Vec<IpNet>,
+    pod_prefixes: Vec<IpNet>,
+    allowed: Vec<Class>,
+}
+
+impl PolicyConfig {
+    /// The policy of the node that the certificate names.
+    pub fn policy(&self, trust: &Snapshot, health: Option<SocketAddr>) -> Policy {
+        let leaf = trust.material.credentials().leaf();
+        let kubelet_addresses = match self.kubelet_addresses.as_slice() {
+            [] => leaf.ip_sans.clone(),
+            given => given.to_vec(),
+        };
+        Policy::new(Rules {
+            node: leaf.identity.name.clone(),
+            kubelet_addresses,
+            kubelet_port: self.kubelet_port,
+            service_prefixes: self.service_prefixes.clone(),
+            pod_prefixes: self.pod_prefixes.clone(),
+            allowed: Classes::of(&self.allowed),
+            health,
+        })
+    }
+}
+
+/// Threads, listeners, logs.
+#[derive(Clone, Debug)]
+pub struct ProcessConfig {
+    /// Threads that carry bytes.
+    pub workers: u16,
+    /// Health and metrics.
+    pub health: SocketAddr,
+    /// Status and orders.
+    pub admin_socket: Option<PathBuf>,
+    /// Form of the log.
+    pub log_format: LogFormat,
+    /// What is logged.
+    pub log_level: LogFilter,
+}
+
+impl Config {
+    /// Reads every file; resolves no name and opens no socket.
+    pub fn from_args(args: Args) -> Result<Self, ConfigError> {
+        Self::new(args, &|name| std::env::var(name).ok(), SystemTime::now())
+    }
+
+    fn new(
+        args: Args,
+        env: &dyn Fn(&str) -> Option<String>,
+        now: SystemTime,
+    ) -> Result<Self, ConfigError> {
+        check_servers(&args.servers)?;
+        check_policy(&args)?;
+        let proxy = match args.http_proxy.as_deref() {
+            Some("off") => None,
+            flag => HttpProxy::from_flag_or_env(flag, env)?,
+        };
+        let quic = quic::Options {
+            congestion: args.quic_congestion,
+            payload: args.quic_payload,
+            udp_buffer: usize::try_from(args.udp_buffer.0).unwrap_or(limits::UDP_BUFFER),
+            ..quic::Options::default()
+        };
+        quic.check()?;
+        let files = Files {
+            cert: args.cert,
+            key: args.key,
+            anchors: vec![(Role::Server, args.server_ca)],
+            deny_list: args.deny_list,
+        };
+        let trust = Snapshot::load(&files, now)?;
+        Ok(Self {
+            files,
+            trust,
+            reach: ReachConfig {
+                servers: args.servers,
+                carrier: args.carrier,
+                proxy,
+                quic,
+                carrier_probe: args.carrier_probe.into(),
+            },
+            policy: PolicyConfig {
+                kubelet_port: args.kubelet_port,
+                kubelet_addresses: args.kubelet_addresses,
+                service_prefixes: args.service_prefixes,
+                pod_prefixes: args.pod_prefixes,
+                allowed: args.allow_classes,
+            },
+            serve: ServeConfig {
+                max_dials: args.max_dials,
+                connect_timeout: args.connect_timeout.into(),
+                memory_budget: args.memory_budget.into(),
+            },
+            drain_timeout: args.drain_timeout.into(),
+            process: ProcessConfig {
+                workers: args.workers,
+                health: args.health_bind,
+                admin_socket: args.admin_socket,
+                log_format: args.log_format,
+                log_level: args.log_level,
+            },
+        })
+    }
+}
+
+fn check_servers(servers: &[Target]) -> Result<(), ConfigError> {
+    if servers.is_empty() {
+        return Err(ConfigError::NoServer);
+    }
+    if servers.len() > limits::SERVERS {
+        return Err(ConfigError::ManyServers {
+            given: servers.len(),
+        });
+    }
+    match servers
+        .iter()
+        .enumerate()
+        .find(|(index, server)| servers[..*index].contains(server))
+    {
+        Some((_, twice)) => Err(ConfigError::SameServer(twice.clone())),
+        None => Ok(()),
+    }
+}
+
+fn check_policy(args: &Args) -> Result<(), ConfigError> {
+    if args.allow_classes.is_empty() {
+        return Err(ConfigError::NoClass);
+    }
+    for (flag, prefixes) in [
+        ("service-cidr", &args.service_prefixes),
+        ("pod-cidr", &args.pod_prefixes),
+    ] {
+        if let Some(prefix) = prefixes.iter().find(|prefix| prefix.prefix_len() == 0) {
+            return Err(ConfigError::Everything {
+                flag,
+                prefix: *prefix,
+            });
+        }
+    }
+    for service in &args.service_prefixes {
+        if let Some(pod) = args
+            .pod_prefixes
+            .iter()
+            .find(|pod| pod.contains(service) || service.contains(*pod))
+        {
+            return Err(ConfigError::Overlap {
+                service: *service,
+                pod: *pod,
+            });
+        }
+    }
+    if args.kubelet_addresses.len() > limits::LIST_ITEMS {
+        return Err(ConfigError::ManyAddresses {
+            given: args.kubelet_addresses.len(),
+        });
+    }
+    for ip in &args.kubelet_addresses {
+        match address::refusal(*ip) {
+            None | Some(Refusal::Loopback) => {}
+            Some(why) => return Err(ConfigError::KubeletAddress { ip: *ip, why }),
+        }
+    }
+    if args.health_bind.port() == args.kubelet_port {
+        return Err(ConfigError::HealthPort(args.health_bind));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    fn check(more: &[&str]) -> Result<(), ConfigError> {
+        let base = [
+            "towline-agent",
+            "--server",
+            "a:1",
+            "--cert",
+            "/none",
+            "--key",
+            "/none",
+            "--server-ca",
+            "/none",
+        ];
+        let args = Args::try_parse_from(base.iter().chain(more)).unwrap();
+        check_servers(&args.servers)?;
+        check_policy(&args)
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_refused() {
+        assert!(check(&[]).is_ok());
+        assert!(check(&["--kubelet-address", "127.0.0.1"]).is_ok());
+        assert!(matches!(
+            check(&["--server", "a:1"]),
+            Err(ConfigError::SameServer(_))
+        ));
+        let many: Vec<String> = (0..40).map(|n| format!("--server=s{n}:1")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert!(matches!(check(&many), Err(ConfigError::ManyServers { .. })));
+        assert!(matches!(
+            check(&[
+                "--service-cidr",
+                "10.0.0.0/8",
+                "--pod-cidr",
+                "10.244.0.0/16"
+            ]),
+            Err(ConfigError::Overlap { .. })
+        ));
+        assert!(matches!(
+            check(&["--pod-cidr", "0.0.0.0/0"]),
+            Err(ConfigError::Everything { .. })
+        ));
+        assert!(matches!(
+            check(&["--kubelet-address", "169.254.169.254"]),
+            Err(ConfigError::KubeletAddress { .. })
+        ));
+        assert!(matches!(
+            check(&["--health-bind", "127.0.0.1:10250"]),
+            Err(ConfigError::HealthPort(_))
+        ));
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let args = Args::try_parse_from([
+            "towline-agent",
+            "--server",
+            "a:1",
+            "--cert",
+            "/no/such/cert.pem",
+            "--key",
+            "k",
+            "--server-ca",
+            "s",
+        ])
+        .unwrap();
+        let error = Config::new(args, &|_| None, SystemTime::now()).unwrap_err();
+        assert!(error.to_string().contains("/no/such/cert.pem"), "{error}");
+    }
+}

@@ -1,0 +1,19 @@
+//! The agent on every node: keeps links to the servers and connects what they ask for.
+//!
+//! Reading order: [`args`] and [`config`] (all input), [`run`] (the whole program in start
+//! order), [`reconnect`] (one keeper per server) with [`reach`] (one attempt), [`serve`] (one
+//! dial), [`policy`] (which targets this node may reach; pure) and [`connect`] (the kernel).
+//! Beside them: [`trust`] and [`reload`] (certificate files), [`links`], [`status`] and
+//! [`metrics`] (what is shown).
+
+pub mod args;
+pub mod config;
+pub mod connect;
+pub mod links;
+pub mod metrics;
+pub mod policy;
+pub mod reach;
+pub mod reconnect;
+pub mod run;
+pub mod serve;
+pub mod trust;

@@ -1,0 +1,360 @@
+//! What is known about the links to each configured server at this moment: written by the
+//! keepers, read by status, readiness and metrics.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use serde::Serialize;
+use tokio::sync::watch;
+use towline_link::driver::{Link, LinkState};
+use towline_proto::id::Name;
+use towline_proto::limits;
+use towline_proto::reason::Reason;
+use towline_proto::target::Target;
+
+/// The links of one agent.
+#[derive(Clone, Debug)]
+pub struct Links {
+    servers: Arc<[Server]>,
+    changed: watch::Sender<()>,
+}
+
+#[derive(Debug)]
+struct Server {
+    server: Target,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    current: Option<Link>,
+    /// Links that take no new dials, oldest first.
+    retired: Vec<Link>,
+    /// Since when there is no current link, and why.
+    down_since: Instant,
+    error: Option<(Reason, String)>,
+    software: String,
+}
+
+impl Links {
+    /// One entry for each configured server, none of them linked.
+    pub fn new(servers: &[Target]) -> Self {
+        let entry = |server: &Target| Server {
+            server: server.clone(),
+            known: Mutex::new(Known {
+                current: None,
+                retired: Vec::new(),
+                down_since: Instant::now(),
+                error: None,
+                software: String::new(),
+            }),
+        };
+        Self {
+            servers: servers.iter().map(entry).collect(),
+            changed: watch::Sender::new(()),
+        }
+    }
+
+    /// How many servers are configured.
+    pub fn servers(&self) -> usize {
+        self.servers.len()
+    }
+
+    /// The entry of one server, for its keeper.
+    pub fn slot(&self, index: usize) -> Slot {
+        Slot {
+            links: self.clone(),
+            index,
+        }
+    }
+
+    /// Changes whenever a link comes or goes.
+    pub fn watch(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// Servers with a link that takes dials.
+    pub fn ready(&self) -> usize {
+        self.servers
+            .iter()
+            .filter(|server| server.is_ready())
+            .count()
+    }
+
+    /// Every live link: server, link, and whether it is the current one.
+    pub fn all(&self) -> Vec<(Target, Link, bool)> {
+        let mut out = Vec::new();
+        for server in self.servers.iter() {
+            let known = server.lock();
+            let current = known.current.iter().map(|link| (link, true));
+            let retired = known.retired.iter().map(|link| (link, false));
+            out.extend(
+                current
+                    .chain(retired)
+                    .map(|(link, is)| (server.server.clone(), link.clone(), is)),
+            );
+        }
+        out
+    }
+
+    /// Ready while one server is linked; the text names the worst.
+    pub fn readiness(&self) -> Result<(), String> {
+        if self.ready() > 0 {
+            Ok(())
+        } else {
+            Err(self.worst().unwrap_or_default())
+        }
+    }
+
+    /// The server that is worst off, in words; `None` when all are linked.
+    pub fn worst(&self) -> Option<String> {
+        let down = self.servers.iter().filter(|server| !server.is_ready());
+        let worst = down.min_by_key(|server| server.lock().down_since)?;
+        let known = worst.lock();
+        let seconds = known.down_since.elapsed().as_secs();
+        let cause = match &known.error {
+            Some((reason, text)) => format!("{reason}: {text}"),
+            None => "no attempt has ended yet".to_owned(),
+        };
+        Some(format!(
+            "no link to server {} for {seconds}s, last error {cause}",
+            worst.server
+        ))
+    }
+
+    /// Two `--server` flags that lead to the same server, seen by its identity.
+    pub fn same_server(&self, index: usize, name: &Name) -> Option<Target> {
+        let others = self
+            .servers
+            .iter()
+            .enumerate()
+            .filter(|(other, _)| *other != index);
+        others
+            .filter(|(_, server)| {
+                let known = server.lock();
+                known
+                    .current
+                    .as_ref()
+                    .is_some_and(|link| link.carrier().peer().identity().name == *name)
+            })
+            .map(|(_, server)| server.server.clone())
+            .next()
+    }
+
+    /// Links by server, carrier and state.
+    pub fn counts(&self) -> HashMap<(String, &'static str, &'static str), i64> {
+        let mut counts = HashMap::new();
+        for (server, link, current) in self.all() {
+            let state = state_word(&link, current);
+            *counts
+                .entry((server.to_string(), link.carrier().kind().as_str(), state))
+                .or_default() += 1;
+        }
+        counts
+    }
+
+    /// For the admin socket.
+    pub fn status(&self) -> Vec<ServerStatus> {
+        self.servers.iter().map(Server::status).collect()
+    }
+}
+
+fn state_word(link: &Link, current: bool) -> &'static str {
+    match link.state() {
+        LinkState::Ready if current => "ready",
+        LinkState::Ready | LinkState::Draining { .. } => "draining",
+        LinkState::Closed(_) => "closed",
+    }
+}
+
+impl Server {
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_ready(&self) -> bool {
+        let known = self.lock();
+        known
+            .current
+            .as_ref()
+            .is_some_and(|link| link.state() == LinkState::Ready)
+    }
+
+    fn status(&self) -> ServerStatus {
+        let known = self.lock();
+        let link = |(link, current): (&Link, bool)| {
+            let carrier = link.carrier();
+            let stats = carrier.stats();
+            LinkStatus {
+                link: link.id().to_string(),
+                carrier: carrier.kind().as_str(),
+                state: state_word(link, current),
+                peer: carrier.peer().identity().to_string(),
+                serial: carrier.peer().leaf().serial.to_string(),
+                address: carrier.remote_address().to_string(),
+                dials: link.dials(),
+                age_seconds: link.since().elapsed().as_secs(),
+                round_trip_ms: link.rtt().or(stats.rtt).map(|rtt| rtt.as_secs_f64() * 1e3),
+                sent_bytes: stats.sent_bytes,
+                received_bytes: stats.received_bytes,
+                lost_packets: stats.lost_packets,
+                mtu: stats.mtu,
+            }
+        };
+        let current = known.current.iter().map(|link| (link, true));
+        let retired = known.retired.iter().map(|link| (link, false));
+        ServerStatus {
+            server: self.server.to_string(),
+            software: known.software.clone(),
+            down_seconds: known
+                .current
+                .is_none()
+                .then(|| known.down_since.elapsed().as_secs()),
+            reason: known.error.as_ref().map(|(reason, _)| reason.to_string()),
+            error: known.error.as_ref().map(|(_, text)| text.clone()),
+            links: current.chain(retired).map(link).collect(),
+        }
+    }
+}
+
+/// One server's entry, held by its keeper.
+pub struct Slot {
+    links: Links,
+    index: usize,
+}
+
+impl Slot {
+    /// Which server.
+    pub fn server(&self) -> &Target {
+        &self.entry().server
+    }
+
+    /// Its place among the configured ones.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Another server with the same identity, if there is one.
+    pub fn twin(&self, name: &Name) -> Option<Target> {
+        self.links.same_server(self.index, name)
+    }
+
+    /// This link takes dials from now on; the one before it, if any, is retired.
+    pub fn set_current(&self, link: Link, software: String) {
+        self.retire();
+        let mut known = self.entry().lock();
+        known.current = Some(link);
+        known.error = None;
+        known.software = software;
+        drop(known);
+        self.links.changed.send_replace(());
+    }
+
+    /// The current link takes no more dials but lives on.
+    pub fn retire(&self) {
+        let mut known = self.entry().lock();
+        let Some(link) = known.current.take() else {
+            return;
+        };
+        known.down_since = Instant::now();
+        known.retired.push(link);
+        known
+            .retired
+            .retain(|link| !matches!(link.state(), LinkState::Closed(_)));
+        let excess = known.retired.len().saturating_sub(limits::RETIRED_LINKS);
+        let oldest: Vec<_> = known.retired.drain(..excess).collect();
+        drop(known);
+        for link in oldest {
+            link.close(Reason::Moved);
+        }
+        self.links.changed.send_replace(());
+    }
+
+    /// The current link is gone.
+    pub fn lost(&self, reason: Reason) {
+        let mut known = self.entry().lock();
+        known.current = None;
+        known.down_since = Instant::now();
+        known.error = Some((reason, "the link ended".to_owned()));
+        drop(known);
+        self.links.changed.send_replace(());
+    }
+
+    /// An attempt failed.
+    pub fn failed(&self, reason: Reason, text: String) {
+        self.entry().lock().error = Some((reason, text));
+        self.links.changed.send_replace(());
+    }
+
+    /// Forgets links that have ended.
+    pub fn sweep(&self) {
+        let mut known = self.entry().lock();
+        known
+            .retired
+            .retain(|link| !matches!(link.state(), LinkState::Closed(_)));
+    }
+
+    /// Every live link of this server.
+    pub fn all(&self) -> Vec<Link> {
+        let known = self.entry().lock();
+        known
+            .current
+            .iter()
+            .chain(&known.retired)
+            .cloned()
+            .collect()
+    }
+
+    fn entry(&self) -> &Server {
+        &self.links.servers[self.index]
+    }
+}
+
+/// One server in the status.
+#[derive(Clone, Debug, Serialize)]
+pub struct ServerStatus {
+    /// As it was configured.
+    pub server: String,
+    /// What the server says that it runs.
+    pub software: String,
+    /// How long there has been no link.
+    pub down_seconds: Option<u64>,
+    /// Last error, as a word.
+    pub reason: Option<String>,
+    /// Last error, for people.
+    pub error: Option<String>,
+    /// Its links, the current one first.
+    pub links: Vec<LinkStatus>,
+}
+
+/// One link in the status.
+#[derive(Clone, Debug, Serialize)]
+pub struct LinkStatus {
+    /// Number of the link.
+    pub link: String,
+    /// `quic` or `tls`.
+    pub carrier: &'static str,
+    /// `ready`, `draining` or `closed`.
+    pub state: &'static str,
+    /// Identity of the server.
+    pub peer: String,
+    /// Serial number of its certificate.
+    pub serial: String,
+    /// Where it is.
+    pub address: String,
+    /// Live dials.
+    pub dials: u32,
+    /// Since the greeting.
+    pub age_seconds: u64,
+    /// Last measured.
+    pub round_trip_ms: Option<f64>,
+    /// To the network.
+    pub sent_bytes: u64,
+    /// From the network.
+    pub received_bytes: u64,
+    /// quic only.
+    pub lost_packets: u64,
+    /// quic only.
+    pub mtu: Option<u16>,
+}

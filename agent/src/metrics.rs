@@ -1,0 +1,340 @@
+//! What the agent counts. Names begin with `towline_agent_`; labels come from small closed sets.
+
+use std::fmt;
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+use towline_link::carrier::CarrierKind;
+use towline_link::live::LiveDials;
+use towline_proto::reason::Reason;
+use towline_proto::target::Class;
+
+use crate::links::Links;
+use crate::policy::Denial;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Dialled {
+    class: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Refused {
+    class: &'static str,
+    rule: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Why {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Direction {
+    direction: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Switch {
+    from: &'static str,
+    to: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
+}
+
+/// Numbers of one agent. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    dials: Family<Dialled, Counter>,
+    denied: Family<Refused, Counter>,
+    bytes: Family<Direction, Counter>,
+    connect: Histogram,
+    attempts_failed: Family<Why, Counter>,
+    reconnects: Family<Why, Counter>,
+    linked: Family<Switch, Counter>,
+    carrier_probes: Family<Outcome, Counter>,
+    probes: Counter,
+    bad_requests: Counter,
+    reloads: Family<Outcome, Counter>,
+}
+
+/// From a connection inside the node to one that nearly timed out, seconds.
+const CONNECT_SECONDS: [f64; 11] = [
+    0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.05, 0.25, 1.0, 2.5, 5.0,
+];
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            dials: Family::default(),
+            denied: Family::default(),
+            bytes: Family::default(),
+            connect: Histogram::new(CONNECT_SECONDS),
+            attempts_failed: Family::default(),
+            reconnects: Family::default(),
+            linked: Family::default(),
+            carrier_probes: Family::default(),
+            probes: Counter::default(),
+            bad_requests: Counter::default(),
+            reloads: Family::default(),
+        }
+    }
+}
+
+impl Metrics {
+    /// Adds these numbers, and those of links and live dials, to what a scrape shows.
+    pub fn register(&self, registry: &mut Registry, links: Links, live: LiveDials) {
+        let Metrics {
+            dials,
+            denied,
+            bytes,
+            connect,
+            attempts_failed,
+            reconnects,
+            linked,
+            carrier_probes,
+            probes,
+            bad_requests,
+            reloads,
+        } = self;
+        registry.register(
+            "towline_agent_dials",
+            "Dials that ended, by class and reason",
+            dials.clone(),
+        );
+        registry.register(
+            "towline_agent_dials_denied",
+            "Dials that the policy of this agent refused, by the class that the server said and by rule",
+            denied.clone(),
+        );
+        registry.register(
+            "towline_agent_dial_bytes",
+            "Bytes of ended dials; `in` is towards the target",
+            bytes.clone(),
+        );
+        registry.register(
+            "towline_agent_connect_seconds",
+            "From a dial request to a connected target, look-up included",
+            connect.clone(),
+        );
+        registry.register(
+            "towline_agent_attempts_failed",
+            "Attempts to make a link that failed, by reason",
+            attempts_failed.clone(),
+        );
+        registry.register(
+            "towline_agent_reconnects",
+            "Links that ended or were drained by their server, by reason",
+            reconnects.clone(),
+        );
+        registry.register(
+            "towline_agent_links_made",
+            "Links made, by the carrier of the link that it took over from (none: there was none) and its own",
+            linked.clone(),
+        );
+        registry.register(
+            "towline_agent_carrier_probes",
+            "Attempts to move a link from tls back to quic, by outcome",
+            carrier_probes.clone(),
+        );
+        registry.register(
+            "towline_agent_probes_answered",
+            "Data-path probes of servers answered",
+            probes.clone(),
+        );
+        registry.register(
+            "towline_agent_bad_requests",
+            "Dial streams of servers without a readable request",
+            bad_requests.clone(),
+        );
+        registry.register(
+            "towline_agent_reloads",
+            "Reads of changed certificate files, by outcome",
+            reloads.clone(),
+        );
+        registry.register_collector(Box::new(Now { links, live }));
+    }
+
+    /// A dial ended, or was refused.
+    pub fn dial_ended(&self, class: Class, reason: Reason, to_peer: u64, from_peer: u64) {
+        let labels = Dialled {
+            class: class.as_str(),
+            reason: reason.as_str(),
+        };
+        self.dials.get_or_create(&labels).inc();
+        for (direction, bytes) in [("in", from_peer), ("out", to_peer)] {
+            if bytes > 0 {
+                self.bytes
+                    .get_or_create(&Direction { direction })
+                    .inc_by(bytes);
+            }
+        }
+    }
+
+    /// The policy said no.
+    pub fn denied(&self, class: Class, denial: &Denial) {
+        let rule = match denial {
+            Denial::NoAddress => "no-address",
+            Denial::Forbidden(..) => "forbidden-address",
+            Denial::Tunnel(_) => "tunnel-endpoint",
+            Denial::Mismatch(..) => "class-mismatch",
+            Denial::Class(..) => "class-not-allowed",
+        };
+        self.denied
+            .get_or_create(&Refused {
+                class: class.as_str(),
+                rule,
+            })
+            .inc();
+    }
+
+    /// A target was connected.
+    pub fn connected(&self, after: Duration) {
+        self.connect.observe(after.as_secs_f64());
+    }
+
+    /// An attempt to make a link failed.
+    pub fn attempt_failed(&self, reason: Reason) {
+        self.attempts_failed
+            .get_or_create(&Why {
+                reason: reason.as_str(),
+            })
+            .inc();
+    }
+
+    /// A link is to be replaced because it ended or its server drains.
+    pub fn reconnect(&self, reason: Reason) {
+        self.reconnects
+            .get_or_create(&Why {
+                reason: reason.as_str(),
+            })
+            .inc();
+    }
+
+    /// A link was made.
+    pub fn linked(&self, kind: CarrierKind, before: Option<CarrierKind>) {
+        let from = before.map_or("none", CarrierKind::as_str);
+        self.linked
+            .get_or_create(&Switch {
+                from,
+                to: kind.as_str(),
+            })
+            .inc();
+    }
+
+    /// An attempt to move back to quic ended.
+    pub fn carrier_probe(&self, worked: bool) {
+        let outcome = if worked { "moved" } else { "failed" };
+        self.carrier_probes
+            .get_or_create(&Outcome { outcome })
+            .inc();
+    }
+
+    /// A data-path probe was answered.
+    pub fn probe_answered(&self) {
+        self.probes.inc();
+    }
+
+    /// A stream without a readable request.
+    pub fn bad_request(&self) {
+        self.bad_requests.inc();
+    }
+
+    /// Changed files were read.
+    pub fn reloaded(&self, worked: bool) {
+        let outcome = if worked { "in-force" } else { "refused" };
+        self.reloads.get_or_create(&Outcome { outcome }).inc();
+    }
+}
+
+/// What is looked up at the moment of a scrape.
+#[derive(Debug)]
+struct Now {
+    links: Links,
+    live: LiveDials,
+}
+
+impl Collector for Now {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let mut links = encoder.encode_descriptor(
+            "towline_agent_links",
+            "Live links by server, carrier and state",
+            None,
+            MetricType::Gauge,
+        )?;
+        for ((server, carrier, state), count) in self.links.counts() {
+            let labels = [
+                ("server", server.as_str()),
+                ("carrier", carrier),
+                ("state", state),
+            ];
+            ConstGauge::new(count).encode(links.encode_family(&labels)?)?;
+        }
+        let down = self.links.servers() - self.links.ready();
+        let live = self.live.len();
+        let stalled = self.live.stalled();
+        for (name, help, value) in [
+            (
+                "towline_agent_servers_without_link",
+                "Configured servers without a link that takes dials",
+                down,
+            ),
+            ("towline_agent_live_dials", "Dials that are open", live),
+            (
+                "towline_agent_stalled_dials",
+                "Dials whose target takes no bytes at the moment",
+                stalled,
+            ),
+        ] {
+            let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+            let encoder = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
+            gauge.encode(encoder)?;
+        }
+        let ended = ConstCounter::new(self.live.ended_for_memory());
+        let encoder = encoder.encode_descriptor(
+            "towline_agent_dials_ended_for_memory",
+            "Stalled dials ended because the memory budget was used up",
+            None,
+            ended.metric_type(),
+        )?;
+        ended.encode(encoder)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scrape_shows_what_was_counted_and_what_is() {
+        let metrics = Metrics::default();
+        let mut registry = Registry::default();
+        let links = Links::new(&["server:8091".parse().unwrap()]);
+        metrics.register(&mut registry, links, LiveDials::new(0));
+        metrics.dial_ended(Class::Kubelet, Reason::Done, 10, 20);
+        metrics.carrier_probe(true);
+        metrics.linked(CarrierKind::Quic, Some(CarrierKind::Tls));
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for line in [
+            "towline_agent_dials_total{class=\"kubelet\",reason=\"done\"} 1",
+            "towline_agent_dial_bytes_total{direction=\"in\"} 20",
+            "towline_agent_carrier_probes_total{outcome=\"moved\"} 1",
+            "towline_agent_links_made_total{from=\"tls\",to=\"quic\"} 1",
+            "towline_agent_servers_without_link 1",
+            "towline_agent_live_dials 0",
+        ] {
+            assert!(text.contains(line), "{line} not in:\n{text}");
+        }
+    }
+}

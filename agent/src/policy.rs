@@ -1,0 +1,255 @@
+//! Which targets this node may reach: pure, and the only maker of a [`Permit`].
+//!
+//! The agent judges by the *resolved* address and by what it knows of its own node. What the
+//! server says a target is (its class) is only compared: it can never widen anything. One
+//! address that may not be reached refuses the whole dial, so that a name cannot be used to
+//! smuggle one in beside others.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use towline_proto::address::{self, Refusal};
+use towline_proto::dial::Refused;
+use towline_proto::id::Name;
+use towline_proto::limits;
+use towline_proto::reason::Reason;
+use towline_proto::target::{Class, Host, HostName, Target};
+
+/// The leave to reach one address. Made here only, consumed by the connector.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Permit {
+    address: SocketAddr,
+    class: Class,
+}
+
+impl Permit {
+    /// Where it allows to connect.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What the address is to us.
+    pub fn class(&self) -> Class {
+        self.class
+    }
+}
+
+/// A set of classes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Classes(u8);
+
+impl Classes {
+    /// The set of these.
+    pub fn of(classes: &[Class]) -> Self {
+        Self(classes.iter().fold(0, |set, class| set | 1 << class.code()))
+    }
+
+    /// Whether it is in the set.
+    pub const fn has(self, class: Class) -> bool {
+        self.0 >> class.code() & 1 == 1
+    }
+
+    fn with(self, class: Class, condition: bool) -> Self {
+        if condition {
+            Self(self.0 | 1 << class.code())
+        } else {
+            self
+        }
+    }
+}
+
+/// What the agent knows of its node, and what the operator allows.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// The node, from the agent's certificate.
+    pub node: Name,
+    /// Where the kubelet of this node listens. When empty, every address of this node except
+    /// loopback counts.
+    pub kubelet_addresses: Vec<IpAddr>,
+    /// The kubelet's port.
+    pub kubelet_port: u16,
+    /// Service prefixes, when given.
+    pub service_prefixes: Vec<IpNet>,
+    /// Pod prefixes, when given.
+    pub pod_prefixes: Vec<IpNet>,
+    /// Classes that may be reached at all.
+    pub allowed: Classes,
+    /// Where this process serves health and metrics.
+    pub health: Option<SocketAddr>,
+}
+
+/// How the addresses of a target are found.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Lookup<'a> {
+    /// They are known.
+    Known(Vec<IpAddr>),
+    /// The node's resolver must be asked.
+    Resolve(&'a HostName),
+}
+
+/// What the kernel and the links know at this moment; both are asked once per address.
+pub trait Facts {
+    /// Whether the address is one of this node's own.
+    fn is_local(&self, ip: IpAddr) -> bool;
+    /// Whether a server of this tunnel listens there.
+    fn is_server(&self, address: SocketAddr) -> bool;
+}
+
+/// Why a dial is not allowed, for the log; only the reason and the address travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Denial {
+    /// The name gave no address.
+    #[error("the name has no address")]
+    NoAddress,
+    /// No rule can allow it.
+    #[error("{0} is a {1}")]
+    Forbidden(IpAddr, Refusal),
+    /// A server of this tunnel, or our own health address.
+    #[error("{0} is an end of the tunnel itself")]
+    Tunnel(SocketAddr),
+    /// The server takes it for something that it is not here.
+    #[error("the server takes {0} for class {1}, which it is not on this node")]
+    Mismatch(IpAddr, Class),
+    /// The operator does not allow the class.
+    #[error("{0} is class {1}, which --allow-class does not name")]
+    Class(IpAddr, Class),
+}
+
+impl Denial {
+    /// The part that is told to the server.
+    pub fn refused(&self) -> Refused {
+        let (reason, address) = match *self {
+            Denial::NoAddress => (Reason::NameNotFound, None),
+            Denial::Forbidden(ip, _) => (Reason::ForbiddenAddress, Some(ip)),
+            Denial::Tunnel(address) => (Reason::ForbiddenAddress, Some(address.ip())),
+            Denial::Mismatch(ip, _) | Denial::Class(ip, _) => (Reason::AgentPolicy, Some(ip)),
+        };
+        Refused { reason, address }
+    }
+}
+
+/// The agent's policy. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Policy(Arc<Rules>);
+
+impl Policy {
+    /// Addresses of the rules are brought into the form in which they are compared.
+    pub fn new(mut rules: Rules) -> Self {
+        for ip in &mut rules.kubelet_addresses {
+            *ip = address::canonical(*ip);
+        }
+        Self(Arc::new(rules))
+    }
+
+    /// The rules it was made of.
+    pub fn rules(&self) -> &Rules {
+        &self.0
+    }
+
+    /// The node's own name needs no resolver: its addresses are the kubelet's.
+    pub fn lookup<'a>(&self, target: &'a Target) -> Lookup<'a> {
+        match &target.host {
+            Host::Ip(ip) => Lookup::Known(vec![*ip]),
+            Host::Name(name)
+                if name.as_str() == self.0.node.as_str()
+                    && !self.0.kubelet_addresses.is_empty() =>
+            {
+                Lookup::Known(self.0.kubelet_addresses.clone())
+            }
+            Host::Name(name) => Lookup::Resolve(name),
+        }
+    }
+
+    /// Permits for all resolved addresses, in their order, or none at all.
+    pub fn check(
+        &self,
+        resolved: &[IpAddr],
+        port: u16,
+        said: Class,
+        facts: &impl Facts,
+    ) -> Result<Vec<Permit>, Denial> {
+        let mut permits: Vec<Permit> = Vec::with_capacity(resolved.len());
+        for ip in resolved.iter().take(limits::RESOLVED_ADDRESSES) {
+            let permit = self.check_one(*ip, port, said, facts)?;
+            if !permits.contains(&permit) {
+                permits.push(permit);
+            }
+        }
+        if permits.is_empty() {
+            return Err(Denial::NoAddress);
+        }
+        Ok(permits)
+    }
+
+    fn check_one(
+        &self,
+        ip: IpAddr,
+        port: u16,
+        said: Class,
+        facts: &impl Facts,
+    ) -> Result<Permit, Denial> {
+        let ip = address::canonical(ip);
+        let address = SocketAddr::new(ip, port);
+        let kubelet = port == self.0.kubelet_port && self.0.kubelet_addresses.contains(&ip);
+        match address::refusal(ip) {
+            // The kubelet may be told to listen on loopback only.
+            Some(Refusal::Loopback) if kubelet => {}
+            Some(refusal) => return Err(Denial::Forbidden(ip, refusal)),
+            None => {}
+        }
+        let local = facts.is_local(ip);
+        if facts.is_server(address) || self.is_health(address, local) {
+            return Err(Denial::Tunnel(address));
+        }
+        if !self.classes(ip, port, kubelet, local).has(said) {
+            return Err(Denial::Mismatch(ip, said));
+        }
+        if !self.0.allowed.has(said) {
+            return Err(Denial::Class(ip, said));
+        }
+        Ok(Permit {
+            address,
+            class: said,
+        })
+    }
+
+    fn is_health(&self, address: SocketAddr, local: bool) -> bool {
+        self.0.health.is_some_and(|health| {
+            health.port() == address.port()
+                && (address::canonical(health.ip()) == address.ip()
+                    || (health.ip().is_unspecified() && local))
+        })
+    }
+
+    /// What the address can be, by our own knowledge. More than one class only where the
+    /// operator gave no prefixes to tell them apart.
+    fn classes(&self, ip: IpAddr, port: u16, kubelet: bool, local: bool) -> Classes {
+        let within = |prefixes: &[IpNet]| prefixes.iter().any(|prefix| prefix.contains(&ip));
+        let any_local = self.0.kubelet_addresses.is_empty() && local && port == self.0.kubelet_port;
+        if kubelet {
+            return Classes::of(&[Class::Kubelet]);
+        }
+        // Before `local`: IPVS binds service addresses on the node.
+        if within(&self.0.service_prefixes) {
+            return Classes::of(&[Class::Service]);
+        }
+        if any_local {
+            return Classes::of(&[Class::Kubelet]);
+        }
+        // Before the pod prefixes: the bridge of the pod network is an address of the node.
+        if local {
+            return Classes::of(&[Class::Node]);
+        }
+        if within(&self.0.pod_prefixes) {
+            return Classes::of(&[Class::Pod]);
+        }
+        Classes::of(&[Class::Other])
+            .with(Class::Service, self.0.service_prefixes.is_empty())
+            .with(Class::Pod, self.0.pod_prefixes.is_empty())
+    }
+}
+
+#[cfg(test)]
+#[path = "policy_tests.rs"]
+mod tests;

@@ -1,0 +1,266 @@
+//! Dials of one link: request, policy, connection, answer, bytes. One task per dial, all of them
+//! owned by the task of their link.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use towline_link::carrier::Stream;
+use towline_link::dial::{self, PendingDial};
+use towline_link::driver::{DialGuard, Link};
+use towline_link::live::LiveDials;
+use towline_link::process::drain::WorkGuard;
+use towline_link::splice::{Early, LocalSide, splice};
+use towline_proto::dial::{Dial, DialRequest, Refused};
+use towline_proto::limits;
+use towline_proto::reason::Reason;
+use tracing::{debug, info, warn};
+
+use crate::connect::{Network, connect_first, lookup_reason};
+use crate::metrics::Metrics;
+use crate::policy::{Denial, Facts, Lookup, Permit, Policy};
+use crate::reach::Reach;
+
+/// Streams that a link may have beyond its dials: probes, and dials that are being refused.
+const SPARE_STREAMS: u32 = 16;
+
+/// What all dials have in common.
+pub struct Serve {
+    network: Arc<dyn Network>,
+    policy: ArcSwap<Policy>,
+    reach: Arc<Reach>,
+    live: LiveDials,
+    slots: Arc<Semaphore>,
+    max_dials: u32,
+    connect_timeout: Duration,
+    metrics: Metrics,
+}
+
+/// What the operator allows.
+#[derive(Clone, Copy, Debug)]
+pub struct ServeConfig {
+    /// Live dials of this process.
+    pub max_dials: u32,
+    /// For one connection attempt, all addresses of the target together.
+    pub connect_timeout: Duration,
+    /// Bytes that stalled dials may hold together.
+    pub memory_budget: u64,
+}
+
+impl Serve {
+    /// Nothing runs yet; see [`Serve::run`].
+    pub fn new(
+        config: ServeConfig,
+        network: Arc<dyn Network>,
+        policy: Policy,
+        reach: Arc<Reach>,
+        metrics: Metrics,
+    ) -> Self {
+        Self {
+            network,
+            policy: ArcSwap::from_pointee(policy),
+            reach,
+            live: LiveDials::new(config.memory_budget),
+            slots: Arc::new(Semaphore::new(config.max_dials as usize)),
+            max_dials: config.max_dials,
+            connect_timeout: config.connect_timeout,
+            metrics,
+        }
+    }
+
+    /// The live dials.
+    pub fn live(&self) -> &LiveDials {
+        &self.live
+    }
+
+    /// Most live dials.
+    pub fn max_dials(&self) -> u32 {
+        self.max_dials
+    }
+
+    /// The policy in force.
+    pub fn policy(&self) -> Arc<Policy> {
+        self.policy.load_full()
+    }
+
+    /// Dials from now on are judged by this one.
+    pub fn set_policy(&self, policy: Policy) {
+        self.policy.store(Arc::new(policy));
+    }
+
+    /// Serves the dials of a link until it is closed and the last of them has ended.
+    pub async fn run(self: Arc<Self>, link: Link, work: WorkGuard) {
+        let carrier = Arc::clone(link.carrier());
+        carrier.set_stream_limit(self.max_dials.saturating_add(SPARE_STREAMS));
+        let mut dials = JoinSet::new();
+        loop {
+            tokio::select! {
+                accepted = carrier.accept() => {
+                    let Ok(stream) = accepted else { break };
+                    let Some(guard) = link.begin_dial(u32::MAX) else { continue };
+                    dials.spawn(Arc::clone(&self).stream(stream, guard, work.clone()));
+                }
+                Some(ended) = dials.join_next() => report(ended),
+            }
+        }
+        // The streams are lost, so the dials end by themselves.
+        while let Some(ended) = dials.join_next().await {
+            report(ended);
+        }
+    }
+
+    async fn stream(self: Arc<Self>, stream: Stream, guard: DialGuard, work: WorkGuard) {
+        let (request, pending) = match dial::accept(stream).await {
+            Ok(request) => request,
+            Err(error) => {
+                debug!(%error, "no dial request");
+                self.metrics.bad_request();
+                return;
+            }
+        };
+        match request {
+            DialRequest::Probe => {
+                pending.accepted_and_done().await;
+                self.metrics.probe_answered();
+            }
+            DialRequest::Dial(dial) => self.dial(&dial, pending).await,
+        }
+        drop((guard, work));
+    }
+
+    async fn dial(&self, dial: &Dial, pending: PendingDial) {
+        let begun = Instant::now();
+        let (target, slot, open) = match Box::pin(self.open(dial, pending)).await {
+            Some(open) => open,
+            None => return,
+        };
+        let live = self.live.register();
+        let early = Early {
+            to_local: open.early,
+            ..Early::default()
+        };
+        let end = splice(target, open.stream, LocalSide::Target, early, &live).await;
+        drop((live, slot));
+        self.metrics
+            .dial_ended(dial.class, end.reason, end.to_peer, end.from_peer);
+        debug!(
+            dial = %dial.id,
+            target = %dial.target,
+            class = %dial.class,
+            reason = %end.reason,
+            bytes_in = end.from_peer,
+            bytes_out = end.to_peer,
+            seconds = begun.elapsed().as_secs_f64(),
+            "dial ended"
+        );
+    }
+
+    /// Up to the answer. Everything that a live dial does not need is gone afterwards.
+    async fn open(
+        &self,
+        dial: &Dial,
+        mut pending: PendingDial,
+    ) -> Option<(TcpStream, OwnedSemaphorePermit, dial::OpenDial)> {
+        let begun = Instant::now();
+        let opened = tokio::select! {
+            opened = self.connect(dial) => opened,
+            gone = pending.given_up() => {
+                self.metrics.dial_ended(dial.class, gone.reason(), 0, 0);
+                debug!(dial = %dial.id, target = %dial.target, reason = %gone.reason(), "dial given up by the server");
+                return None;
+            }
+        };
+        match opened {
+            Ok((target, slot, address)) => {
+                self.metrics.connected(begun.elapsed());
+                debug!(dial = %dial.id, target = %dial.target, %address, "dial connected");
+                match pending.accepted().await {
+                    Ok(open) => Some((target, slot, open)),
+                    Err(error) => {
+                        self.metrics.dial_ended(dial.class, error.reason(), 0, 0);
+                        None
+                    }
+                }
+            }
+            Err(refused) => {
+                self.metrics.dial_ended(dial.class, refused.reason, 0, 0);
+                info!(
+                    dial = %dial.id,
+                    target = %dial.target,
+                    class = %dial.class,
+                    address = refused.address.map(tracing::field::display),
+                    reason = %refused.reason,
+                    "dial refused"
+                );
+                pending.refused(refused).await;
+                None
+            }
+        }
+    }
+
+    async fn connect(
+        &self,
+        dial: &Dial,
+    ) -> Result<(TcpStream, OwnedSemaphorePermit, SocketAddr), Refused> {
+        let slot = Arc::clone(&self.slots)
+            .try_acquire_owned()
+            .map_err(|_| Refused::new(Reason::AgentBusy))?;
+        let deadline = Instant::now() + dial.timeout;
+        let permits = tokio::time::timeout_at(deadline, self.permits(dial))
+            .await
+            .map_err(|_| Refused::new(Reason::DialTimeout))??;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let limit = self.connect_timeout.min(left);
+        let (stream, address) = connect_first(&*self.network, permits, limit)
+            .await
+            .map_err(|(reason, address)| Refused { reason, address })?;
+        Ok((stream, slot, address))
+    }
+
+    async fn permits(&self, dial: &Dial) -> Result<Vec<Permit>, Refused> {
+        let policy = self.policy();
+        let resolved = match policy.lookup(&dial.target) {
+            Lookup::Known(addresses) => addresses,
+            Lookup::Resolve(name) => self.network.resolve(name).await.map_err(|error| {
+                debug!(dial = %dial.id, %name, %error, "the name does not resolve");
+                Refused::new(lookup_reason(&error))
+            })?,
+        };
+        policy
+            .check(&resolved, dial.target.port(), dial.class, self)
+            .map_err(|denial| {
+                self.denied(dial, &denial);
+                denial.refused()
+            })
+    }
+
+    fn denied(&self, dial: &Dial, denial: &Denial) {
+        self.metrics.denied(dial.class, denial);
+        debug!(dial = %dial.id, target = %dial.target, %denial, "the policy of this agent refuses the dial");
+    }
+}
+
+impl Facts for Serve {
+    fn is_local(&self, ip: IpAddr) -> bool {
+        self.network.is_local(ip)
+    }
+
+    fn is_server(&self, address: SocketAddr) -> bool {
+        self.reach.addresses.has(address)
+    }
+}
+
+fn report(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        warn!(%error, "a dial's task panicked; its stream was reset, nothing else is touched");
+    }
+}
+
+const _: () = assert!(limits::DIALS_PER_LINK > SPARE_STREAMS);
