@@ -8,10 +8,11 @@ use rustls_pki_types::CertificateDer;
 use crate::anchors::Anchors;
 use crate::date;
 use crate::identity::Identity;
-use crate::inspect::{Certificate, Leaf, Serial};
+use crate::inspect::{Certificate, Leaf};
 use crate::pem;
 use crate::request::Request;
 use crate::revoke::DenyList;
+use crate::serial::Serial;
 use crate::verify::PeerVerifier;
 
 /// Certificates, keys and requests in PEM.

@@ -1,7 +1,7 @@
 //! Who may be whom: identities, certificates, verifiers and TLS configurations.
 //!
 //! Reading order: [`identity`] (the noun), [`inspect`] (everything read from a certificate, once),
-//! [`verify`] (the only way to a [`VerifiedPeer`]), [`revoke`] (the deny list), [`credentials`]
+//! [`verify`] (the only way to a [`VerifiedPeer`]; `handshake` is its face to rustls), [`revoke`] (the deny list), [`credentials`]
 //! (our own key and chain), [`tls`] (every TLS configuration of Towline), [`rotate`] (the files of
 //! a daemon as one snapshot). The other half signs: [`role`] (what each role may hold),
 //! [`authority`] and [`mint`] (certificates), [`request`] (signing requests), [`key`] (key pairs).
@@ -16,6 +16,7 @@ pub mod date;
 mod der;
 #[doc(hidden)]
 pub mod fuzz;
+mod handshake;
 pub mod identity;
 pub mod inspect;
 pub mod key;
@@ -27,6 +28,7 @@ pub mod revoke;
 pub mod role;
 pub mod rotate;
 pub mod secret;
+pub mod serial;
 pub mod store;
 pub mod tls;
 pub mod verify;
@@ -35,7 +37,7 @@ pub use anchors::{Anchors, AnchorsError};
 pub use authority::{Authority, AuthorityError, AuthoritySpec, Issue, IssueError, Issued};
 pub use credentials::{Credentials, CredentialsError};
 pub use identity::{Identity, IdentityError};
-pub use inspect::{Certificate, CertificateError, Fingerprint, Leaf, LeafError, Serial, Usage};
+pub use inspect::{Certificate, CertificateError, Leaf, LeafError, Usage};
 pub use key::{KeyKind, PrivateKey, PublicKey};
 pub use mint::LeafSpec;
 pub use peer_error::PeerError;
@@ -43,5 +45,6 @@ pub use request::{Request, RequestError};
 pub use revoke::{DenyList, DenyListError};
 pub use rotate::{Expiry, Files, Material, MaterialError};
 pub use secret::Secret;
+pub use serial::{Fingerprint, Serial};
 pub use tls::TlsError;
 pub use verify::{PeerVerifier, VerifiedPeer};

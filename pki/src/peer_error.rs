@@ -15,7 +15,8 @@ use towline_proto::reason::Reason;
 
 use crate::date;
 use crate::identity::{Identity, IdentityError};
-use crate::inspect::{LeafError, Serial, Usage, escape};
+use crate::inspect::{LeafError, Usage, escape};
+use crate::serial::Serial;
 
 /// Why a peer is not who it must be. Text of the peer inside is escaped and bounded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -17,7 +17,8 @@ use std::sync::Arc;
 use towline_proto::limits;
 
 use crate::identity::{Identity, IdentityError};
-use crate::inspect::{Serial, SerialError, escape};
+use crate::inspect::escape;
+use crate::serial::{Serial, SerialError};
 use crate::store::{self, StoreError};
 
 /// Who is refused. Cheap to clone, never changed; the default refuses nobody.

@@ -9,18 +9,15 @@
 //! 5. neither the identity nor a serial of the path is on the deny list.
 //!
 //! There is no host-name rule: identity decides. There is no allowance for clocks. The same code
-//! runs in handshakes of both directions and when a live link is checked again.
+//! runs in handshakes of both directions (`handshake`) and when a live link is checked again.
 //! A verifier is never changed; a reload makes a new one.
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{DigitallySignedStruct, DistinguishedName, Error as TlsFailure, SignatureScheme};
-use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
+use rustls_pki_types::{CertificateDer, TrustAnchor};
 use towline_proto::id::{ClusterName, Role};
 use towline_proto::limits;
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
@@ -76,7 +73,7 @@ pub struct PeerVerifier {
     role: Role,
     anchors: Anchors,
     deny: DenyList,
-    provider: Arc<CryptoProvider>,
+    pub(crate) provider: Arc<CryptoProvider>,
 }
 
 impl fmt::Debug for PeerVerifier {
@@ -122,7 +119,7 @@ impl PeerVerifier {
         self.check(end_entity, intermediates, now)
     }
 
-    fn check(
+    pub(crate) fn check(
         &self,
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
@@ -264,44 +261,6 @@ impl PeerVerifier {
             by,
         })
     }
-
-    fn handshake(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<(), TlsFailure> {
-        let instant = UNIX_EPOCH
-            .checked_add(Duration::from_secs(now.as_secs()))
-            .unwrap_or(UNIX_EPOCH);
-        match self.check(end_entity, intermediates, instant) {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                tracing::debug!(role = %self.role, %error, "peer refused in the handshake");
-                Err(error.into_rustls(now))
-            }
-        }
-    }
-
-    fn signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, TlsFailure> {
-        rustls::crypto::verify_tls13_signature(
-            message,
-            cert,
-            signed,
-            &self.provider.signature_verification_algorithms,
-        )
-    }
-
-    fn schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
-    }
 }
 
 struct Path {
@@ -356,83 +315,4 @@ fn key_usage(usage: &Usage) -> KeyUsage {
         Usage::ServerAuth => KeyUsage::server_auth(),
         Usage::ClientAuth | Usage::Other(_) => KeyUsage::client_auth(),
     }
-}
-
-impl ClientCertVerifier for PeerVerifier {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        // No hints: a peer has one certificate, and our authorities' names are nobody's business.
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, TlsFailure> {
-        self.handshake(end_entity, intermediates, now)
-            .map(|()| ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, TlsFailure> {
-        Err(tls12_is_off())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, TlsFailure> {
-        self.signature(message, cert, signed)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.schemes()
-    }
-}
-
-impl ServerCertVerifier for PeerVerifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, TlsFailure> {
-        self.handshake(end_entity, intermediates, now)
-            .map(|()| ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, TlsFailure> {
-        Err(tls12_is_off())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, TlsFailure> {
-        self.signature(message, cert, signed)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.schemes()
-    }
-}
-
-fn tls12_is_off() -> TlsFailure {
-    TlsFailure::General("TLS 1.2 is not spoken here".into())
 }
