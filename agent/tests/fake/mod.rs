@@ -1,0 +1,343 @@
+//! A server that is no server: carriers and sessions as `towline-link` makes them, and no door,
+//! table or policy behind them. Tests hold each link and say themselves what is dialled.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use clap::Parser;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use towline_agent::args::Args;
+use towline_agent::config::Config;
+use towline_agent::connect::Network;
+use towline_agent::policy::Permit;
+use towline_agent::run::Agent;
+use towline_link::carrier::Carrier;
+use towline_link::dial::{self, OpenDial, OpenError};
+use towline_link::driver::{self, Link};
+use towline_link::quic::{EndpointKeys, Options, QuicListener};
+use towline_link::tls::{self, TlsOptions};
+use towline_pki::store::{self, Replace};
+use towline_pki::{
+    Authority, AuthoritySpec, Files, Identity, Issue, KeyKind, Material, PrivateKey, Usage,
+};
+use towline_proto::control::Welcome;
+use towline_proto::dial::{Dial, DialRequest};
+use towline_proto::id::{DialId, Role};
+use towline_proto::target::{Class, HostName};
+use towline_proto::version::{Capabilities, VERSION_MAX};
+
+/// The node of the agent under test; its kubelet is an echo on loopback.
+pub const NODE: &str = "10.0.0.7";
+
+/// Files of one cluster with one agent and one server, gone when dropped.
+pub struct Cluster {
+    pub dir: PathBuf,
+}
+
+impl Cluster {
+    pub fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!(
+            "towline-agent-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
+        let dir = std::env::temp_dir().join(name);
+        store::make_private_directory(&dir).unwrap();
+        let cluster = Self { dir };
+        cluster.issue(Role::Server, "s1", &[]);
+        cluster.issue(Role::Agent, "n7", &[NODE.parse().unwrap()]);
+        cluster
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// A new authority for the role and one certificate of it.
+    pub fn issue(&self, role: Role, name: &str, ips: &[IpAddr]) {
+        let now = SystemTime::now();
+        let spec = AuthoritySpec {
+            purpose: format!("towline {role}s"),
+            organisation: "c1".into(),
+            not_before: now - Duration::from_secs(60),
+            not_after: now + Duration::from_secs(3600),
+            path_length: Some(0),
+            usages: vec![Usage::of(role)],
+        };
+        let authority =
+            Authority::create(&spec, PrivateKey::generate(KeyKind::EcdsaP256).unwrap()).unwrap();
+        let key = PrivateKey::generate(KeyKind::EcdsaP256).unwrap();
+        let issue = Issue {
+            identity: Identity::new("c1".parse().unwrap(), role, name.parse().unwrap()),
+            dns: Vec::new(),
+            ips: ips.to_vec(),
+            life: Some(Duration::from_secs(1800)),
+            public_key: key.public(),
+        };
+        let issued = authority.issue(&issue, now).unwrap();
+        let write = |file: String, text: &str| {
+            store::write_public(&self.path(&file), text, Replace::Atomically).unwrap();
+        };
+        write(format!("{role}-ca.pem"), &authority.to_pem());
+        write(format!("{role}.pem"), &issued.to_pem());
+        store::write_secret(
+            &self.path(&format!("{role}.key")),
+            &key.to_pem(),
+            Replace::Atomically,
+        )
+        .unwrap();
+    }
+
+    fn material(&self) -> Material {
+        let files = Files {
+            cert: self.path("server.pem"),
+            key: self.path("server.key"),
+            anchors: vec![(Role::Agent, self.path("agent-ca.pem"))],
+            deny_list: None,
+        };
+        Material::load(&files, Role::Server, SystemTime::now()).unwrap()
+    }
+
+    pub fn config(&self, server: SocketAddr, more: &[&str]) -> Config {
+        let (cert, key, ca) = (
+            self.path("agent.pem"),
+            self.path("agent.key"),
+            self.path("server-ca.pem"),
+        );
+        let server = server.to_string();
+        let text = |path: &Path| path.to_str().unwrap().to_owned();
+        let (cert, key, ca) = (text(&cert), text(&key), text(&ca));
+        let base = [
+            "towline-agent",
+            "--server",
+            &server,
+            "--cert",
+            &cert,
+            "--key",
+            &key,
+            "--server-ca",
+            &ca,
+            "--health-bind",
+            "127.0.0.1:0",
+            "--http-proxy",
+            "off",
+        ];
+        Config::from_args(Args::try_parse_from(base.iter().chain(more)).unwrap()).unwrap()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// Which listeners a fake server opens.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Listen {
+    Both,
+    Tcp,
+    Udp,
+}
+
+/// Dropping it closes every socket and link.
+pub struct FakeServer {
+    pub address: SocketAddr,
+    pub links: mpsc::Receiver<Link>,
+    _tasks: JoinSet<()>,
+}
+
+impl FakeServer {
+    pub async fn start(cluster: &Cluster, address: SocketAddr, listen: Listen) -> Self {
+        let material = cluster.material();
+        let verifier = material.verifier(Role::Agent).unwrap().clone();
+        let config =
+            towline_pki::tls::link_server(material.credentials(), verifier.clone()).unwrap();
+        let (sender, links) = mpsc::channel(16);
+        let mut tasks = JoinSet::new();
+        // The TCP port first: a free UDP port of the same number is likelier than the reverse.
+        let tcp = match listen {
+            Listen::Udp => None,
+            _ => Some(bind_again(address).await),
+        };
+        let address = tcp
+            .as_ref()
+            .map_or(address, |tcp| tcp.local_addr().unwrap());
+        if listen != Listen::Tcp {
+            let keys = EndpointKeys::ephemeral().unwrap();
+            let quic = QuicListener::bind(
+                address,
+                config.clone(),
+                verifier.clone(),
+                &keys,
+                Options::default(),
+            )
+            .unwrap();
+            let sender = sender.clone();
+            tasks.spawn(async move {
+                let mut links = JoinSet::new();
+                while let Some(link) = quic.accept().await {
+                    links.spawn(greet(Arc::new(link), sender.clone()));
+                }
+            });
+        }
+        if let Some(tcp) = tcp {
+            tasks.spawn(async move {
+                let mut links = JoinSet::new();
+                while let Ok((stream, _)) = tcp.accept().await {
+                    let (config, verifier, sender) =
+                        (config.clone(), verifier.clone(), sender.clone());
+                    links.spawn(async move {
+                        if let Ok(link) =
+                            tls::accept(stream, config, verifier, &TlsOptions::server()).await
+                        {
+                            greet(link, sender).await;
+                        }
+                    });
+                }
+            });
+        }
+        Self {
+            address,
+            links,
+            _tasks: tasks,
+        }
+    }
+
+    /// UDP opens at the port of another one.
+    pub async fn start_udp(cluster: &Cluster, address: SocketAddr) -> Self {
+        Self::start(cluster, address, Listen::Udp).await
+    }
+
+    pub async fn link(&mut self) -> Link {
+        tokio::time::timeout(Duration::from_secs(10), self.links.recv())
+            .await
+            .expect("a link in time")
+            .unwrap()
+    }
+}
+
+async fn bind_again(address: SocketAddr) -> TcpListener {
+    loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => return listener,
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                tokio::task::yield_now().await
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+async fn greet(carrier: Arc<dyn Carrier>, sender: mpsc::Sender<Link>) {
+    let welcome = Welcome {
+        version: VERSION_MAX,
+        capabilities: Capabilities::OURS,
+        server: "s1".parse().unwrap(),
+        servers: Vec::new(),
+        routes: Vec::new(),
+        max_dials: 100,
+        software: "fake".into(),
+    };
+    if let Ok((link, _, run)) = driver::greet_server(carrier, |_| Ok(welcome)).await {
+        let _ = sender.send(link).await;
+        run.await;
+    }
+}
+
+/// Every permitted address leads to one echo; nothing but [`NODE`] is the node's own.
+pub struct EchoNetwork {
+    echo: SocketAddr,
+    _task: JoinSet<()>,
+}
+
+impl EchoNetwork {
+    pub async fn start() -> Arc<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let echo = listener.local_addr().unwrap();
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let (mut read, mut write) = stream.split();
+                    if tokio::io::copy(&mut read, &mut write).await.is_ok() {
+                        let _ = write.shutdown().await;
+                    }
+                });
+            }
+        });
+        Arc::new(Self { echo, _task: task })
+    }
+}
+
+#[async_trait]
+impl Network for EchoNetwork {
+    async fn resolve(&self, name: &HostName) -> io::Result<Vec<IpAddr>> {
+        match name.as_str() {
+            "webhook.ns.svc" => Ok(vec![[10, 96, 0, 1].into()]),
+            "evil.ns.svc" => Ok(vec![[10, 96, 0, 1].into(), [169, 254, 169, 254].into()]),
+            _ => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    async fn connect(&self, permit: Permit) -> io::Result<TcpStream> {
+        match permit.address().port() {
+            1 => Err(io::ErrorKind::ConnectionRefused.into()),
+            _ => TcpStream::connect(self.echo).await,
+        }
+    }
+
+    fn is_local(&self, ip: IpAddr) -> bool {
+        NODE.parse() == Ok(ip)
+    }
+}
+
+pub async fn agent(config: Config) -> Agent {
+    Agent::start(config, EchoNetwork::start().await)
+        .await
+        .unwrap()
+}
+
+pub async fn open(link: &Link, target: &str, class: Class) -> Result<OpenDial, OpenError> {
+    let timeout = Duration::from_secs(5);
+    let request = DialRequest::Dial(Dial {
+        id: DialId::new(1).unwrap(),
+        target: target.parse().unwrap(),
+        class,
+        timeout,
+        trace: None,
+    });
+    dial::open(&**link.carrier(), &request, Instant::now() + timeout).await
+}
+
+pub async fn echoes(dial: &mut OpenDial, text: &'static str) {
+    dial.stream.send.send(text.into()).await.unwrap();
+    let mut got = Vec::from(std::mem::take(&mut dial.early));
+    while got.len() < text.len() {
+        got.extend(
+            dial.stream
+                .recv
+                .recv(1024)
+                .await
+                .unwrap()
+                .expect("more bytes"),
+        );
+    }
+    assert_eq!(got, text.as_bytes());
+}
+
+/// The rest of a dial: end of stream one way gives end of stream the other way.
+pub async fn ends(mut dial: OpenDial) {
+    dial.stream.send.finish();
+    assert_eq!(dial.stream.recv.recv(1024).await, Ok(None));
+}

@@ -1,0 +1,204 @@
+//! The agent against a fake server, on both carriers: dials, carrier changes, drains, reconnects.
+
+mod fake;
+
+use std::time::Duration;
+
+use fake::{Cluster, FakeServer, Listen, agent, echoes, ends, open};
+use towline_link::carrier::CarrierKind;
+use towline_link::driver::LinkState;
+use towline_proto::reason::Reason;
+use towline_proto::target::Class;
+
+const ANY: &str = "127.0.0.1:0";
+
+async fn on_both(scenario: AsyncScenario) {
+    for carrier in ["quic", "tls"] {
+        let cluster = Cluster::new();
+        let server = FakeServer::start(&cluster, ANY.parse().unwrap(), Listen::Both).await;
+        scenario(cluster, server, carrier).await;
+    }
+}
+
+type AsyncScenario =
+    fn(Cluster, FakeServer, &'static str) -> std::pin::Pin<Box<dyn Future<Output = ()>>>;
+
+#[tokio::test]
+async fn a_dial_reaches_the_kubelet_and_half_close_travels() {
+    on_both(|cluster, mut server, carrier| {
+        Box::pin(async move {
+            let agent = agent(cluster.config(server.address, &["--carrier", carrier])).await;
+            let link = server.link().await;
+            assert_eq!(link.carrier().kind().as_str(), carrier);
+            for target in ["10.0.0.7:10250", "n7:10250"] {
+                let mut dial = open(&link, target, Class::Kubelet).await.unwrap();
+                echoes(&mut dial, "hello").await;
+                assert_eq!(agent.live_dials(), 1);
+                ends(dial).await;
+            }
+        })
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_the_policy_forbids_is_refused_with_reason_and_address() {
+    on_both(|cluster, mut server, carrier| {
+        Box::pin(async move {
+            let _agent = agent(cluster.config(server.address, &["--carrier", carrier])).await;
+            let link = server.link().await;
+            for (target, class, reason) in [
+                ("169.254.169.254:80", Class::Pod, Reason::ForbiddenAddress),
+                ("127.0.0.1:10250", Class::Kubelet, Reason::ForbiddenAddress),
+                ("10.0.0.7:22", Class::Pod, Reason::AgentPolicy),
+                ("10.0.0.7:22", Class::Node, Reason::AgentPolicy),
+                ("10.0.0.8:10250", Class::Kubelet, Reason::AgentPolicy),
+                ("evil.ns.svc:443", Class::Service, Reason::ForbiddenAddress),
+                ("nowhere.ns.svc:443", Class::Service, Reason::NameNotFound),
+                ("10.244.0.9:1", Class::Pod, Reason::TargetRefused),
+            ] {
+                let refused = open(&link, target, class).await.map(|_| ()).unwrap_err();
+                assert_eq!(refused.reason, reason, "{target} as {class}");
+            }
+            let mut dial = open(&link, "webhook.ns.svc:443", Class::Service)
+                .await
+                .unwrap();
+            echoes(&mut dial, "still here").await;
+        })
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_lost_server_is_met_again_within_a_second() {
+    on_both(|cluster, mut server, carrier| {
+        Box::pin(async move {
+            let _agent = agent(cluster.config(server.address, &["--carrier", carrier])).await;
+            server.link().await;
+            let address = server.address;
+            drop(server);
+            let mut server = FakeServer::start(&cluster, address, Listen::Both).await;
+            let back = tokio::time::Instant::now();
+            let link = server.link().await;
+            assert!(
+                back.elapsed() < Duration::from_secs(1),
+                "{:?}",
+                back.elapsed()
+            );
+            echoes(
+                &mut open(&link, "n7:10250", Class::Kubelet).await.unwrap(),
+                "again",
+            )
+            .await;
+        })
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_draining_server_gets_a_new_link_while_old_dials_go_on() {
+    on_both(|cluster, mut server, carrier| {
+        Box::pin(async move {
+            let _agent = agent(cluster.config(server.address, &["--carrier", carrier])).await;
+            let old = server.link().await;
+            let mut dial = open(&old, "n7:10250", Class::Kubelet).await.unwrap();
+            let guard = old.begin_dial(10).unwrap();
+            old.drain(Reason::Shutdown, Duration::from_secs(20));
+            let new = server.link().await;
+            assert_ne!(new.id(), old.id());
+            echoes(&mut dial, "old").await;
+            echoes(
+                &mut open(&new, "n7:10250", Class::Kubelet).await.unwrap(),
+                "new",
+            )
+            .await;
+            ends(dial).await;
+            drop(guard);
+            assert_eq!(old.closed().await, Reason::Shutdown);
+        })
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_stopping_agent_lets_its_dials_end_and_takes_no_new_ones() {
+    on_both(|cluster, mut server, carrier| {
+        Box::pin(async move {
+            let agent = agent(cluster.config(server.address, &["--carrier", carrier])).await;
+            let link = server.link().await;
+            let mut dial = open(&link, "n7:10250", Class::Kubelet).await.unwrap();
+            let guard = link.begin_dial(10).unwrap();
+            agent.drain();
+            let mut state = link.watch();
+            state
+                .wait_for(|state| matches!(state, LinkState::Draining { by_peer: true, .. }))
+                .await
+                .unwrap();
+            echoes(&mut dial, "to the end").await;
+            let stopped = agent.wait();
+            let done = async {
+                ends(dial).await;
+                drop(guard);
+            };
+            let (stopped, ()) = tokio::join!(stopped, done);
+            assert!(stopped.is_ok(), "{stopped:?}");
+        })
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_forced_agent_cuts_its_dials_and_says_so() {
+    on_both(|cluster, mut server, carrier| {
+        Box::pin(async move {
+            let agent = agent(cluster.config(server.address, &["--carrier", carrier])).await;
+            let link = server.link().await;
+            let mut dial = open(&link, "n7:10250", Class::Kubelet).await.unwrap();
+            echoes(&mut dial, "cut me").await;
+            agent.stop_now();
+            assert!(agent.wait().await.is_err());
+            let cut = dial.stream.recv.recv(1024).await;
+            assert!(cut.is_err(), "{cut:?}");
+        })
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn without_udp_the_link_runs_on_tls_and_moves_back_when_it_opens() {
+    let cluster = Cluster::new();
+    let mut server = FakeServer::start(&cluster, ANY.parse().unwrap(), Listen::Tcp).await;
+    let _agent = agent(cluster.config(server.address, &["--carrier-probe", "100ms"])).await;
+    let begun = tokio::time::Instant::now();
+    let old = server.link().await;
+    assert!(begun.elapsed() < Duration::from_secs(3));
+    assert_eq!(old.carrier().kind(), CarrierKind::Tls);
+    let mut dial = open(&old, "n7:10250", Class::Kubelet).await.unwrap();
+    let guard = old.begin_dial(10).unwrap();
+
+    let mut udp = FakeServer::start_udp(&cluster, server.address).await;
+    let new = udp.link().await;
+    assert_eq!(new.carrier().kind(), CarrierKind::Quic);
+    let mut state = old.watch();
+    state
+        .wait_for(|state| {
+            matches!(
+                state,
+                LinkState::Draining {
+                    reason: Reason::Moved,
+                    ..
+                }
+            )
+        })
+        .await
+        .unwrap();
+    echoes(&mut dial, "on the old carrier").await;
+    echoes(
+        &mut open(&new, "n7:10250", Class::Kubelet).await.unwrap(),
+        "on the new",
+    )
+    .await;
+    ends(dial).await;
+    drop(guard);
+    old.closed().await;
+}
