@@ -16,4 +16,5 @@ pub mod reach;
 pub mod reconnect;
 pub mod run;
 pub mod serve;
+pub mod status;
 pub mod trust;

@@ -15,6 +15,7 @@ use towline_link::dial::{self, PendingDial};
 use towline_link::driver::{DialGuard, Link};
 use towline_link::live::LiveDials;
 use towline_link::process::drain::WorkGuard;
+use towline_link::process::ratelimit::RateLimited;
 use towline_link::splice::{Early, LocalSide, splice};
 use towline_proto::dial::{Dial, DialRequest, Refused};
 use towline_proto::limits;
@@ -29,6 +30,10 @@ use crate::reach::Reach;
 /// Streams that a link may have beyond its dials: probes, and dials that are being refused.
 const SPARE_STREAMS: u32 = 16;
 
+/// Lines in the log about refused dials, for each reason in each interval.
+const REFUSAL_LINES: u32 = 10;
+const REFUSAL_INTERVAL: Duration = Duration::from_secs(10);
+
 /// What all dials have in common.
 pub struct Serve {
     network: Arc<dyn Network>,
@@ -39,6 +44,7 @@ pub struct Serve {
     max_dials: u32,
     connect_timeout: Duration,
     metrics: Metrics,
+    refusals: RateLimited<Reason>,
 }
 
 /// What the operator allows.
@@ -70,6 +76,7 @@ impl Serve {
             max_dials: config.max_dials,
             connect_timeout: config.connect_timeout,
             metrics,
+            refusals: RateLimited::new(REFUSAL_LINES, REFUSAL_INTERVAL),
         }
     }
 
@@ -189,14 +196,17 @@ impl Serve {
             }
             Err(refused) => {
                 self.metrics.dial_ended(dial.class, refused.reason, 0, 0);
-                info!(
-                    dial = %dial.id,
-                    target = %dial.target,
-                    class = %dial.class,
-                    address = refused.address.map(tracing::field::display),
-                    reason = %refused.reason,
-                    "dial refused"
-                );
+                if let Some(suppressed) = self.refusals.allow(refused.reason) {
+                    info!(
+                        dial = %dial.id,
+                        target = %dial.target,
+                        class = %dial.class,
+                        address = refused.address.map(tracing::field::display),
+                        reason = %refused.reason,
+                        suppressed,
+                        "dial refused"
+                    );
+                }
                 pending.refused(refused).await;
                 None
             }

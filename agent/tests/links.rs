@@ -202,3 +202,32 @@ async fn without_udp_the_link_runs_on_tls_and_moves_back_when_it_opens() {
     drop(guard);
     old.closed().await;
 }
+
+#[tokio::test]
+async fn a_quic_link_that_falls_silent_is_replaced_long_before_it_counts_as_dead() {
+    let cluster = Cluster::new();
+    let mut server = FakeServer::start(&cluster, ANY.parse().unwrap(), Listen::Both).await;
+    let wire = fake::Wire::start(server.address).await;
+    let _agent = agent(cluster.config(wire.address, &[])).await;
+    let old = server.link().await;
+    assert_eq!(old.carrier().kind(), CarrierKind::Quic);
+    echoes(
+        &mut open(&old, "n7:10250", Class::Kubelet).await.unwrap(),
+        "here",
+    )
+    .await;
+    wire.cut_udp();
+    let cut = tokio::time::Instant::now();
+    let new = server.link().await;
+    assert_eq!(new.carrier().kind(), CarrierKind::Tls);
+    assert!(
+        cut.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        cut.elapsed()
+    );
+    echoes(
+        &mut open(&new, "n7:10250", Class::Kubelet).await.unwrap(),
+        "moved",
+    )
+    .await;
+}

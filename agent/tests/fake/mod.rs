@@ -5,13 +5,13 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use clap::Parser;
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -23,7 +23,7 @@ use towline_agent::run::Agent;
 use towline_link::carrier::Carrier;
 use towline_link::dial::{self, OpenDial, OpenError};
 use towline_link::driver::{self, Link};
-use towline_link::quic::{EndpointKeys, Options, QuicListener};
+use towline_link::quic::{BindError, EndpointKeys, Options, QuicListener};
 use towline_link::tls::{self, TlsOptions};
 use towline_pki::store::{self, Replace};
 use towline_pki::{
@@ -175,14 +175,19 @@ impl FakeServer {
             .map_or(address, |tcp| tcp.local_addr().unwrap());
         if listen != Listen::Tcp {
             let keys = EndpointKeys::ephemeral().unwrap();
-            let quic = QuicListener::bind(
-                address,
-                config.clone(),
-                verifier.clone(),
-                &keys,
-                Options::default(),
-            )
-            .unwrap();
+            // The socket of a server that was dropped lives until its peers are told.
+            let quic = loop {
+                let (config, verifier) = (config.clone(), verifier.clone());
+                match QuicListener::bind(address, config, verifier, &keys, Options::default()) {
+                    Ok(listener) => break listener,
+                    Err(BindError::Socket { source, .. })
+                        if source.kind() == io::ErrorKind::AddrInUse =>
+                    {
+                        tokio::task::yield_now().await;
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+            };
             let sender = sender.clone();
             tasks.spawn(async move {
                 let mut links = JoinSet::new();
@@ -340,4 +345,61 @@ pub async fn echoes(dial: &mut OpenDial, text: &'static str) {
 pub async fn ends(mut dial: OpenDial) {
     dial.stream.send.finish();
     assert_eq!(dial.stream.recv.recv(1024).await, Ok(None));
+}
+
+/// Forwards UDP and TCP of one port to a server; UDP can be cut.
+pub struct Wire {
+    pub address: SocketAddr,
+    open: Arc<AtomicBool>,
+    _tasks: JoinSet<()>,
+}
+
+impl Wire {
+    pub async fn start(server: SocketAddr) -> Self {
+        let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = tcp.local_addr().unwrap();
+        let agents = UdpSocket::bind(address).await.unwrap();
+        let servers = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        servers.connect(server).await.unwrap();
+        let open = Arc::new(AtomicBool::new(true));
+        let mut tasks = JoinSet::new();
+        let passes = Arc::clone(&open);
+        tasks.spawn(async move {
+            let (mut up, mut down) = (vec![0; 65_536], vec![0; 65_536]);
+            let mut agent = address;
+            loop {
+                tokio::select! {
+                    Ok((length, from)) = agents.recv_from(&mut up) => {
+                        agent = from;
+                        if passes.load(Ordering::SeqCst) {
+                            let _ = servers.send(&up[..length]).await;
+                        }
+                    }
+                    Ok(length) = servers.recv(&mut down) => {
+                        if passes.load(Ordering::SeqCst) {
+                            let _ = agents.send_to(&down[..length], agent).await;
+                        }
+                    }
+                }
+            }
+        });
+        tasks.spawn(async move {
+            let mut pipes = JoinSet::new();
+            while let Ok((mut near, _)) = tcp.accept().await {
+                pipes.spawn(async move {
+                    let mut far = TcpStream::connect(server).await?;
+                    tokio::io::copy_bidirectional(&mut near, &mut far).await
+                });
+            }
+        });
+        Self {
+            address,
+            open,
+            _tasks: tasks,
+        }
+    }
+
+    pub fn cut_udp(&self) {
+        self.open.store(false, Ordering::SeqCst);
+    }
 }

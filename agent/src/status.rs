@@ -1,0 +1,177 @@
+//! What the admin socket tells about this agent: one JSON document, read by people and tools.
+
+use std::time::SystemTime;
+
+use serde::Serialize;
+use towline_link::process::drain::DrainView;
+use towline_proto::id::InstanceId;
+
+use crate::links::{Links, ServerStatus};
+use crate::reach::Reach;
+use crate::serve::Serve;
+use crate::trust::Trust;
+
+/// The document.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// Identity in our certificate.
+    pub identity: String,
+    /// Serial number of our certificate.
+    pub serial: String,
+    /// This process.
+    pub instance: String,
+    /// What runs here.
+    pub software: &'static str,
+    /// `running`, `draining`, `closing` or `forced`.
+    pub stage: &'static str,
+    /// What is worst, when something is wrong.
+    pub degraded: Option<String>,
+    /// Each configured server with its links.
+    pub servers: Vec<ServerStatus>,
+    /// Dials of this process.
+    pub dials: DialsStatus,
+    /// UDP socket buffers, where there is a UDP socket.
+    pub udp: Option<UdpStatus>,
+    /// What the policy goes by.
+    pub policy: PolicyStatus,
+    /// Everything loaded that ends.
+    pub expiries: Vec<ExpiryStatus>,
+}
+
+/// See [`Status::dials`].
+#[derive(Clone, Debug, Serialize)]
+pub struct DialsStatus {
+    /// Open now.
+    pub live: usize,
+    /// Of those, how many have a target that takes no bytes.
+    pub stalled: usize,
+    /// How many may be open.
+    pub max: u32,
+    /// Ended because the memory budget was used up.
+    pub ended_for_memory: u64,
+}
+
+/// See [`Status::udp`].
+#[derive(Clone, Debug, Serialize)]
+pub struct UdpStatus {
+    /// Asked for, each way.
+    pub asked: usize,
+    /// Granted for receiving.
+    pub receive: usize,
+    /// Granted for sending.
+    pub send: usize,
+    /// So little that `auto` prefers tls.
+    pub low: bool,
+}
+
+/// See [`Status::policy`].
+#[derive(Clone, Debug, Serialize)]
+pub struct PolicyStatus {
+    /// Where the kubelet is looked for.
+    pub kubelet_addresses: Vec<String>,
+    /// At which port.
+    pub kubelet_port: u16,
+    /// Only these are class `service`, when there are any.
+    pub service_prefixes: Vec<String>,
+    /// Only these are class `pod`, when there are any.
+    pub pod_prefixes: Vec<String>,
+}
+
+/// See [`Status::expiries`].
+#[derive(Clone, Debug, Serialize)]
+pub struct ExpiryStatus {
+    /// What it is.
+    pub what: String,
+    /// Where it came from.
+    pub path: String,
+    /// Until then; negative when it is over.
+    pub seconds: i64,
+}
+
+/// Everything that the document is made of.
+pub struct Sources {
+    /// Links.
+    pub links: Links,
+    /// Dials and policy.
+    pub serve: std::sync::Arc<Serve>,
+    /// Files.
+    pub trust: std::sync::Arc<Trust>,
+    /// UDP socket.
+    pub reach: std::sync::Arc<Reach>,
+    /// Stage.
+    pub stage: DrainView,
+    /// This process.
+    pub instance: InstanceId,
+}
+
+impl Sources {
+    /// The document of this moment.
+    pub fn status(&self) -> Status {
+        let trust = self.trust.current();
+        let policy = self.serve.policy();
+        let rules = policy.rules();
+        let live = self.serve.live();
+        let now = SystemTime::now();
+        fn texts<T: ToString>(items: &[T]) -> Vec<String> {
+            items.iter().map(ToString::to_string).collect()
+        }
+        Status {
+            identity: trust.identity().to_string(),
+            serial: trust.material.credentials().leaf().serial.to_string(),
+            instance: self.instance.to_string(),
+            software: crate::reconnect::SOFTWARE,
+            stage: self.stage.stage().as_str(),
+            degraded: self.links.worst(),
+            servers: self.links.status(),
+            dials: DialsStatus {
+                live: live.len(),
+                stalled: live.stalled(),
+                max: self.serve.max_dials(),
+                ended_for_memory: live.ended_for_memory(),
+            },
+            udp: self.reach.buffers().map(|buffers| UdpStatus {
+                asked: buffers.asked,
+                receive: buffers.granted_recv,
+                send: buffers.granted_send,
+                low: buffers.low(),
+            }),
+            policy: PolicyStatus {
+                kubelet_addresses: texts(&rules.kubelet_addresses),
+                kubelet_port: rules.kubelet_port,
+                service_prefixes: texts(&rules.service_prefixes),
+                pod_prefixes: texts(&rules.pod_prefixes),
+            },
+            expiries: trust
+                .material
+                .expiries()
+                .into_iter()
+                .map(|expiry| ExpiryStatus {
+                    what: expiry.what,
+                    path: expiry.path.display().to_string(),
+                    seconds: seconds_left(expiry.not_after, now),
+                })
+                .collect(),
+        }
+    }
+}
+
+fn seconds_left(end: SystemTime, now: SystemTime) -> i64 {
+    let whole = |length: std::time::Duration| i64::try_from(length.as_secs()).unwrap_or(i64::MAX);
+    match end.duration_since(now) {
+        Ok(left) => whole(left),
+        Err(over) => -whole(over.duration()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn what_is_over_has_negative_seconds_left() {
+        let now = SystemTime::now();
+        assert_eq!(seconds_left(now + Duration::from_secs(5), now), 5);
+        assert_eq!(seconds_left(now - Duration::from_secs(5), now), -5);
+    }
+}
