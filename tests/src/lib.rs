@@ -8,6 +8,8 @@
 
 pub mod apiserver;
 pub mod authority;
+pub mod bench;
+pub mod emulator;
 pub mod forwarder;
 pub mod kubelet;
 pub mod pattern;

@@ -1,0 +1,76 @@
+//! Resident memory: at rest, with idle dials, and (server) with idle agents.
+
+use std::time::Duration;
+
+use super::super::failure::{Failure, Result};
+use super::super::load::Job;
+use super::super::load::hold::Held;
+use super::super::peers::towline;
+use super::super::process::Process;
+use super::super::procfs::Memory;
+use super::{SLACK, Turn, Value, result};
+
+/// Memory is read when nothing has happened for this long.
+const SETTLE: Duration = Duration::from_millis(1000);
+
+pub async fn dials(turn: &mut Turn<'_>) -> Result<Vec<Value>> {
+    let chain = turn.chain().await?;
+    let parts: Vec<(&str, &Process)> = [("front", &chain.front), ("back", &chain.back)]
+        .into_iter()
+        .filter_map(|(name, process)| Some((name, process.as_ref()?)))
+        .collect();
+    tokio::time::sleep(SETTLE).await;
+    let before = memories(&parts)?;
+
+    let count = turn.times.idle_dials;
+    let hold = Job::Hold {
+        count,
+        stalled: false,
+    };
+    let mut holder = turn.generator(&chain.door, &hold)?;
+    holder.ready(SLACK).await?;
+    tokio::time::sleep(SETTLE).await;
+    let after = memories(&parts)?;
+    holder.hang_up();
+    let held: Held = result(&mut holder, hold.length()).await?;
+
+    let mut values = Vec::new();
+    for ((name, _), (before, after)) in parts.iter().zip(before.iter().zip(&after)) {
+        values.push(turn.value(&format!("idle.{name}"), "MiB", before.rss / 1024.0));
+        values.push(turn.value(
+            &format!("idle-anonymous.{name}"),
+            "MiB",
+            before.anonymous / 1024.0,
+        ));
+        values.push(turn.value(
+            &format!("each.{name}"),
+            "KiB",
+            (after.rss - before.rss) / count as f64,
+        ));
+    }
+    values.push(turn.value("reset", "", held.lost as f64));
+    Ok(values)
+}
+
+pub async fn links(turn: &mut Turn<'_>) -> Result<Vec<Value>> {
+    let chain = turn.chain().await?;
+    let Some(server) = &chain.front else {
+        return Err(Failure::new("no server"));
+    };
+    tokio::time::sleep(SETTLE).await;
+    let before = server.memory()?;
+    let count = turn.times.idle_links;
+    let mut links = towline::links(turn.stage, turn.directory, server, count).await?;
+    links.ready(SLACK + SLACK).await?;
+    tokio::time::sleep(SETTLE).await;
+    let after = server.memory()?;
+    Ok(vec![turn.value(
+        "each.front",
+        "KiB",
+        (after.rss - before.rss) / count as f64,
+    )])
+}
+
+fn memories(parts: &[(&str, &Process)]) -> Result<Vec<Memory>> {
+    parts.iter().map(|(_, process)| process.memory()).collect()
+}

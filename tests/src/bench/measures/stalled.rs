@@ -1,0 +1,48 @@
+//! Readers that stall for ever, on other dials of the same link: they may stop nobody but themselves.
+
+use super::super::failure::Result;
+use super::super::load::Job;
+use super::super::load::hold::Held;
+use super::super::stats::Latency;
+use super::{SLACK, Turn, Value, latency, result};
+
+pub async fn run(turn: &mut Turn<'_>, readers: usize) -> Result<Vec<Value>> {
+    let chain = turn.chain().await?;
+    let ask = Job::Ask {
+        connections: 1,
+        warmup: 0.1,
+        seconds: turn.times.stalled,
+    };
+    let dial = Job::Dial {
+        workers: 1,
+        seconds: turn.times.stalled,
+    };
+
+    let idle_ask: Latency = turn.load(&chain.door, &ask).await?;
+    let idle_dial: Latency = turn.load(&chain.door, &dial).await?;
+
+    let hold = Job::Hold {
+        count: readers,
+        stalled: true,
+    };
+    let mut holder = turn.generator(&chain.door, &hold)?;
+    holder.ready(SLACK).await?;
+    let beside_ask: Latency = turn.load(&chain.door, &ask).await?;
+    let beside_dial: Latency = turn.load(&chain.door, &dial).await?;
+    holder.hang_up();
+    let held: Held = result(&mut holder, hold.length()).await?;
+
+    let mut values = latency::percentiles(turn, &beside_ask, "ask.")?;
+    values.extend(latency::percentiles(turn, &beside_dial, "dial.")?);
+    values.push(turn.value("ask.idle-p99", "us", idle_ask.p99));
+    values.push(turn.value("dial.idle-p99", "us", idle_dial.p99));
+    values.push(turn.value("ask.p99-ratio", "x", beside_ask.p99 / idle_ask.p99));
+    values.push(turn.value("dial.p99-ratio", "x", beside_dial.p99 / idle_dial.p99));
+    values.push(turn.value(
+        "errors",
+        "",
+        (beside_ask.errors + beside_dial.errors) as f64,
+    ));
+    values.push(turn.value("reset", "", held.lost as f64));
+    Ok(values)
+}

@@ -1,0 +1,224 @@
+//! The real daemons as processes, with throw-away certificates, as an operator would start them.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use towline_proto::id::Role;
+
+use super::super::door::Door;
+use super::super::failure::{During, Failure, Result};
+use super::super::process::{Launch, Process, START};
+use super::{Carrier, Chain, Place, Route, free_port, text};
+use crate::authority::Authority;
+use crate::scratch::Scratch;
+
+/// Largest datagram of the two QUIC peers, as the daemons' `--quic-payload` takes it.
+const PAYLOAD: &str = "1452";
+const PAYLOAD_JUMBO: &str = "6500";
+
+/// What all chains share: where things are, and who signs.
+pub struct Stage {
+    pub scratch: Scratch,
+    pub authority: Authority,
+    server: Result<PathBuf>,
+    agent: Result<PathBuf>,
+}
+
+impl Stage {
+    /// Looks for the daemons beside this program and makes an authority.
+    pub fn new() -> Result<Self> {
+        let scratch = Scratch::new().during("scratch directory")?;
+        let authority = Authority::new("bench.towline.test");
+        let here = std::env::current_exe().during("path of this program")?;
+        let write = |name: &str, content: &str| scratch.write(name, content).during(name);
+        write("agents.pem", authority.issuer(Role::Agent).pem())?;
+        write("servers.pem", authority.issuer(Role::Server).pem())?;
+        authority
+            .leaf(Role::Server, "bench")
+            .sign()
+            .write(&scratch, "server")
+            .during("server")?;
+        let kubelet = [IpAddr::from(Ipv4Addr::LOCALHOST)];
+        let agent = authority.leaf(Role::Agent, "node-1").ips(&kubelet).sign();
+        agent.write(&scratch, "agent").during("agent")?;
+        Ok(Self {
+            server: daemon(&here, "towline-server"),
+            agent: daemon(&here, "towline-agent"),
+            scratch,
+            authority,
+        })
+    }
+
+    /// Why Towline cannot be measured, if it cannot.
+    #[must_use]
+    pub fn obstacle(&self) -> Option<String> {
+        let missing = [&self.server, &self.agent]
+            .into_iter()
+            .filter_map(|path| path.as_ref().err());
+        missing.map(ToString::to_string).next()
+    }
+
+    /// A file of this stage as text.
+    fn file(&self, name: &str) -> Result<String> {
+        text(&self.scratch.join(name))
+    }
+}
+
+fn daemon(here: &Path, name: &str) -> Result<PathBuf> {
+    let path = here.with_file_name(name);
+    if path.is_file() {
+        return Ok(path);
+    }
+    let release = if cfg!(debug_assertions) {
+        ""
+    } else {
+        " --release"
+    };
+    Err(Failure::new(format!(
+        "{name} is not beside the bench: run `cargo build{release} -p {name}` and start again"
+    )))
+}
+
+fn found(path: &Result<PathBuf>) -> Result<&Path> {
+    path.as_deref()
+        .map_err(|failure| Failure::new(failure.to_string()))
+}
+
+impl Carrier {
+    fn flag(self) -> &'static str {
+        match self {
+            Self::Quic => "quic",
+            Self::Tls => "tls",
+        }
+    }
+}
+
+/// Server, link and agent in front of a target that plays the kubelet.
+pub async fn start(
+    stage: &Stage,
+    (target, kubelet): (Process, SocketAddr),
+    place: &Place,
+    carrier: Carrier,
+    jumbo: bool,
+) -> Result<Chain> {
+    let payload = if jumbo { PAYLOAD_JUMBO } else { PAYLOAD };
+    let listen = SocketAddr::new(place.route.host(), free_port()?);
+    let (server, path) = server(stage, place, carrier, listen, kubelet.port())?;
+    let server = server.args(["--quic-payload", payload]).start()?;
+    let (line, dialled) = line(place, listen).await?;
+    let agent = agent(stage, place, carrier, dialled, kubelet.port())?;
+    let agent = agent.args(["--quic-payload", payload]).start()?;
+    let door = Door::Connect {
+        path,
+        target: kubelet.to_string(),
+    };
+    Ok(Chain {
+        door,
+        target,
+        front: Some(server),
+        back: Some(agent),
+        line,
+    })
+}
+
+/// How a server is started, and its door.
+pub fn server(
+    stage: &Stage,
+    place: &Place,
+    carrier: Carrier,
+    listen: SocketAddr,
+    kubelet_port: u16,
+) -> Result<(Launch, PathBuf)> {
+    let door = place.directory.join("door");
+    let launch = Launch::new("server", found(&stage.server)?, &place.directory)
+        .within(place.route.near())
+        .args([
+            "--cert",
+            &stage.file("server.crt")?,
+            "--key",
+            &stage.file("server.key")?,
+        ])
+        .args(["--agent-ca", &stage.file("agents.pem")?])
+        .args(["--state-dir", &text(&place.directory.join("server-state"))?])
+        .args(["--listen", &listen.to_string(), "--carrier", carrier.flag()])
+        .args([
+            "--door-unix",
+            &text(&door)?,
+            "--kubelet-port",
+            &kubelet_port.to_string(),
+        ])
+        .args(["--health-bind", "127.0.0.1:0", "--log-level", "warn"])
+        .args([
+            "--admin-socket",
+            &text(&place.directory.join("server-admin"))?,
+        ])
+        .args(
+            place
+                .udp_buffer
+                .iter()
+                .flat_map(|size| ["--udp-buffer", size]),
+        );
+    Ok((launch, door))
+}
+
+fn agent(
+    stage: &Stage,
+    place: &Place,
+    carrier: Carrier,
+    server: SocketAddr,
+    kubelet_port: u16,
+) -> Result<Launch> {
+    Ok(Launch::new("agent", found(&stage.agent)?, &place.directory)
+        .within(place.route.far())
+        .args([
+            "--cert",
+            &stage.file("agent.crt")?,
+            "--key",
+            &stage.file("agent.key")?,
+        ])
+        .args([
+            "--server-ca",
+            &stage.file("servers.pem")?,
+            "--server",
+            &server.to_string(),
+        ])
+        .args([
+            "--carrier",
+            carrier.flag(),
+            "--kubelet-port",
+            &kubelet_port.to_string(),
+        ])
+        .args(["--health-bind", "127.0.0.1:0", "--log-level", "warn"])
+        .args([
+            "--admin-socket",
+            &text(&place.directory.join("agent-admin"))?,
+        ])
+        .args(
+            place
+                .udp_buffer
+                .iter()
+                .flat_map(|size| ["--udp-buffer", size]),
+        ))
+}
+
+/// The UDP forwarder in front of the server, if the route wants one, and where the agent dials.
+async fn line(place: &Place, server: SocketAddr) -> Result<(Option<Process>, SocketAddr)> {
+    let Route::Udp { outward, inward } = &place.route else {
+        return Ok((None, server));
+    };
+    let paths = serde_json::to_string(&(outward, inward)).during("path")?;
+    let arguments = ["line", "--server", &server.to_string(), "--paths", &paths];
+    let mut line = Launch::own("line", &place.directory, &arguments)?.start()?;
+    let dialled = line.ready(START).await?.parse().during("line: address")?;
+    Ok((Some(line), dialled))
+}
+
+/// A process that holds this many idle links to a server, each of another agent.
+pub async fn links(
+    _stage: &Stage,
+    _directory: &Path,
+    _server: &Process,
+    _count: usize,
+) -> Result<Process> {
+    Err(Failure::new("idle links are not implemented yet"))
+}
