@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod policy;
 pub mod reach;
 pub mod reconnect;
+pub mod reload;
 pub mod run;
 pub mod serve;
 pub mod status;

@@ -29,6 +29,7 @@ use towline_proto::control::{Hello, Welcome};
 use towline_proto::id::InstanceId;
 use towline_proto::limits;
 use towline_proto::reason::Reason;
+use towline_proto::target::Target;
 use towline_proto::version::{Capabilities, VERSION_MAX, VERSION_MIN};
 use tracing::{debug, info, warn};
 
@@ -88,8 +89,21 @@ enum Purpose {
 enum AttemptError {
     #[error(transparent)]
     Reach(#[from] ReachError),
-    #[error("the server ended the greeting: {0}")]
+    #[error("the server ended the greeting: {0}{hint}", hint = hint(*.0))]
     Greet(Reason),
+}
+
+/// What to do about a refused greeting.
+fn hint(reason: Reason) -> &'static str {
+    match reason {
+        Reason::ExcessClaim => {
+            " (a --kubelet-address is neither in our certificate nor granted by the server: issue a certificate \
+             with it, or leave the flag out)"
+        }
+        Reason::Superseded => " (another process runs with the same certificate)",
+        Reason::Overloaded => " (the server has as many links as it may have)",
+        _ => "",
+    }
 }
 
 impl AttemptError {
@@ -138,6 +152,10 @@ pub struct Keeper {
     /// Since when there has been no stable link; pauses grow with it.
     outage: Instant,
     links: JoinSet<Reason>,
+    /// Pause before the next probe of quic; grows while quic does not work or does not last.
+    probe_after: Duration,
+    /// How long the last quic link lived.
+    quic_lived: Option<Duration>,
     twin_told: bool,
     logged: Option<Reason>,
 }
@@ -147,6 +165,8 @@ impl Keeper {
     pub fn new(keeping: Arc<Keeping>, slot: Slot, drain: DrainWatch) -> Self {
         let now = Instant::now();
         Self {
+            probe_after: keeping.carrier_probe / FIRST_PROBE,
+            quic_lived: None,
             keeping,
             slot,
             drain,
@@ -269,12 +289,27 @@ impl Keeper {
             .as_ref()
             .is_some_and(|current| current.kind == CarrierKind::Tls);
         self.next = (on_tls && self.keeping.reach.prefers_quic()).then(|| {
-            let every = self.keeping.carrier_probe;
+            let after = self.probe_after;
+            self.probe_after = self.longer_probe(self.keeping.carrier_probe);
             (
-                Instant::now() + every * 3 / 4 + jitter(every / 2),
+                Instant::now() + after * 3 / 4 + jitter(after / 2),
                 Purpose::Probe,
             )
         });
+    }
+
+    fn longer_probe(&self, most: Duration) -> Duration {
+        (self.probe_after * 2).min(most.max(self.probe_after))
+    }
+
+    /// A link on tls again. Soon after a restart of the server quic is looked for at once; where
+    /// quic links do not last (a network that throttles UDP) each try costs dials, so ever later.
+    fn fell_back(&mut self) {
+        let probe = self.keeping.carrier_probe;
+        self.probe_after = match self.quic_lived.take() {
+            Some(lived) if lived < probe => self.longer_probe(probe * LAST_PROBE),
+            _ => probe / FIRST_PROBE,
+        };
     }
 
     // ---- links -----------------------------------------------------------------------------
@@ -303,6 +338,15 @@ impl Keeper {
             self.keeping.metrics.carrier_probe(true);
         }
         self.logged = None;
+        // Where other servers say that they are is no target either.
+        let told = welcome.servers.iter().filter_map(|text| text.parse::<Target>().ok());
+        for address in told.filter_map(|target| target.address()) {
+            self.keeping.reach.addresses.note(address);
+        }
+        self.note_quic_end();
+        if kind == CarrierKind::Tls {
+            self.fell_back();
+        }
         let now = Instant::now();
         let old = self.current.replace(Current {
             received: link.carrier().stats().received_bytes,
@@ -347,6 +391,7 @@ impl Keeper {
             }
         };
         self.keeping.metrics.reconnect(reason);
+        self.note_quic_end();
         let lived = self.current.take().map(|current| current.since.elapsed());
         if lived.is_some_and(|lived| lived >= limits::LINK_STABLE) || first.is_zero() {
             self.backoff = Backoff::new(random());
@@ -369,6 +414,14 @@ impl Keeper {
                 self.attempt = None;
                 self.next = Some((Instant::now() + pause, Purpose::Link));
             }
+        }
+    }
+
+    fn note_quic_end(&mut self) {
+        if let Some(current) = &self.current
+            && current.kind == CarrierKind::Quic
+        {
+            self.quic_lived = Some(current.since.elapsed());
         }
     }
 
@@ -434,6 +487,7 @@ impl Keeper {
         {
             debug!(server = %self.slot.server(), "the link is silent, connecting beside it");
             self.outage = current.heard;
+            self.backoff = Backoff::new(random());
             self.next = Some((Instant::now(), Purpose::Suspect));
         }
     }
@@ -473,6 +527,12 @@ impl Keeper {
         while self.links.join_next().await.is_some() {}
     }
 }
+
+/// The first probe comes after this part of the usual time.
+const FIRST_PROBE: u32 = 12;
+
+/// Where quic does not last, probes come this much later than usual at the most.
+const LAST_PROBE: u32 = 8;
 
 /// How often a quic link is looked at for silence.
 const LOOK: Duration = Duration::from_millis(500);

@@ -20,8 +20,9 @@ use crate::links::Links;
 use crate::metrics::Metrics;
 use crate::reach::{Reach, ServerAddresses};
 use crate::reconnect::{Keeper, Keeping, instance};
+use crate::reload::Reload;
 use crate::serve::Serve;
-use crate::trust::Trust;
+use crate::trust::{Trust, TrustError};
 
 /// Why the agent did not start.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +55,7 @@ pub struct Agent {
     drain_timeout: Duration,
     links: Links,
     serve: Arc<Serve>,
+    reload: Arc<Reload>,
     quic: Option<Arc<QuicEndpoint>>,
     failed: Arc<OnceLock<String>>,
     tasks: JoinSet<()>,
@@ -78,7 +80,7 @@ impl Agent {
         if let Some(endpoint) = &quic {
             endpoint.register(&mut registry);
         }
-        let policy = policy.policy(&trust, Some(process.health));
+        let node_policy = policy.policy(&trust, Some(process.health));
         let trust = Arc::new(Trust::new(files, trust));
         let links = Links::new(&reach.servers);
         let metrics = Metrics::default();
@@ -93,12 +95,19 @@ impl Agent {
         let serve = Arc::new(Serve::new(
             serve,
             network,
-            policy,
+            node_policy,
             Arc::clone(&reach),
             metrics.clone(),
         ));
         metrics.register(&mut registry, links.clone(), serve.live().clone());
 
+        let reload = Arc::new(Reload::new(
+            Arc::clone(&trust),
+            Arc::clone(&serve),
+            policy,
+            Some(process.health),
+            metrics.clone(),
+        ));
         let keeping = Arc::new(Keeping {
             reach,
             trust,
@@ -123,6 +132,7 @@ impl Agent {
             drain_timeout,
             links,
             serve,
+            reload,
             quic,
             failed,
             tasks,
@@ -137,6 +147,11 @@ impl Agent {
     /// Live dials.
     pub fn live_dials(&self) -> usize {
         self.serve.live().len()
+    }
+
+    /// Reads the certificate files again, now.
+    pub fn reload(&self) -> Result<(), TrustError> {
+        self.reload.read()
     }
 
     /// Stops gracefully: servers choose us no more, live dials end, then the links.

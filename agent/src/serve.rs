@@ -274,3 +274,18 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
 }
 
 const _: () = assert!(limits::DIALS_PER_LINK > SPARE_STREAMS);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn future_bytes<A, B, C, D, F>(_: fn(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn an_idle_dial_costs_less_than_a_kilobyte_of_task() {
+        let bytes = future_bytes(Serve::stream);
+        assert!(bytes <= 1024, "{bytes}");
+    }
+}

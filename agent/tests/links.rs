@@ -7,6 +7,7 @@ use std::time::Duration;
 use fake::{Cluster, FakeServer, Listen, agent, echoes, ends, open};
 use towline_link::carrier::CarrierKind;
 use towline_link::driver::LinkState;
+use towline_proto::id::Role;
 use towline_proto::reason::Reason;
 use towline_proto::target::Class;
 
@@ -230,4 +231,57 @@ async fn a_quic_link_that_falls_silent_is_replaced_long_before_it_counts_as_dead
         "moved",
     )
     .await;
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_keeps_the_link_and_a_denied_server_loses_it() {
+    on_both(|cluster, mut server, carrier| {
+        Box::pin(async move {
+            let deny = cluster.path("deny");
+            std::fs::write(&deny, "# nobody\n").unwrap();
+            let deny_flag = deny.to_str().unwrap().to_owned();
+            let more = ["--carrier", carrier, "--deny-list", &deny_flag];
+            let agent = agent(cluster.config(server.address, &more)).await;
+            let link = server.link().await;
+            let mut dial = open(&link, "n7:10250", Class::Kubelet).await.unwrap();
+
+            cluster.issue(Role::Agent, "n7", &[fake::NODE.parse().unwrap()]);
+            agent.reload().unwrap();
+            echoes(&mut dial, "after the renewal").await;
+            assert_eq!(link.state(), LinkState::Ready);
+
+            std::fs::write(&deny, "not an entry\n").unwrap();
+            assert!(agent.reload().is_err());
+            echoes(&mut dial, "after a broken file").await;
+
+            std::fs::write(&deny, "spiffe://c1/towline/server/s1\n").unwrap();
+            agent.reload().unwrap();
+            assert_eq!(link.closed().await, Reason::Denied);
+            assert!(dial.stream.recv.recv(1024).await.is_err());
+            assert!(agent.links().readiness().is_err());
+        })
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_new_identity_means_a_new_link_before_the_old_one_goes() {
+    let cluster = Cluster::new();
+    let mut server = FakeServer::start(&cluster, ANY.parse().unwrap(), Listen::Both).await;
+    let agent = agent(cluster.config(server.address, &[])).await;
+    let old = server.link().await;
+    echoes(
+        &mut open(&old, "n7:10250", Class::Kubelet).await.unwrap(),
+        "n7",
+    )
+    .await;
+    cluster.issue(Role::Agent, "n8", &["10.0.0.8".parse().unwrap()]);
+    agent.reload().unwrap();
+    let new = server.link().await;
+    assert_eq!(new.carrier().peer().identity().name.as_str(), "n8");
+    assert_eq!(old.closed().await, Reason::Moved);
+    let refused = open(&new, "10.0.0.7:10250", Class::Kubelet)
+        .await
+        .map(|_| ());
+    assert_eq!(refused.unwrap_err().reason, Reason::AgentPolicy);
 }

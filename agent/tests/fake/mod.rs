@@ -36,15 +36,15 @@ use towline_proto::target::{Class, HostName};
 use towline_proto::version::{Capabilities, VERSION_MAX};
 
 /// The node of the agent under test; its kubelet is an echo on loopback.
-pub const NODE: &str = "10.0.0.7";
+pub(crate) const NODE: &str = "10.0.0.7";
 
 /// Files of one cluster with one agent and one server, gone when dropped.
-pub struct Cluster {
-    pub dir: PathBuf,
+pub(crate) struct Cluster {
+    pub(crate) dir: PathBuf,
 }
 
 impl Cluster {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!(
             "towline-agent-{}-{}",
@@ -59,23 +59,35 @@ impl Cluster {
         cluster
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 
-    /// A new authority for the role and one certificate of it.
-    pub fn issue(&self, role: Role, name: &str, ips: &[IpAddr]) {
+    /// A certificate of the role, by the cluster's one authority for it.
+    pub(crate) fn issue(&self, role: Role, name: &str, ips: &[IpAddr]) {
         let now = SystemTime::now();
-        let spec = AuthoritySpec {
-            purpose: format!("towline {role}s"),
-            organisation: "c1".into(),
-            not_before: now - Duration::from_secs(60),
-            not_after: now + Duration::from_secs(3600),
-            path_length: Some(0),
-            usages: vec![Usage::of(role)],
+        let write = |file: String, text: &str| {
+            store::write_public(&self.path(&file), text, Replace::Atomically).unwrap();
         };
-        let authority =
-            Authority::create(&spec, PrivateKey::generate(KeyKind::EcdsaP256).unwrap()).unwrap();
+        let (ca, ca_key) = (
+            format!("{role}-ca.pem"),
+            self.path(&format!("{role}-ca.key")),
+        );
+        if !ca_key.exists() {
+            let spec = AuthoritySpec {
+                purpose: format!("towline {role}s"),
+                organisation: "c1".into(),
+                not_before: now - Duration::from_secs(60),
+                not_after: now + Duration::from_secs(3600),
+                path_length: Some(0),
+                usages: vec![Usage::of(role)],
+            };
+            let key = PrivateKey::generate(KeyKind::EcdsaP256).unwrap();
+            let authority = Authority::create(&spec, key).unwrap();
+            write(ca.clone(), &authority.to_pem());
+            store::write_secret(&ca_key, &authority.key_to_pem(), Replace::Never).unwrap();
+        }
+        let authority = Authority::load(&self.path(&ca), &ca_key, now).unwrap();
         let key = PrivateKey::generate(KeyKind::EcdsaP256).unwrap();
         let issue = Issue {
             identity: Identity::new("c1".parse().unwrap(), role, name.parse().unwrap()),
@@ -85,17 +97,9 @@ impl Cluster {
             public_key: key.public(),
         };
         let issued = authority.issue(&issue, now).unwrap();
-        let write = |file: String, text: &str| {
-            store::write_public(&self.path(&file), text, Replace::Atomically).unwrap();
-        };
-        write(format!("{role}-ca.pem"), &authority.to_pem());
         write(format!("{role}.pem"), &issued.to_pem());
-        store::write_secret(
-            &self.path(&format!("{role}.key")),
-            &key.to_pem(),
-            Replace::Atomically,
-        )
-        .unwrap();
+        let key_file = self.path(&format!("{role}.key"));
+        store::write_secret(&key_file, &key.to_pem(), Replace::Atomically).unwrap();
     }
 
     fn material(&self) -> Material {
@@ -108,7 +112,7 @@ impl Cluster {
         Material::load(&files, Role::Server, SystemTime::now()).unwrap()
     }
 
-    pub fn config(&self, server: SocketAddr, more: &[&str]) -> Config {
+    pub(crate) fn config(&self, server: SocketAddr, more: &[&str]) -> Config {
         let (cert, key, ca) = (
             self.path("agent.pem"),
             self.path("agent.key"),
@@ -144,21 +148,21 @@ impl Drop for Cluster {
 
 /// Which listeners a fake server opens.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Listen {
+pub(crate) enum Listen {
     Both,
     Tcp,
     Udp,
 }
 
 /// Dropping it closes every socket and link.
-pub struct FakeServer {
-    pub address: SocketAddr,
-    pub links: mpsc::Receiver<Link>,
+pub(crate) struct FakeServer {
+    pub(crate) address: SocketAddr,
+    pub(crate) links: mpsc::Receiver<Link>,
     _tasks: JoinSet<()>,
 }
 
 impl FakeServer {
-    pub async fn start(cluster: &Cluster, address: SocketAddr, listen: Listen) -> Self {
+    pub(crate) async fn start(cluster: &Cluster, address: SocketAddr, listen: Listen) -> Self {
         let material = cluster.material();
         let verifier = material.verifier(Role::Agent).unwrap().clone();
         let config =
@@ -220,11 +224,11 @@ impl FakeServer {
     }
 
     /// UDP opens at the port of another one.
-    pub async fn start_udp(cluster: &Cluster, address: SocketAddr) -> Self {
+    pub(crate) async fn start_udp(cluster: &Cluster, address: SocketAddr) -> Self {
         Self::start(cluster, address, Listen::Udp).await
     }
 
-    pub async fn link(&mut self) -> Link {
+    pub(crate) async fn link(&mut self) -> Link {
         tokio::time::timeout(Duration::from_secs(10), self.links.recv())
             .await
             .expect("a link in time")
@@ -261,13 +265,13 @@ async fn greet(carrier: Arc<dyn Carrier>, sender: mpsc::Sender<Link>) {
 }
 
 /// Every permitted address leads to one echo; nothing but [`NODE`] is the node's own.
-pub struct EchoNetwork {
+pub(crate) struct EchoNetwork {
     echo: SocketAddr,
     _task: JoinSet<()>,
 }
 
 impl EchoNetwork {
-    pub async fn start() -> Arc<Self> {
+    pub(crate) async fn start() -> Arc<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let echo = listener.local_addr().unwrap();
         let mut task = JoinSet::new();
@@ -307,13 +311,13 @@ impl Network for EchoNetwork {
     }
 }
 
-pub async fn agent(config: Config) -> Agent {
+pub(crate) async fn agent(config: Config) -> Agent {
     Agent::start(config, EchoNetwork::start().await)
         .await
         .unwrap()
 }
 
-pub async fn open(link: &Link, target: &str, class: Class) -> Result<OpenDial, OpenError> {
+pub(crate) async fn open(link: &Link, target: &str, class: Class) -> Result<OpenDial, OpenError> {
     let timeout = Duration::from_secs(5);
     let request = DialRequest::Dial(Dial {
         id: DialId::new(1).unwrap(),
@@ -325,7 +329,7 @@ pub async fn open(link: &Link, target: &str, class: Class) -> Result<OpenDial, O
     dial::open(&**link.carrier(), &request, Instant::now() + timeout).await
 }
 
-pub async fn echoes(dial: &mut OpenDial, text: &'static str) {
+pub(crate) async fn echoes(dial: &mut OpenDial, text: &'static str) {
     dial.stream.send.send(text.into()).await.unwrap();
     let mut got = Vec::from(std::mem::take(&mut dial.early));
     while got.len() < text.len() {
@@ -342,20 +346,20 @@ pub async fn echoes(dial: &mut OpenDial, text: &'static str) {
 }
 
 /// The rest of a dial: end of stream one way gives end of stream the other way.
-pub async fn ends(mut dial: OpenDial) {
+pub(crate) async fn ends(mut dial: OpenDial) {
     dial.stream.send.finish();
     assert_eq!(dial.stream.recv.recv(1024).await, Ok(None));
 }
 
 /// Forwards UDP and TCP of one port to a server; UDP can be cut.
-pub struct Wire {
-    pub address: SocketAddr,
+pub(crate) struct Wire {
+    pub(crate) address: SocketAddr,
     open: Arc<AtomicBool>,
     _tasks: JoinSet<()>,
 }
 
 impl Wire {
-    pub async fn start(server: SocketAddr) -> Self {
+    pub(crate) async fn start(server: SocketAddr) -> Self {
         let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = tcp.local_addr().unwrap();
         let agents = UdpSocket::bind(address).await.unwrap();
@@ -399,7 +403,7 @@ impl Wire {
         }
     }
 
-    pub fn cut_udp(&self) {
+    pub(crate) fn cut_udp(&self) {
         self.open.store(false, Ordering::SeqCst);
     }
 }
