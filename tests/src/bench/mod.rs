@@ -4,6 +4,7 @@
 //! measured), [`peers`] (who), [`load`] and [`target`] (the two ends of every chain), [`targets`] and
 //! [`report`] (what comes out). `tests/bench/README.md` says how to read the figures.
 
+pub mod agents;
 pub mod door;
 pub mod failure;
 pub mod load;
@@ -38,6 +39,13 @@ pub fn main() -> Result<()> {
     let runtime = runtime.during("runtime")?;
     match cli.part {
         None => runtime.block_on(run::run(&cli.options)),
+        Some(Part::Agents {
+            server,
+            carrier,
+            roots,
+            directory,
+            count,
+        }) => runtime.block_on(agents::run(server, &carrier, &roots, &directory, count)),
         Some(Part::Child { netns_of, command }) => Err(process::become_program(netns_of, &command)),
         Some(Part::Hold) => {
             process::say_ready("");

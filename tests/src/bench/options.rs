@@ -66,6 +66,20 @@ pub enum Emulator {
 /// The parts of the bench that run as processes of their own. Not for people.
 #[derive(Debug, Subcommand)]
 pub enum Part {
+    /// Many idle agents.
+    #[command(hide = true)]
+    Agents {
+        #[arg(long)]
+        server: SocketAddr,
+        #[arg(long)]
+        carrier: String,
+        #[arg(long)]
+        roots: PathBuf,
+        #[arg(long)]
+        directory: PathBuf,
+        #[arg(long)]
+        count: usize,
+    },
     /// Becomes another program that dies with the bench.
     #[command(hide = true)]
     Child {

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 
 use super::failure::{During, Failure, Result};
@@ -44,7 +45,7 @@ pub async fn run(options: &Options) -> Result<()> {
     let emulator = bench.obstacles();
     let outcome = tokio::select! {
         outcome = bench.all(&measures) => outcome,
-        stop = tokio::signal::ctrl_c() => stop.during("interrupt").and(Err(Failure::new("interrupted"))),
+        stop = told_to_stop() => stop.and(Err(Failure::new("told to stop"))),
     };
     if let Err(failure) = outcome {
         bench
@@ -76,6 +77,15 @@ pub async fn run(options: &Options) -> Result<()> {
         std::mem::forget(bench);
     }
     Ok(())
+}
+
+/// SIGINT or SIGTERM: what was measured so far is still shown.
+async fn told_to_stop() -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).during("SIGTERM")?;
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => interrupted.during("SIGINT"),
+        _ = terminate.recv() => Ok(()),
+    }
 }
 
 fn write(path: Option<&PathBuf>, text: &str) -> Result<()> {

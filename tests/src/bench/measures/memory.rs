@@ -1,6 +1,6 @@
 //! Resident memory: at rest, with idle dials, and (server) with idle agents.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::super::failure::{Failure, Result};
 use super::super::load::Job;
@@ -12,6 +12,9 @@ use super::{SLACK, Turn, Value, result};
 
 /// Memory is read when nothing has happened for this long.
 const SETTLE: Duration = Duration::from_millis(1000);
+
+/// Two heartbeats of every link: what so many idle agents cost in processor time.
+const BEATS: Duration = Duration::from_secs(6);
 
 pub async fn dials(turn: &mut Turn<'_>) -> Result<Vec<Value>> {
     let chain = turn.chain().await?;
@@ -54,21 +57,28 @@ pub async fn dials(turn: &mut Turn<'_>) -> Result<Vec<Value>> {
 
 pub async fn links(turn: &mut Turn<'_>) -> Result<Vec<Value>> {
     let chain = turn.chain().await?;
-    let Some(server) = &chain.front else {
+    let (Some(server), Some(address), Some(carrier)) =
+        (&chain.front, chain.link, turn.peer.carrier())
+    else {
         return Err(Failure::new("no server"));
     };
     tokio::time::sleep(SETTLE).await;
     let before = server.memory()?;
     let count = turn.times.idle_links;
-    let mut links = towline::links(turn.stage, turn.directory, server, count).await?;
-    links.ready(SLACK + SLACK).await?;
+    let began = Instant::now();
+    let mut agents = towline::idle_agents(turn.stage, turn.directory, carrier, address, count)?;
+    agents.ready(SLACK + SLACK).await?;
+    let linked = began.elapsed().as_secs_f64();
     tokio::time::sleep(SETTLE).await;
     let after = server.memory()?;
-    Ok(vec![turn.value(
-        "each.front",
-        "KiB",
-        (after.rss - before.rss) / count as f64,
-    )])
+    let busy = server.cpu_seconds()?;
+    tokio::time::sleep(BEATS).await;
+    let busy = server.cpu_seconds()? - busy;
+    Ok(vec![
+        turn.value("each.front", "KiB", (after.rss - before.rss) / count as f64),
+        turn.value("all-linked", "s", linked),
+        turn.value("cpu.front", "%", 100.0 * busy / BEATS.as_secs_f64()),
+    ])
 }
 
 fn memories(parts: &[(&str, &Process)]) -> Result<Vec<Memory>> {

@@ -16,6 +16,9 @@ use super::process::{Launch, Process, START};
 use super::wire::{MESSAGE_BYTES, Request};
 use crate::emulator::line::Path as LinePath;
 
+/// One attempt to get through a chain takes no longer.
+const TRY: Duration = Duration::from_secs(3);
+
 /// The peer that ratios are taken against.
 pub const BASE: &str = "relay";
 
@@ -138,6 +141,8 @@ pub struct Chain {
     pub back: Option<Process>,
     /// The UDP forwarder, if the route has one.
     pub line: Option<Process>,
+    /// Where the server takes links.
+    pub link: Option<SocketAddr>,
 }
 
 impl Peer {
@@ -215,11 +220,15 @@ impl Chain {
 }
 
 async fn try_once(door: &Door) -> std::io::Result<()> {
-    let mut pipe = door.open().await?;
-    let mut reply = [0; MESSAGE_BYTES];
-    pipe.write_all(&Request::Ask.encode()).await?;
-    pipe.read_exact(&mut reply).await?;
-    Ok(())
+    let once = async {
+        let mut pipe = door.open().await?;
+        let mut reply = [0; MESSAGE_BYTES];
+        pipe.write_all(&Request::Ask.encode()).await?;
+        pipe.read_exact(&mut reply).await?;
+        Ok(())
+    };
+    let tried = tokio::time::timeout(TRY, once).await;
+    tried.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))?
 }
 
 /// A port that is free for TCP and UDP now, below the range that the kernel hands out to clients, so

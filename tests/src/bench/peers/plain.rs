@@ -18,6 +18,7 @@ pub fn direct((target, address): Target, place: &Place) -> Result<Chain> {
             front: None,
             back: None,
             line: None,
+            link: None,
         }),
         Route::Namespaces { .. } | Route::Udp { .. } => Err(Failure::new("only on loopback")),
     }
@@ -55,5 +56,6 @@ pub async fn relay((target, address): Target, place: &Place) -> Result<Chain> {
         front: Some(front),
         back: Some(back),
         line: None,
+        link: None,
     })
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use towline_proto::id::Role;
 
+use super::super::agents;
 use super::super::door::Door;
 use super::super::failure::{During, Failure, Result};
 use super::super::process::{Launch, Process, START};
@@ -118,6 +119,7 @@ pub async fn start(
         front: Some(server),
         back: Some(agent),
         line,
+        link: Some(listen),
     })
 }
 
@@ -213,12 +215,19 @@ async fn line(place: &Place, server: SocketAddr) -> Result<(Option<Process>, Soc
     Ok((Some(line), dialled))
 }
 
-/// A process that holds this many idle links to a server, each of another agent.
-pub async fn links(
-    _stage: &Stage,
-    _directory: &Path,
-    _server: &Process,
-    _count: usize,
+/// A process that holds this many idle links to the server at `address`, each of another agent.
+pub fn idle_agents(
+    stage: &Stage,
+    directory: &Path,
+    carrier: Carrier,
+    address: SocketAddr,
+    count: usize,
 ) -> Result<Process> {
-    Err(Failure::new("idle links are not implemented yet"))
+    agents::mint(&stage.authority, directory, count)?;
+    let arguments = ["agents", "--server", &address.to_string()];
+    Launch::own("agents", directory, &arguments)?
+        .args(["--carrier", carrier.flag(), "--count", &count.to_string()])
+        .args(["--roots", &stage.file("servers.pem")?])
+        .args(["--directory", &text(directory)?])
+        .start()
 }
