@@ -230,6 +230,27 @@ pub const LINK_SUSPECT: Duration = Duration::from_millis(1_900);
 /// A link that lived this long starts its next outage with the shortest pause again.
 pub const LINK_STABLE: Duration = Duration::from_secs(10);
 
+// ---- server --------------------------------------------------------------------------------
+
+/// Entries of a grants file. Overflow: the file is refused, the old one stays.
+pub const GRANT_ENTRIES: usize = 16_384;
+/// Agents without a link whose end is remembered, so that a dial is told since when and why.
+/// Overflow: the one that has been gone longest is forgotten.
+pub const REMEMBERED_AGENTS: usize = 16_384;
+/// How often the data path of a link is probed, before jitter of a fifth either way.
+pub const PROBE_EVERY: Duration = Duration::from_secs(10);
+/// One probe. Overflow: the link counts as unhealthy until a probe passes.
+pub const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Silence of an agent's heartbeats after which other links are preferred: one heartbeat late.
+pub const LINK_DOUBTED: Duration = Duration::from_millis(4_500);
+/// After the answer to CONNECT, how long bytes of a target that speaks first are held back so
+/// that the front end reads the answer alone. Ends with the front end's first byte.
+pub const ANSWER_ALONE: Duration = Duration::from_millis(5);
+/// How often certificates of front ends with live connections are checked again.
+pub const DOOR_CHECK: Duration = Duration::from_secs(30);
+/// Bytes of a refused front end that are read and dropped so that it can read the answer.
+pub const REFUSED_BYTES: usize = 64 * 1024;
+
 // ---- certificates --------------------------------------------------------------------------
 
 /// Certificates in one chain, leaf included. Overflow: refused before any is parsed.
@@ -262,5 +283,7 @@ const _: () = {
     assert!(QUIC_KEEP_ALIVE.as_secs() < PEER_SILENT.as_secs());
     assert!(QUIC_PAYLOAD <= QUIC_PAYLOAD_JUMBO);
     assert!(QUIC_PAYLOAD_JUMBO as u32 * QUIC_SEGMENTS <= 65_507);
+    assert!(PROBE_TIMEOUT.as_millis() < PROBE_EVERY.as_millis());
+    assert!(LINK_DOUBTED.as_millis() > HEARTBEAT.as_millis());
     assert!(QUIC_SEND_WINDOW >= STREAM_WINDOW as u64);
 };

@@ -1,0 +1,463 @@
+//! All input of the server, read once and checked as a whole: flags and files. After this nobody
+//! reads the environment.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::{Duration, SystemTime};
+
+use ipnet::IpNet;
+use towline_link::process::telemetry::{LogFilter, LogFormat};
+use towline_link::process::unix::{AllowedUids, UidError};
+use towline_link::quic;
+use towline_pki::Files;
+use towline_proto::id::{Name, Role};
+use towline_proto::limits;
+
+use crate::args::Args;
+use crate::classify::Prefixes;
+use crate::dial::DialOptions;
+use crate::grants::{Grants, GrantsError};
+use crate::trust::{Snapshot, TrustError};
+
+/// `--carrier`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CarrierMode {
+    /// Both, at the same port.
+    #[default]
+    Auto,
+    /// quic only.
+    Quic,
+    /// tls only.
+    Tls,
+}
+
+/// A word that names no carrier.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown carrier {0:?}: use auto, quic or tls")]
+pub struct UnknownCarrier(String);
+
+impl FromStr for CarrierMode {
+    type Err = UnknownCarrier;
+    fn from_str(text: &str) -> Result<Self, UnknownCarrier> {
+        match text {
+            "auto" => Ok(CarrierMode::Auto),
+            "quic" => Ok(CarrierMode::Quic),
+            "tls" => Ok(CarrierMode::Tls),
+            other => Err(UnknownCarrier(other.chars().take(32).collect())),
+        }
+    }
+}
+
+impl fmt::Display for CarrierMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            CarrierMode::Auto => "auto",
+            CarrierMode::Quic => "quic",
+            CarrierMode::Tls => "tls",
+        })
+    }
+}
+
+/// What is wrong with the configuration; says what to change.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A certificate, key, trust file or deny list.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    /// The grants file.
+    #[error("grants: {0}")]
+    Grants(#[from] GrantsError),
+    /// Nobody could ask for anything.
+    #[error("no door for front ends: give --door-unix PATH or --door-tcp ADDRESS")]
+    NoDoor,
+    /// The TCP door has to know whom to trust.
+    #[error("--door-tcp needs --client-ca, the authority that signs front ends")]
+    NoClientRoots,
+    /// And whom to let in.
+    #[error("--door-tcp needs --door-allow, the names of client certificates that may use it")]
+    NobodyAllowed,
+    /// Flags that would silently do nothing.
+    #[error("{flag} has no effect without {without}")]
+    Useless {
+        /// Given.
+        flag: &'static str,
+        /// Missing.
+        without: &'static str,
+    },
+    /// Users of the Unix socket.
+    #[error("--door-unix-uid: {0}")]
+    Uid(#[from] UidError),
+    /// An address is of one class only.
+    #[error("{one_flag} {one} and {other_flag} {other} overlap; an address is of one class only")]
+    Overlap {
+        /// A flag.
+        one_flag: &'static str,
+        /// Its value.
+        one: IpNet,
+        /// Another.
+        other_flag: &'static str,
+        /// Its value.
+        other: IpNet,
+    },
+    /// A prefix that would turn everything into its class.
+    #[error("{flag} {prefix} covers every address; give the prefix of your cluster")]
+    Everything {
+        /// Which flag.
+        flag: &'static str,
+        /// Its value.
+        prefix: IpNet,
+    },
+    /// More than a message holds.
+    #[error(
+        "{given} values of {flag} are more than the {} allowed",
+        limits::LIST_ITEMS
+    )]
+    Many {
+        /// Which flag.
+        flag: &'static str,
+        /// How many.
+        given: usize,
+    },
+    /// Two listeners on one address.
+    #[error("{one_flag} and {other_flag} are both {address}")]
+    SameAddress {
+        /// A flag.
+        one_flag: &'static str,
+        /// Another.
+        other_flag: &'static str,
+        /// Their value.
+        address: SocketAddr,
+    },
+    /// Values that QUIC cannot run with.
+    #[error("--quic-payload: {0}")]
+    Quic(#[from] quic::OptionsError),
+}
+
+/// Checked values, grouped by who uses them.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Certificates and roots: which files.
+    pub files: Files,
+    /// And what was in them.
+    pub trust: Snapshot,
+    /// Where agents connect.
+    pub links: LinkConfig,
+    /// Where front ends connect.
+    pub doors: DoorConfig,
+    /// The cluster's addresses.
+    pub prefixes: Prefixes,
+    /// The grants file and what was in it.
+    pub grants: Option<(PathBuf, Grants)>,
+    /// Bounds of dials.
+    pub dials: DialOptions,
+    /// For stalled dials, bytes.
+    pub memory_budget: u64,
+    /// How long dials may go on after the first signal.
+    pub drain_timeout: Duration,
+    /// Threads, listeners, logs.
+    pub process: ProcessConfig,
+}
+
+/// Where agents connect.
+#[derive(Clone, Debug)]
+pub struct LinkConfig {
+    /// UDP and TCP.
+    pub listen: SocketAddr,
+    /// Which of the two.
+    pub carrier: CarrierMode,
+    /// Told to agents.
+    pub advertise: Vec<String>,
+    /// How quic runs, bound of handshakes included.
+    pub quic: quic::Options,
+    /// At once.
+    pub max_links: usize,
+    /// Where the keys of the QUIC endpoint are kept.
+    pub state_dir: Option<PathBuf>,
+}
+
+/// Where front ends connect.
+#[derive(Clone, Debug)]
+pub struct DoorConfig {
+    /// The Unix socket.
+    pub unix: Option<UnixDoor>,
+    /// Mutual TLS.
+    pub tcp: Option<TcpDoor>,
+    /// At once, for each door.
+    pub max_connections: usize,
+}
+
+/// The Unix socket.
+#[derive(Clone, Debug)]
+pub struct UnixDoor {
+    /// Where.
+    pub path: PathBuf,
+    /// Its mode.
+    pub mode: u32,
+    /// Who may use it.
+    pub allowed: AllowedUids,
+}
+
+/// The door over TCP.
+#[derive(Clone, Debug)]
+pub struct TcpDoor {
+    /// Where.
+    pub address: SocketAddr,
+    /// Client names that may use it.
+    pub allow: Vec<Name>,
+}
+
+/// Threads, listeners, logs.
+#[derive(Clone, Debug)]
+pub struct ProcessConfig {
+    /// Threads that carry bytes, 0 for one for each processor.
+    pub workers: u16,
+    /// Health and metrics.
+    pub health: SocketAddr,
+    /// Status and orders.
+    pub admin_socket: Option<PathBuf>,
+    /// Form of the log.
+    pub log_format: LogFormat,
+    /// What is logged.
+    pub log_level: LogFilter,
+}
+
+impl Config {
+    /// Reads every file and opens no socket.
+    pub fn from_args(args: Args) -> Result<Self, ConfigError> {
+        Self::new(args, SystemTime::now())
+    }
+
+    fn new(args: Args, now: SystemTime) -> Result<Self, ConfigError> {
+        check_doors(&args)?;
+        check_prefixes(&args)?;
+        check_addresses(&args)?;
+        let allowed = AllowedUids::from_flags(&args.door_unix_uids)?;
+        let quic = quic::Options {
+            congestion: args.quic_congestion,
+            payload: args.quic_payload,
+            udp_buffer: usize::try_from(args.udp_buffer.0).unwrap_or(limits::UDP_BUFFER),
+            handshakes: args.max_handshakes as usize,
+            ..quic::Options::default()
+        };
+        quic.check()?;
+        let clients = args.client_ca.map(|path| (Role::Client, path));
+        let files = Files {
+            cert: args.cert,
+            key: args.key,
+            anchors: [(Role::Agent, args.agent_ca)]
+                .into_iter()
+                .chain(clients)
+                .collect(),
+            deny_list: args.deny_list,
+        };
+        let trust = Snapshot::load(&files, now)?;
+        let grants = match args.grants {
+            Some(path) => Some((path.clone(), Grants::load(&path)?)),
+            None => None,
+        };
+        let mode = args.door_unix_mode;
+        Ok(Self {
+            files,
+            trust,
+            links: LinkConfig {
+                listen: args.listen,
+                carrier: args.carrier,
+                advertise: args.advertise.iter().map(ToString::to_string).collect(),
+                quic,
+                max_links: args.max_links as usize,
+                state_dir: args.state_dir,
+            },
+            doors: DoorConfig {
+                unix: args.door_unix.map(|path| UnixDoor {
+                    path,
+                    mode,
+                    allowed,
+                }),
+                tcp: args.door_tcp.map(|address| TcpDoor {
+                    address,
+                    allow: args.door_allow,
+                }),
+                max_connections: args.max_door_connections as usize,
+            },
+            prefixes: Prefixes {
+                kubelet_port: args.kubelet_port,
+                service: args.service_prefixes,
+                pod: args.pod_prefixes,
+                node: args.node_prefixes,
+            },
+            grants,
+            dials: DialOptions {
+                timeout: args.dial_timeout.into(),
+                per_link: args.max_dials,
+            },
+            memory_budget: args.memory_budget.into(),
+            drain_timeout: args.drain_timeout.into(),
+            process: ProcessConfig {
+                workers: args.workers,
+                health: args.health_bind,
+                admin_socket: args.admin_socket,
+                log_format: args.log_format,
+                log_level: args.log_level,
+            },
+        })
+    }
+}
+
+fn check_doors(args: &Args) -> Result<(), ConfigError> {
+    let useless = |given: bool, flag, without| match given {
+        true => Err(ConfigError::Useless { flag, without }),
+        false => Ok(()),
+    };
+    if args.door_unix.is_none() {
+        useless(
+            !args.door_unix_uids.is_empty(),
+            "--door-unix-uid",
+            "--door-unix",
+        )?;
+    }
+    match args.door_tcp {
+        Some(_) if args.client_ca.is_none() => return Err(ConfigError::NoClientRoots),
+        Some(_) if args.door_allow.is_empty() => return Err(ConfigError::NobodyAllowed),
+        Some(_) => {}
+        None => useless(!args.door_allow.is_empty(), "--door-allow", "--door-tcp")?,
+    }
+    if args.door_unix.is_none() && args.door_tcp.is_none() {
+        return Err(ConfigError::NoDoor);
+    }
+    Ok(())
+}
+
+fn check_prefixes(args: &Args) -> Result<(), ConfigError> {
+    let service = ("--service-cidr", &args.service_prefixes);
+    let pod = ("--pod-cidr", &args.pod_prefixes);
+    let node = ("--node-cidr", &args.node_prefixes);
+    for (flag, prefixes) in [service, pod, node] {
+        if prefixes.len() > limits::LIST_ITEMS / 2 {
+            return Err(ConfigError::Many {
+                flag,
+                given: prefixes.len(),
+            });
+        }
+        if let Some(prefix) = prefixes.iter().find(|prefix| prefix.prefix_len() == 0) {
+            return Err(ConfigError::Everything {
+                flag,
+                prefix: *prefix,
+            });
+        }
+    }
+    if args.advertise.len() > limits::LIST_ITEMS {
+        return Err(ConfigError::Many {
+            flag: "--advertise",
+            given: args.advertise.len(),
+        });
+    }
+    // Pod prefixes may lie inside node prefixes: some networks give pods addresses of the nodes'.
+    for ((one_flag, ones), (other_flag, others)) in [(service, pod), (service, node)] {
+        for one in ones {
+            let overlap = |other: &&IpNet| one.contains(*other) || other.contains(one);
+            if let Some(other) = others.iter().find(overlap) {
+                return Err(ConfigError::Overlap {
+                    one_flag,
+                    one: *one,
+                    other_flag,
+                    other: *other,
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_addresses(args: &Args) -> Result<(), ConfigError> {
+    let listeners = [
+        Some(("--listen", args.listen)),
+        args.door_tcp.map(|address| ("--door-tcp", address)),
+        Some(("--health-bind", args.health_bind)),
+    ];
+    let listeners: Vec<_> = listeners.into_iter().flatten().collect();
+    for (index, (other_flag, address)) in listeners.iter().enumerate() {
+        let same = |(_, before): &&(&str, SocketAddr)| address.port() != 0 && before == address;
+        if let Some((one_flag, _)) = listeners[..index].iter().find(same) {
+            return Err(ConfigError::SameAddress {
+                one_flag,
+                other_flag,
+                address: *address,
+            });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    fn check(more: &[&str]) -> Result<(), ConfigError> {
+        let base = [
+            "towline-server",
+            "--cert",
+            "/no/such/cert.pem",
+            "--key",
+            "/none",
+            "--agent-ca",
+            "/none",
+        ];
+        let args = Args::try_parse_from(base.iter().chain(more)).unwrap();
+        Config::new(args, SystemTime::now()).map(|_| ())
+    }
+
+    /// What a configuration without a fault but its files says.
+    fn only_files_are_missing(result: &Result<(), ConfigError>) -> bool {
+        matches!(result, Err(ConfigError::Trust(error)) if error.to_string().contains("/no/such/cert.pem"))
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_refused() {
+        let unix = ["--door-unix", "/run/d.sock"];
+        let with = |more: &[&str]| check(&[&unix[..], more].concat());
+        assert!(only_files_are_missing(&with(&[])));
+        assert!(only_files_are_missing(&with(&[
+            "--node-cidr",
+            "10.0.0.0/8",
+            "--pod-cidr",
+            "10.244.0.0/16"
+        ])));
+        assert!(matches!(check(&[]), Err(ConfigError::NoDoor)));
+        assert!(matches!(
+            with(&["--door-tcp", "127.0.0.1:0"]),
+            Err(ConfigError::NoClientRoots)
+        ));
+        assert!(matches!(
+            with(&["--door-tcp", "127.0.0.1:0", "--client-ca", "c"]),
+            Err(ConfigError::NobodyAllowed)
+        ));
+        assert!(matches!(
+            with(&["--door-allow", "a"]),
+            Err(ConfigError::Useless { .. })
+        ));
+        assert!(matches!(
+            with(&["--door-unix-uid", "65534"]),
+            Err(ConfigError::Uid(_))
+        ));
+        assert!(matches!(
+            with(&["--pod-cidr", "::/0"]),
+            Err(ConfigError::Everything { .. })
+        ));
+        assert!(matches!(
+            with(&[
+                "--pod-cidr",
+                "10.96.1.0/24",
+                "--service-cidr",
+                "10.96.0.0/12"
+            ]),
+            Err(ConfigError::Overlap { .. })
+        ));
+        assert!(matches!(
+            with(&["--health-bind", "127.0.0.1:1", "--listen", "127.0.0.1:1"]),
+            Err(ConfigError::SameAddress { .. })
+        ));
+    }
+}

@@ -1,0 +1,285 @@
+//! One front-end connection that speaks HTTP CONNECT, from its first byte to its last.
+//!
+//! 1. the head of the request, within [`limits::CONNECT_HEAD_TIMEOUT`];
+//! 2. the dial; what the front end sends meanwhile is kept, and when it leaves the dial is given
+//!    up at once;
+//! 3. the answer: 200 and nothing else, flushed; or a status line that says why not;
+//! 4. bytes, until both sides have ended.
+//!
+//! While bytes are idle nothing of the first three is held in memory.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use towline_link::process::drain::{DrainWatch, Stage};
+use towline_link::process::ratelimit::RateLimited;
+use towline_link::splice::{Early, LocalEnd, LocalSide, splice};
+use towline_proto::limits;
+use towline_proto::reason::Reason;
+
+use super::front_ends::FrontEndGuard;
+use super::head::{self, Head, HeadError};
+use super::status::{self, Answer};
+use crate::dial::{Ask, Dialer, Door, OpenDial};
+use crate::metrics::Metrics;
+
+/// What a door's connection must be able to tell beside bytes.
+pub trait FrontEnd: LocalEnd {
+    /// After an end of file: has the front end gone, or did it only end its direction?
+    fn is_gone(&self) -> bool;
+    /// Resolves when the socket has bytes, or an end. Cancel-safe.
+    fn readable(&self) -> impl Future<Output = ()> + Send;
+}
+
+/// What all connections of the doors share.
+pub struct Desk {
+    dialer: Arc<Dialer>,
+    metrics: Metrics,
+    refusals: RateLimited<(Door, &'static str)>,
+}
+
+/// Lines about refused dials in a minute, for each door and reason.
+const REFUSAL_LINES: u32 = 20;
+
+impl Desk {
+    /// The desk of a dialer.
+    pub fn new(dialer: Arc<Dialer>, metrics: Metrics) -> Self {
+        Self {
+            dialer,
+            metrics,
+            refusals: RateLimited::new(REFUSAL_LINES, Duration::from_secs(60)),
+        }
+    }
+
+    /// The dialer behind it.
+    pub fn dialer(&self) -> &Dialer {
+        &self.dialer
+    }
+
+    /// What it counts.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    fn refused(&self, door: Door, caller: &str, word: &'static str, answer: &Answer) {
+        if let Some(suppressed) = self.refusals.allow((door, word)) {
+            tracing::info!(
+                door = door.as_str(),
+                front_end = caller,
+                status = answer.status,
+                reason = word,
+                suppressed,
+                "refused: {}",
+                answer.phrase
+            );
+        }
+    }
+}
+
+/// One connection: who it is, and what may end it.
+pub struct Visit {
+    /// Which door.
+    pub door: Door,
+    /// Who, for logs.
+    pub caller: String,
+    /// Stopping.
+    pub drain: DrainWatch,
+    /// Its place among front ends with a certificate.
+    pub certified: Option<FrontEndGuard>,
+}
+
+/// Serves one connection to its end.
+pub async fn serve<S: FrontEnd>(mut stream: S, desk: Arc<Desk>, mut visit: Visit) {
+    // Boxed, so that what the greeting needs is given back before the bytes flow.
+    let Some((open, to_peer)) = Box::pin(greet(&mut stream, &desk, &mut visit)).await else {
+        return;
+    };
+    let Visit {
+        door,
+        caller,
+        drain,
+        certified,
+    } = visit;
+    let live = desk.dialer.live();
+    if let Some(certified) = &certified {
+        certified.carries(live.dial());
+    }
+    let work = drain.guard();
+    let OpenDial {
+        id,
+        class,
+        agent,
+        stream: pipe,
+        early,
+        on_link,
+    } = open;
+    tracing::debug!(dial = %id, door = door.as_str(), front_end = caller, %class, %agent, "dial open");
+    drop(caller);
+    let early = Early {
+        to_peer,
+        to_local: early,
+    };
+    let joined = splice(stream, pipe, LocalSide::FrontEnd, early, &live);
+    let end = joined.await;
+    drop((on_link, work, certified, drain));
+    desk.metrics.moved(end);
+    desk.metrics.dial_ended(door, Some(class), end.reason);
+    tracing::debug!(
+        dial = %id, %agent, reason = %end.reason,
+        bytes_in = end.to_peer, bytes_out = end.from_peer,
+        "dial ended"
+    );
+}
+
+/// Steps 1 to 3: the open dial and what the front end has sent already.
+async fn greet<S: FrontEnd>(
+    stream: &mut S,
+    desk: &Desk,
+    visit: &mut Visit,
+) -> Option<(OpenDial, Bytes)> {
+    let drain = visit.drain.view();
+    let read = tokio::select! {
+        biased;
+        read = head::read(stream) => read,
+        stage = drain.signalled() => {
+            stopped(stream, desk, visit, stage).await;
+            return None;
+        }
+        _ = untrusted(&mut visit.certified) => return None,
+    };
+    let Head {
+        target,
+        trace,
+        rest,
+    } = match read {
+        Ok(head) => head,
+        Err(error) => {
+            refuse_head(stream, desk, visit, &error).await;
+            return None;
+        }
+    };
+    let ask = Ask {
+        target,
+        door: visit.door,
+        trace,
+    };
+    let mut kept = Kept::new(rest);
+    let dialled = tokio::select! {
+        biased;
+        dialled = desk.dialer.dial(ask.clone()) => dialled,
+        () = kept.until_gone(stream) => {
+            desk.metrics.dial_ended(visit.door, None, Reason::FrontEndGone);
+            tracing::debug!(target = %ask.target, "front end left while dialling");
+            return None;
+        }
+        () = drain.forced() => return None,
+        _ = untrusted(&mut visit.certified) => return None,
+    };
+    let open = match dialled {
+        Ok(open) => open,
+        Err(error) => {
+            let answer = status::of_dial(&error);
+            desk.refused(visit.door, &visit.caller, error.reason.as_str(), &answer);
+            tell(stream, &answer).await;
+            return None;
+        }
+    };
+    let nothing_kept = kept.bytes.is_empty() && !kept.ended;
+    let answered = tokio::select! {
+        answered = establish(stream, nothing_kept) => answered,
+        () = drain.forced() => None,
+    };
+    if answered.is_none() {
+        desk.metrics
+            .dial_ended(visit.door, Some(open.class), Reason::FrontEndGone);
+    }
+    answered.map(|()| (open, kept.bytes.freeze()))
+}
+
+async fn untrusted(certified: &mut Option<FrontEndGuard>) -> Reason {
+    match certified {
+        Some(guard) => guard.ended().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Says 200 and gives the front end the chance to read it alone, before bytes of a target that
+/// speaks first are written.
+async fn establish<S: FrontEnd>(stream: &mut S, nothing_kept: bool) -> Option<()> {
+    stream.write_all(status::ESTABLISHED).await.ok()?;
+    stream.flush().await.ok()?;
+    if nothing_kept {
+        let _ = tokio::time::timeout(limits::ANSWER_ALONE, stream.readable()).await;
+    }
+    Some(())
+}
+
+/// What the front end sends while its dial is under way.
+struct Kept {
+    bytes: BytesMut,
+    ended: bool,
+}
+
+impl Kept {
+    fn new(rest: Bytes) -> Self {
+        Self {
+            bytes: BytesMut::from(rest),
+            ended: false,
+        }
+    }
+
+    /// Reads until the front end is gone; for ever when it only ended its direction, or sends
+    /// more than is kept. Cancel-safe.
+    async fn until_gone<S: FrontEnd>(&mut self, stream: &mut S) {
+        while !self.ended && self.bytes.len() < limits::READ_CHUNK {
+            match stream.read_buf(&mut self.bytes).await {
+                Ok(0) if stream.is_gone() => return,
+                Ok(0) => self.ended = true,
+                Ok(_) => {}
+                Err(_) => return,
+            }
+        }
+        std::future::pending().await
+    }
+}
+
+async fn stopped<S: FrontEnd>(stream: &mut S, desk: &Desk, visit: &Visit, stage: Stage) {
+    desk.metrics.front_end_refused(visit.door, "draining");
+    if stage != Stage::Forced {
+        tell(stream, &status::draining()).await;
+    }
+}
+
+async fn refuse_head<S: FrontEnd>(stream: &mut S, desk: &Desk, visit: &Visit, error: &HeadError) {
+    desk.metrics.front_end_refused(visit.door, error.as_str());
+    if *error == HeadError::Gone {
+        return;
+    }
+    let answer = status::of_head(error);
+    desk.refused(visit.door, &visit.caller, error.as_str(), &answer);
+    tell(stream, &answer).await;
+}
+
+/// Answers and ends. The rest of what the front end sends is read and dropped for a moment, so
+/// that unread bytes do not turn the answer into a reset.
+async fn tell<S: FrontEnd>(stream: &mut S, answer: &Answer) {
+    let telling = async {
+        stream.write_all(&answer.bytes()).await.ok()?;
+        stream.shutdown().await.ok()?;
+        let mut dropped = BytesMut::new();
+        let mut left = limits::REFUSED_BYTES;
+        while left > 0 {
+            dropped.clear();
+            dropped.reserve(4096);
+            match stream.read_buf(&mut dropped).await {
+                Ok(0) | Err(_) => break,
+                Ok(read) => left = left.saturating_sub(read),
+            }
+        }
+        Some(())
+    };
+    let _ = tokio::time::timeout(limits::CLOSE_LINGER, telling).await;
+}

@@ -1,0 +1,105 @@
+//! Front ends with a certificate that are connected now. A reload that no longer trusts one, or
+//! the end of its certificate, ends its dial with a reason, within the same rules as links.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use tokio::sync::watch;
+use towline_link::live::LiveDial;
+use towline_pki::{PeerVerifier, VerifiedPeer};
+use towline_proto::reason::Reason;
+
+/// The list. Clones are the same list.
+#[derive(Clone, Default)]
+pub struct FrontEnds {
+    shared: Arc<Mutex<List>>,
+}
+
+#[derive(Default)]
+struct List {
+    next: u64,
+    entries: HashMap<u64, Entry>,
+}
+
+struct Entry {
+    peer: VerifiedPeer,
+    dial: Option<Arc<LiveDial>>,
+    ended: watch::Sender<Option<Reason>>,
+}
+
+/// A front end's place in the list.
+pub struct FrontEndGuard {
+    list: FrontEnds,
+    key: u64,
+    ended: watch::Receiver<Option<Reason>>,
+}
+
+impl FrontEnds {
+    /// Adds a front end.
+    pub fn add(&self, peer: VerifiedPeer) -> FrontEndGuard {
+        let (sender, ended) = watch::channel(None);
+        let mut list = self.lock();
+        list.next += 1;
+        let key = list.next;
+        list.entries.insert(
+            key,
+            Entry {
+                peer,
+                dial: None,
+                ended: sender,
+            },
+        );
+        FrontEndGuard {
+            list: self.clone(),
+            key,
+            ended,
+        }
+    }
+
+    /// Checks everyone again; gives the number of those that were ended.
+    pub fn check(&self, verifier: &PeerVerifier, now: SystemTime) -> usize {
+        let mut count = 0;
+        for entry in self.lock().entries.values() {
+            let Err(error) = verifier.verify(entry.peer.chain(), now) else {
+                continue;
+            };
+            count += 1;
+            tracing::warn!(peer = %entry.peer.identity(), %error, "front end is no longer trusted");
+            if let Some(dial) = &entry.dial {
+                dial.end(error.reason());
+            }
+            entry.ended.send_replace(Some(error.reason()));
+        }
+        count
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, List> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl FrontEndGuard {
+    /// The front end's dial is open: from now on it is what is ended.
+    pub fn carries(&self, dial: &Arc<LiveDial>) {
+        let mut list = self.list.lock();
+        if let Some(entry) = list.entries.get_mut(&self.key) {
+            entry.dial = Some(Arc::clone(dial));
+            if let Some(reason) = *entry.ended.borrow() {
+                dial.end(reason);
+            }
+        }
+    }
+
+    /// Resolves when the front end is no longer trusted. Cancel-safe.
+    pub async fn ended(&mut self) -> Reason {
+        let ended = self.ended.wait_for(Option::is_some).await;
+        ended.map_or(Reason::Denied, |r| r.unwrap_or(Reason::Denied))
+    }
+}
+
+impl Drop for FrontEndGuard {
+    fn drop(&mut self) {
+        self.list.lock().entries.remove(&self.key);
+    }
+}

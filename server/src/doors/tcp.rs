@@ -1,0 +1,160 @@
+//! The door over TCP: mutual TLS, role `client`, and a name that `--door-allow` lists.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use towline_link::error::detail;
+use towline_link::process::accept::{AcceptMetrics, AcceptOptions, Slot, accept_loop};
+use towline_link::process::drain::DrainWatch;
+use towline_link::process::ratelimit::RateLimited;
+use towline_pki::{PeerError, PeerVerifier, VerifiedPeer};
+use towline_proto::id::Name;
+use towline_proto::limits;
+
+use super::connect::{Desk, FrontEnd, Visit, serve};
+use super::front_ends::FrontEnds;
+use crate::dial::Door;
+
+impl FrontEnd for TlsStream<TcpStream> {
+    fn is_gone(&self) -> bool {
+        // TLS and TCP cannot tell a front end that left from one that ended its direction, and
+        // nobody does the latter before the answer.
+        true
+    }
+
+    async fn readable(&self) {
+        let _ = self.get_ref().0.readable().await;
+    }
+}
+
+/// How a handshake is made and judged; replaced as a whole by a reload.
+pub struct DoorTls {
+    /// For the handshake.
+    pub config: Arc<rustls::ServerConfig>,
+    /// For the proof.
+    pub verifier: Arc<PeerVerifier>,
+}
+
+/// What the door is told at start.
+pub struct TcpDoor {
+    /// See [`DoorTls`].
+    pub tls: Arc<ArcSwap<DoorTls>>,
+    /// Names of clients that may use the door.
+    pub allow: Vec<Name>,
+    /// Who is connected.
+    pub front_ends: FrontEnds,
+    /// Behind the door.
+    pub desk: Arc<Desk>,
+    refused: RateLimited<&'static str>,
+}
+
+/// Lines about refused front ends in a minute, for each cause.
+const REFUSAL_LINES: u32 = 10;
+
+impl TcpDoor {
+    /// A door with its rules.
+    pub fn new(
+        tls: Arc<ArcSwap<DoorTls>>,
+        allow: Vec<Name>,
+        front_ends: FrontEnds,
+        desk: Arc<Desk>,
+    ) -> Self {
+        Self {
+            tls,
+            allow,
+            front_ends,
+            desk,
+            refused: RateLimited::new(REFUSAL_LINES, Duration::from_secs(60)),
+        }
+    }
+
+    /// Serves the door until stopping begins and its connections have ended.
+    pub async fn run(
+        self,
+        listener: TcpListener,
+        connections: usize,
+        metrics: AcceptMetrics,
+        drain: DrainWatch,
+    ) {
+        let options = AcceptOptions {
+            name: "door-tcp",
+            connections,
+            metrics,
+        };
+        let watch = drain.clone();
+        let door = Arc::new(self);
+        accept_loop(listener, options, drain, move |tcp, address, slot| {
+            let door = Arc::clone(&door);
+            let drain = watch.clone();
+            async move {
+                // Boxed: a handshake's state is large and over before bytes flow.
+                let Some((stream, peer)) = Box::pin(door.handshake(tcp, address, &slot)).await
+                else {
+                    return;
+                };
+                let certified = door.front_ends.add(peer.clone());
+                let visit = Visit {
+                    door: Door::ConnectTcp,
+                    caller: format!("{} at {address}", peer.identity()),
+                    drain,
+                    certified: Some(certified),
+                };
+                serve(stream, Arc::clone(&door.desk), visit).await;
+                drop(slot);
+            }
+        })
+        .await;
+    }
+
+    async fn handshake(
+        &self,
+        tcp: TcpStream,
+        address: std::net::SocketAddr,
+        slot: &Slot,
+    ) -> Option<(TlsStream<TcpStream>, VerifiedPeer)> {
+        let tls = self.tls.load_full();
+        let accepting = TlsAcceptor::from(Arc::clone(&tls.config)).accept(tcp);
+        let cause = match tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, accepting).await {
+            Ok(Ok(stream)) => {
+                let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+                match tls.verifier.verify(chain, SystemTime::now()) {
+                    Ok(peer) if self.allow.contains(&peer.identity().name) => {
+                        return Some((stream, peer));
+                    }
+                    Ok(peer) => Cause::new(
+                        "name",
+                        format!("{} is not named by --door-allow", peer.identity()),
+                    ),
+                    Err(error) => Cause::new(error.as_str(), error.to_string()),
+                }
+            }
+            Ok(Err(error)) => match PeerError::from_io(&error) {
+                Some(error) => Cause::new(error.as_str(), error.to_string()),
+                None => Cause::new("handshake", detail(&error)),
+            },
+            Err(_) => Cause::new("late", "no TLS handshake in time".to_owned()),
+        };
+        slot.refused(cause.word);
+        let metrics = self.desk.metrics();
+        metrics.front_end_refused(Door::ConnectTcp, cause.word);
+        if let Some(suppressed) = self.refused.allow(cause.word) {
+            tracing::warn!(%address, reason = cause.word, suppressed, "front end refused: {}", cause.text);
+        }
+        None
+    }
+}
+
+struct Cause {
+    word: &'static str,
+    text: String,
+}
+
+impl Cause {
+    fn new(word: &'static str, text: String) -> Self {
+        Self { word, text }
+    }
+}

@@ -1,0 +1,25 @@
+//! The server: stands beside kube-apiserver, takes the links that agents open outward, and gives
+//! front ends byte pipes through them.
+//!
+//! Reading order: [`run`] (everything in start and stop order), [`doors`] (front ends come in),
+//! [`dial`] (a request becomes a pipe), [`classify`], [`policy`] and [`pick`] (the decisions, all
+//! pure), [`agents`] (who is linked), [`links`] (agents come in), [`directory`] and [`grants`]
+//! (what an agent may serve), [`trust`] and [`reload`] (certificates, and when they change).
+
+pub mod agents;
+pub mod args;
+pub mod classify;
+pub mod config;
+pub mod dial;
+pub mod directory;
+pub mod doors;
+pub mod grants;
+pub mod links;
+pub mod metrics;
+pub mod pick;
+pub mod policy;
+pub mod ready;
+pub mod reload;
+pub mod run;
+pub mod status;
+pub mod trust;

@@ -1,0 +1,142 @@
+//! The two sockets of the link listener: UDP and TCP at one address and port.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use tokio::net::{TcpListener, TcpSocket};
+use towline_link::quic::{BindError, EndpointKeys, KeysError, QuicListener};
+use towline_proto::limits;
+
+use crate::config::{CarrierMode, LinkConfig};
+use crate::trust::Snapshot;
+
+/// Why a listener could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// The keys of the state directory.
+    #[error("--state-dir: {0}")]
+    Keys(#[from] KeysError),
+    /// TCP.
+    #[error("cannot listen on TCP {address}: {source}")]
+    Tcp {
+        /// Where.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// UDP.
+    #[error(transparent)]
+    Udp(#[from] BindError),
+}
+
+/// What agents connect to.
+pub struct Sockets {
+    /// UDP, unless `--carrier tls`.
+    pub quic: Option<Arc<QuicListener>>,
+    /// TCP, unless `--carrier quic`.
+    pub tcp: Option<TcpListener>,
+    /// Where both are.
+    pub address: SocketAddr,
+}
+
+/// Attempts to find a port that is free for both, when any port will do.
+const ATTEMPTS: usize = 16;
+
+/// Binds what `--carrier` asks for. On a machine without IPv6 `[::]` means every IPv4 address.
+pub fn bind(config: &LinkConfig, trust: &Snapshot) -> Result<Sockets, ListenError> {
+    let keys = match &config.state_dir {
+        Some(directory) => EndpointKeys::load_or_create(directory)?,
+        None => EndpointKeys::ephemeral()?,
+    };
+    let mut attempt = 1;
+    let mut address = config.listen;
+    loop {
+        match bind_at(address, config, trust, &keys) {
+            Err(error) if address.port() == 0 && attempt < ATTEMPTS && is_in_use(&error) => {
+                attempt += 1;
+            }
+            Err(error) if is_without_ipv6(address, &error) => {
+                address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
+            }
+            other => return other,
+        }
+    }
+}
+
+fn bind_at(
+    wanted: SocketAddr,
+    config: &LinkConfig,
+    trust: &Snapshot,
+    keys: &EndpointKeys,
+) -> Result<Sockets, ListenError> {
+    let mut address = wanted;
+    let tcp = match config.carrier {
+        CarrierMode::Quic => None,
+        CarrierMode::Auto | CarrierMode::Tls => {
+            let listener = bind_tcp(address)?;
+            address = local(&listener, address)?;
+            Some(listener)
+        }
+    };
+    let quic = match config.carrier {
+        CarrierMode::Tls => None,
+        CarrierMode::Auto | CarrierMode::Quic => {
+            let listener = QuicListener::bind(
+                address,
+                Arc::clone(&trust.link_tls),
+                Arc::clone(&trust.agents),
+                keys,
+                config.quic.clone(),
+            )?;
+            let bound = listener.local_address();
+            address =
+                bound.map_err(|source| ListenError::Udp(BindError::Socket { address, source }))?;
+            Some(Arc::new(listener))
+        }
+    };
+    Ok(Sockets { quic, tcp, address })
+}
+
+/// A TCP listener whose address can be taken over from a process that just ended.
+pub fn bind_tcp(address: SocketAddr) -> Result<TcpListener, ListenError> {
+    let listen = || {
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4(),
+            SocketAddr::V6(_) => TcpSocket::new_v6(),
+        }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(limits::LISTEN_BACKLOG)
+    };
+    listen().map_err(|source| ListenError::Tcp { address, source })
+}
+
+/// Where a listener is.
+pub fn local(listener: &TcpListener, asked: SocketAddr) -> Result<SocketAddr, ListenError> {
+    listener.local_addr().map_err(|source| ListenError::Tcp {
+        address: asked,
+        source,
+    })
+}
+
+fn kind(error: &ListenError) -> Option<&io::Error> {
+    match error {
+        ListenError::Tcp { source, .. } | ListenError::Udp(BindError::Socket { source, .. }) => {
+            Some(source)
+        }
+        _ => None,
+    }
+}
+
+fn is_in_use(error: &ListenError) -> bool {
+    kind(error).is_some_and(|source| source.kind() == io::ErrorKind::AddrInUse)
+}
+
+fn is_without_ipv6(address: SocketAddr, error: &ListenError) -> bool {
+    let unsupported = |source: &io::Error| {
+        source.kind() == io::ErrorKind::AddrNotAvailable
+            || source.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error())
+    };
+    address.is_ipv6() && address.ip().is_unspecified() && kind(error).is_some_and(unsupported)
+}

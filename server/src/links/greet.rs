@@ -1,0 +1,117 @@
+//! Whether a verified agent becomes a link: its claims, its place, our Welcome.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use towline_link::carrier::CarrierKind;
+use towline_link::error::detail;
+use towline_link::process::ratelimit::RateLimited;
+use towline_pki::VerifiedPeer;
+use towline_proto::control::{Hello, Welcome};
+use towline_proto::id::Name;
+use towline_proto::limits;
+use towline_proto::reason::Reason;
+use towline_proto::version::{self, Capabilities};
+
+use crate::agents::{Admission, Agents};
+use crate::directory::{Directory, check_claims};
+use crate::metrics::Metrics;
+
+/// What every greeting needs.
+pub struct Greeter {
+    /// Who is linked.
+    pub agents: Arc<Agents>,
+    /// What agents may serve.
+    pub directory: Arc<dyn Directory>,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Our name.
+    server: Name,
+    /// Told to agents.
+    servers: Vec<String>,
+    max_dials: u32,
+    refusals: RateLimited<Name>,
+}
+
+/// The program's name and version, for people.
+pub const SOFTWARE: &str = concat!("towline-server ", env!("CARGO_PKG_VERSION"));
+
+impl Greeter {
+    /// A greeter of this server.
+    pub fn new(
+        agents: Arc<Agents>,
+        directory: Arc<dyn Directory>,
+        metrics: Metrics,
+        server: Name,
+        servers: Vec<String>,
+        max_dials: u32,
+    ) -> Self {
+        Self {
+            agents,
+            directory,
+            metrics,
+            server,
+            servers,
+            max_dials,
+            refusals: RateLimited::new(3, Duration::from_secs(60)),
+        }
+    }
+
+    /// The answer to Hello, and the reserved place of the link.
+    pub fn decide(
+        &self,
+        peer: &VerifiedPeer,
+        carrier: CarrierKind,
+        hello: &Hello,
+    ) -> Result<(Welcome, Admission), Reason> {
+        let route = self.directory.route(peer);
+        let gateway = self.directory.gateway_prefixes();
+        if let Err(excess) = check_claims(hello, &route, &gateway) {
+            let claim = format!("it claims {excess}, which nothing grants it");
+            return Err(self.refuse(peer, carrier, Reason::ExcessClaim, &claim, false));
+        }
+        let mut routes = route.prefixes.clone();
+        if route.gateway {
+            routes.extend(&gateway);
+        }
+        routes.truncate(limits::LIST_ITEMS);
+        let admission = self.agents.admit(peer, route).map_err(|error| {
+            let alarm = error.reason() == Reason::ExcessClaim;
+            self.refuse(peer, carrier, error.reason(), &error.to_string(), alarm)
+        })?;
+        // The session has checked that the ranges meet.
+        let ours = (version::VERSION_MIN, version::VERSION_MAX);
+        let version = version::negotiate(ours, hello.versions).ok_or(Reason::Version)?;
+        let welcome = Welcome {
+            version,
+            capabilities: Capabilities::OURS.meet(hello.capabilities),
+            server: self.server.clone(),
+            servers: self.servers.clone(),
+            routes,
+            max_dials: self.max_dials,
+            software: SOFTWARE.to_owned(),
+        };
+        Ok((welcome, admission))
+    }
+
+    fn refuse(
+        &self,
+        peer: &VerifiedPeer,
+        carrier: CarrierKind,
+        reason: Reason,
+        why: &str,
+        alarm: bool,
+    ) -> Reason {
+        self.metrics.link_refused(carrier, reason);
+        let leaf = peer.leaf();
+        if let Some(suppressed) = self.refusals.allow(leaf.identity.name.clone()) {
+            let (serial, why) = (&leaf.serial, detail(why));
+            if alarm {
+                tracing::error!(peer = %leaf.identity, %serial, %reason, suppressed, "agent refused: {why}");
+            } else {
+                tracing::warn!(peer = %leaf.identity, %serial, %reason, suppressed, "agent refused: {why}");
+            }
+        }
+        reason
+    }
+}

@@ -1,0 +1,379 @@
+//! What the server counts. Names begin with `towline_server_`; labels come from closed sets, so
+//! that no peer can make new time series.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+use towline_link::carrier::CarrierKind;
+use towline_link::live::LiveDials;
+use towline_link::splice::SpliceEnd;
+use towline_proto::reason::Reason;
+use towline_proto::target::Class;
+
+use crate::agents::Agents;
+use crate::dial::Door;
+use crate::pick::Standing;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DialLabels {
+    door: &'static str,
+    class: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Direction {
+    direction: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Why {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DoorWhy {
+    door: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CarrierWhy {
+    carrier: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LinkLabels {
+    carrier: &'static str,
+    state: &'static str,
+}
+
+/// All numbers that are counted as things happen. Clones are the same numbers.
+#[derive(Clone)]
+pub struct Metrics {
+    dials: Family<DialLabels, Counter>,
+    dial_seconds: Histogram,
+    bytes: Family<Direction, Counter>,
+    retries: Counter,
+    front_ends_refused: Family<DoorWhy, Counter>,
+    links_ended: Family<CarrierWhy, Counter>,
+    links_refused: Family<CarrierWhy, Counter>,
+    tls_handshakes_failed: Family<Why, Counter>,
+    tls_handshakes_in_flight: Gauge,
+    replacements: Counter,
+    replacement_alarms: Counter,
+    overlaps: Counter,
+    probes: Family<Why, Counter>,
+    reloads: Family<Why, Counter>,
+}
+
+/// Upper bounds of the dial histogram, seconds: from a dial on one host to the longest deadline.
+const DIAL_SECONDS: [f64; 12] = [
+    0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0,
+];
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            dials: Family::default(),
+            dial_seconds: Histogram::new(DIAL_SECONDS),
+            bytes: Family::default(),
+            retries: Counter::default(),
+            front_ends_refused: Family::default(),
+            links_ended: Family::default(),
+            links_refused: Family::default(),
+            tls_handshakes_failed: Family::default(),
+            tls_handshakes_in_flight: Gauge::default(),
+            replacements: Counter::default(),
+            replacement_alarms: Counter::default(),
+            overlaps: Counter::default(),
+            probes: Family::default(),
+            reloads: Family::default(),
+        }
+    }
+}
+
+impl Metrics {
+    /// Adds them to what a scrape shows.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "towline_server_dials",
+            "Dials that ended or were refused, by door, class and reason",
+            self.dials.clone(),
+        );
+        registry.register(
+            "towline_server_dial_seconds",
+            "From the door's request to the agent's yes",
+            self.dial_seconds.clone(),
+        );
+        registry.register(
+            "towline_server_bytes",
+            "Bytes of ended dials, by direction",
+            self.bytes.clone(),
+        );
+        registry.register(
+            "towline_server_dial_retries",
+            "Dials that were tried on a second link because they never reached the first",
+            self.retries.clone(),
+        );
+        registry.register(
+            "towline_server_front_ends_refused",
+            "Door connections that were refused before a dial, by door and reason",
+            self.front_ends_refused.clone(),
+        );
+        registry.register(
+            "towline_server_links_ended",
+            "Links that ended, by carrier and reason",
+            self.links_ended.clone(),
+        );
+        registry.register(
+            "towline_server_links_refused",
+            "Verified agents that were not greeted, by carrier and reason",
+            self.links_refused.clone(),
+        );
+        registry.register(
+            "towline_server_tls_handshakes_failed",
+            "Failed handshakes of links over TLS and of the TCP door, by reason",
+            self.tls_handshakes_failed.clone(),
+        );
+        registry.register(
+            "towline_server_tls_handshakes_in_flight",
+            "TLS handshakes of links that are going on",
+            self.tls_handshakes_in_flight.clone(),
+        );
+        registry.register(
+            "towline_server_agent_replacements",
+            "Times that a newer instance of an agent took over from a linked one",
+            self.replacements.clone(),
+        );
+        registry.register(
+            "towline_server_agent_replacement_alarms",
+            "Replacements beyond what restarts explain: one key on two machines, or a crash loop",
+            self.replacement_alarms.clone(),
+        );
+        registry.register(
+            "towline_server_address_overlaps",
+            "Agents refused because another linked agent holds one of their addresses",
+            self.overlaps.clone(),
+        );
+        registry.register(
+            "towline_server_probes",
+            "Data-path probes of links, by result",
+            self.probes.clone(),
+        );
+        registry.register(
+            "towline_server_reloads",
+            "Reloads of certificates and grants, by result",
+            self.reloads.clone(),
+        );
+    }
+
+    pub(crate) fn dial_ended(&self, door: Door, class: Option<Class>, reason: Reason) {
+        let labels = DialLabels {
+            door: door.as_str(),
+            class: class.map_or("none", Class::as_str),
+            reason: reason.as_str(),
+        };
+        self.dials.get_or_create(&labels).inc();
+    }
+
+    pub(crate) fn dial_opened(&self, after: Duration) {
+        self.dial_seconds.observe(after.as_secs_f64());
+    }
+
+    pub(crate) fn moved(&self, end: SpliceEnd) {
+        for (direction, bytes) in [("to-target", end.to_peer), ("from-target", end.from_peer)] {
+            self.bytes
+                .get_or_create(&Direction { direction })
+                .inc_by(bytes);
+        }
+    }
+
+    pub(crate) fn retry(&self) {
+        self.retries.inc();
+    }
+
+    pub(crate) fn front_end_refused(&self, door: Door, reason: &'static str) {
+        let labels = DoorWhy {
+            door: door.as_str(),
+            reason,
+        };
+        self.front_ends_refused.get_or_create(&labels).inc();
+    }
+
+    pub(crate) fn link_ended(&self, carrier: CarrierKind, reason: Reason) {
+        let labels = CarrierWhy {
+            carrier: carrier.as_str(),
+            reason: reason.as_str(),
+        };
+        self.links_ended.get_or_create(&labels).inc();
+    }
+
+    pub(crate) fn link_refused(&self, carrier: CarrierKind, reason: Reason) {
+        let labels = CarrierWhy {
+            carrier: carrier.as_str(),
+            reason: reason.as_str(),
+        };
+        self.links_refused.get_or_create(&labels).inc();
+    }
+
+    pub(crate) fn tls_handshake_failed(&self, reason: &'static str) {
+        self.tls_handshakes_failed
+            .get_or_create(&Why { reason })
+            .inc();
+    }
+
+    /// Counts a handshake as going on until the result is dropped.
+    pub(crate) fn tls_handshake(&self) -> InFlight {
+        self.tls_handshakes_in_flight.inc();
+        InFlight(self.tls_handshakes_in_flight.clone())
+    }
+
+    pub(crate) fn replacement(&self) {
+        self.replacements.inc();
+    }
+
+    pub(crate) fn replacement_alarm(&self) {
+        self.replacement_alarms.inc();
+    }
+
+    pub(crate) fn overlap(&self) {
+        self.overlaps.inc();
+    }
+
+    pub(crate) fn probed(&self, result: &'static str) {
+        self.probes.get_or_create(&Why { reason: result }).inc();
+    }
+
+    pub(crate) fn reloaded(&self, result: &'static str) {
+        self.reloads.get_or_create(&Why { reason: result }).inc();
+    }
+}
+
+/// See [`Metrics::tls_handshake`].
+pub(crate) struct InFlight(Gauge);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// Numbers that are looked up when somebody asks.
+pub struct Live {
+    agents: Arc<Agents>,
+    dials: LiveDials,
+}
+
+impl fmt::Debug for Live {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Live").finish_non_exhaustive()
+    }
+}
+
+impl Live {
+    /// Adds links, agents and live dials to what a scrape shows.
+    pub fn register(registry: &mut Registry, agents: Arc<Agents>, dials: LiveDials) {
+        registry.register_collector(Box::new(Self { agents, dials }));
+    }
+}
+
+/// The word for a link's standing in metrics and status.
+pub const fn standing_word(standing: Standing) -> &'static str {
+    match standing {
+        Standing::Ready => "ready",
+        Standing::Unhealthy => "unhealthy",
+        Standing::Draining => "draining",
+        // Told to drain by us, or just closed.
+        Standing::Gone => "ending",
+    }
+}
+
+const STATES: [Standing; 4] = [
+    Standing::Ready,
+    Standing::Unhealthy,
+    Standing::Draining,
+    Standing::Gone,
+];
+
+fn number(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+fn gauge(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    value: i64,
+) -> Result<(), fmt::Error> {
+    let gauge = ConstGauge::new(value);
+    let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
+    gauge.encode(metric)
+}
+
+impl Collector for Live {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let nodes = self.agents.nodes();
+        let links = self.agents.links();
+        let mut metric = encoder.encode_descriptor(
+            "towline_server_links",
+            "Links now, by carrier and state",
+            None,
+            MetricType::Gauge,
+        )?;
+        for carrier in [CarrierKind::Quic, CarrierKind::Tls] {
+            for state in STATES {
+                let count = links
+                    .iter()
+                    .filter(|l| l.link.carrier().kind() == carrier && l.standing() == state)
+                    .count();
+                let labels = LinkLabels {
+                    carrier: carrier.as_str(),
+                    state: standing_word(state),
+                };
+                ConstGauge::new(number(count)).encode(metric.encode_family(&labels)?)?;
+            }
+        }
+        let linked = nodes.iter().filter(|node| node.ended().is_none()).count();
+        gauge(
+            &mut encoder,
+            "towline_server_agents_linked",
+            "Agents with a link",
+            number(linked),
+        )?;
+        gauge(
+            &mut encoder,
+            "towline_server_agents_gone",
+            "Agents that had a link and have none now",
+            number(nodes.len() - linked),
+        )?;
+        gauge(
+            &mut encoder,
+            "towline_server_dials_live",
+            "Dials open now",
+            number(self.dials.len()),
+        )?;
+        gauge(
+            &mut encoder,
+            "towline_server_dials_stalled",
+            "Dials whose front end takes no bytes",
+            number(self.dials.stalled()),
+        )?;
+        gauge(
+            &mut encoder,
+            "towline_server_dials_ended_for_memory",
+            "Dials ended since start because stalled ones used the memory budget up",
+            i64::try_from(self.dials.ended_for_memory()).unwrap_or(i64::MAX),
+        )
+    }
+}

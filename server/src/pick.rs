@@ -1,0 +1,405 @@
+//! Which agent a dial goes through: pure, from a snapshot of who is granted what.
+//!
+//! | class | candidates |
+//! |---|---|
+//! | `kubelet`, `node` | the owner of the address or name, nobody else |
+//! | `pod` | agents granted a prefix around the address, the longest first; else as `service` |
+//! | `service` | every agent with the `gateway` grant, in turn |
+//! | `other` | nobody |
+//!
+//! Among candidates of the same kind a ready one comes before an unhealthy one, and that before
+//! one that drains.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use towline_proto::address;
+use towline_proto::id::LinkId;
+use towline_proto::target::{Class, Host};
+
+use crate::classify::Nodes;
+
+/// How fit an agent is for a new dial; the least is the best.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// A link that works.
+    Ready,
+    /// A link whose data path or heartbeat is in doubt.
+    Unhealthy,
+    /// Only links that the agent wants to be rid of.
+    Draining,
+    /// No link.
+    Gone,
+}
+
+/// A candidate.
+pub trait Candidate {
+    /// How fit it is when the link `avoid` is left out.
+    fn standing(&self, avoid: Option<LinkId>) -> Standing;
+}
+
+/// What a candidate is granted, as routing needs it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Route {
+    /// Node addresses it owns.
+    pub addresses: Vec<IpAddr>,
+    /// Prefixes it owns.
+    pub prefixes: Vec<IpNet>,
+    /// Whether it serves the cluster's service and pod prefixes.
+    pub gateway: bool,
+}
+
+/// Who owns what. Built anew when grants or names change, shared by all dials.
+#[derive(Debug)]
+pub struct Routes<C> {
+    agents: Vec<Arc<C>>,
+    names: HashMap<Box<str>, usize>,
+    addresses: HashMap<IpAddr, usize>,
+    /// Longest first.
+    prefixes: Vec<(IpNet, usize)>,
+    gateways: Vec<usize>,
+}
+
+impl<C> Default for Routes<C> {
+    fn default() -> Self {
+        Self {
+            agents: Vec::new(),
+            names: HashMap::new(),
+            addresses: HashMap::new(),
+            prefixes: Vec::new(),
+            gateways: Vec::new(),
+        }
+    }
+}
+
+/// Why there is nobody.
+#[derive(Debug, PartialEq, Eq)]
+pub enum NoAgent<C> {
+    /// The owner is known and has no link.
+    Owner(Arc<C>),
+    /// No agent is granted this node address or name.
+    UnknownNode,
+    /// Agents may serve it, and none of them has a link.
+    NoGateway,
+    /// No agent may serve it at all.
+    NoRoute,
+}
+
+impl<C: Candidate> Routes<C> {
+    /// Puts an agent in. Of two that hold one address the first keeps it; the table sees to it
+    /// that this does not happen among live ones.
+    pub fn add(&mut self, name: &str, route: &Route, agent: Arc<C>) {
+        let index = self.agents.len();
+        self.agents.push(agent);
+        self.names.insert(name.into(), index);
+        for ip in &route.addresses {
+            self.addresses
+                .entry(address::canonical(*ip))
+                .or_insert(index);
+        }
+        for prefix in &route.prefixes {
+            self.prefixes.push((*prefix, index));
+        }
+        if route.gateway {
+            self.gateways.push(index);
+        }
+    }
+
+    /// To be called after the last [`Routes::add`].
+    pub fn finish(&mut self) {
+        self.prefixes
+            .sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.prefix_len()));
+    }
+
+    /// The owner of a node's address or name.
+    pub fn owner(&self, host: &Host) -> Option<&Arc<C>> {
+        let index = match host {
+            Host::Ip(ip) => self.addresses.get(&address::canonical(*ip)),
+            Host::Name(name) => self.names.get(name.as_str()),
+        };
+        index.and_then(|index| self.agents.get(*index))
+    }
+
+    /// Chooses an agent. `turn` moves on with every dial, so that gateways take turns.
+    pub fn pick(
+        &self,
+        host: &Host,
+        class: Class,
+        avoid: Option<LinkId>,
+        turn: usize,
+    ) -> Result<&Arc<C>, NoAgent<C>> {
+        match class {
+            Class::Kubelet | Class::Node => {
+                let owner = self.owner(host).ok_or(NoAgent::UnknownNode)?;
+                match owner.standing(avoid) {
+                    Standing::Gone => Err(NoAgent::Owner(Arc::clone(owner))),
+                    _ => Ok(owner),
+                }
+            }
+            Class::Pod => match self.pick_by_prefix(host, avoid) {
+                Some(owner) => Ok(owner),
+                None => self.pick_gateway(avoid, turn),
+            },
+            Class::Service => self.pick_gateway(avoid, turn),
+            Class::Other => Err(NoAgent::NoRoute),
+        }
+    }
+
+    fn pick_by_prefix(&self, host: &Host, avoid: Option<LinkId>) -> Option<&Arc<C>> {
+        let Host::Ip(ip) = host else { return None };
+        let ip = address::canonical(*ip);
+        self.prefixes
+            .iter()
+            .filter(|(prefix, _)| prefix.contains(&ip))
+            .filter_map(|(prefix, index)| {
+                let agent = self.agents.get(*index)?;
+                let standing = agent.standing(avoid);
+                (standing != Standing::Gone).then_some((prefix.prefix_len(), standing, agent))
+            })
+            .min_by_key(|(length, standing, _)| (std::cmp::Reverse(*length), *standing))
+            .map(|(_, _, agent)| agent)
+    }
+
+    fn pick_gateway(&self, avoid: Option<LinkId>, turn: usize) -> Result<&Arc<C>, NoAgent<C>> {
+        let count = self.gateways.len();
+        if count == 0 {
+            return Err(NoAgent::NoRoute);
+        }
+        let mut best: Option<(Standing, &Arc<C>)> = None;
+        for step in 0..count {
+            let index = self.gateways[(turn % count + step) % count];
+            let Some(agent) = self.agents.get(index) else {
+                continue;
+            };
+            let standing = agent.standing(avoid);
+            if standing == Standing::Ready {
+                return Ok(agent);
+            }
+            if standing != Standing::Gone && best.is_none_or(|(before, _)| standing < before) {
+                best = Some((standing, agent));
+            }
+        }
+        best.map(|(_, agent)| agent).ok_or(NoAgent::NoGateway)
+    }
+}
+
+impl<C> Nodes for Routes<C> {
+    fn has_address(&self, ip: IpAddr) -> bool {
+        self.addresses.contains_key(&ip)
+    }
+
+    fn has_name(&self, name: &str) -> bool {
+        self.names.contains_key(name)
+    }
+
+    fn has_prefix_around(&self, ip: IpAddr) -> bool {
+        self.prefixes.iter().any(|(prefix, _)| prefix.contains(&ip))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[derive(Debug, PartialEq, Eq)]
+    struct Plain {
+        name: String,
+        standing: Standing,
+        route: Route,
+    }
+
+    impl Candidate for Plain {
+        fn standing(&self, _: Option<LinkId>) -> Standing {
+            self.standing
+        }
+    }
+
+    fn plain(name: &str, standing: Standing, ips: &[&str], nets: &[&str], gateway: bool) -> Plain {
+        Plain {
+            name: name.to_owned(),
+            standing,
+            route: Route {
+                addresses: ips.iter().map(|text| text.parse().unwrap()).collect(),
+                prefixes: nets.iter().map(|text| text.parse().unwrap()).collect(),
+                gateway,
+            },
+        }
+    }
+
+    fn routes(agents: Vec<Plain>) -> Routes<Plain> {
+        let mut routes = Routes::default();
+        for agent in agents {
+            let (name, route) = (agent.name.clone(), agent.route.clone());
+            routes.add(&name, &route, Arc::new(agent));
+        }
+        routes.finish();
+        routes
+    }
+
+    fn picked(routes: &Routes<Plain>, host: &str, class: Class, turn: usize) -> String {
+        match routes.pick(&host.parse().unwrap(), class, None, turn) {
+            Ok(agent) => agent.name.clone(),
+            Err(NoAgent::Owner(agent)) => format!("no link: {}", agent.name),
+            Err(other) => format!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn each_class_goes_where_it_may() {
+        use Standing::{Draining, Gone, Ready, Unhealthy};
+        let routes = routes(vec![
+            plain("a", Ready, &["10.0.0.1"], &["10.244.0.0/16"], true),
+            plain("b", Gone, &["10.0.0.2"], &["10.244.2.0/24"], true),
+            plain("c", Draining, &["10.0.0.3"], &["10.244.3.0/24"], true),
+            plain("d", Unhealthy, &["10.0.0.4"], &[], false),
+        ]);
+        for (host, class, expected) in [
+            ("10.0.0.1", Class::Kubelet, "a"),
+            ("::ffff:10.0.0.1", Class::Kubelet, "a"),
+            ("a", Class::Node, "a"),
+            ("10.0.0.2", Class::Kubelet, "no link: b"),
+            ("b", Class::Kubelet, "no link: b"),
+            ("10.0.0.3", Class::Kubelet, "c"),
+            ("10.0.0.4", Class::Kubelet, "d"),
+            ("10.0.0.5", Class::Kubelet, "UnknownNode"),
+            ("e", Class::Kubelet, "UnknownNode"),
+            // The owner of the longest prefix with a link, also when it drains.
+            ("10.244.3.1", Class::Pod, "c"),
+            ("10.244.2.1", Class::Pod, "a"),
+            ("10.244.9.1", Class::Pod, "a"),
+            ("192.168.0.1", Class::Pod, "a"),
+            ("10.96.0.1", Class::Service, "a"),
+            ("x.ns.svc", Class::Service, "a"),
+            ("8.8.8.8", Class::Other, "NoRoute"),
+        ] {
+            assert_eq!(picked(&routes, host, class, 7), expected, "{host} {class}");
+        }
+    }
+
+    #[test]
+    fn gateways_take_turns_and_without_one_it_is_said() {
+        use Standing::{Gone, Ready};
+        let both = routes(vec![
+            plain("a", Ready, &[], &[], true),
+            plain("b", Ready, &[], &[], true),
+        ]);
+        let turns: Vec<_> = (0..4)
+            .map(|turn| picked(&both, "10.96.0.1", Class::Service, turn))
+            .collect();
+        assert_eq!(turns, ["a", "b", "a", "b"]);
+        let gone = routes(vec![plain("a", Gone, &[], &[], true)]);
+        assert_eq!(picked(&gone, "10.96.0.1", Class::Service, 0), "NoGateway");
+        let none = routes(vec![plain("a", Ready, &[], &[], false)]);
+        assert_eq!(picked(&none, "10.96.0.1", Class::Service, 0), "NoRoute");
+    }
+
+    /// What the table above says, the long way round.
+    fn oracle(agents: &[Plain], host: &Host, class: Class) -> Result<Vec<usize>, &'static str> {
+        let fit = |index: &usize| agents[*index].standing != Standing::Gone;
+        let best = |of: Vec<usize>| {
+            let standing = of.iter().map(|i| agents[*i].standing).min();
+            of.into_iter()
+                .filter(|i| Some(agents[*i].standing) == standing)
+                .collect::<Vec<_>>()
+        };
+        let gateways = || {
+            let all: Vec<usize> = (0..agents.len())
+                .filter(|i| agents[*i].route.gateway)
+                .collect();
+            let live: Vec<usize> = all.iter().copied().filter(fit).collect();
+            match (all.is_empty(), live.is_empty()) {
+                (true, _) => Err("NoRoute"),
+                (_, true) => Err("NoGateway"),
+                _ => Ok(best(live)),
+            }
+        };
+        match class {
+            Class::Kubelet | Class::Node => {
+                let owner = (0..agents.len()).find(|i| match host {
+                    Host::Ip(ip) => agents[*i].route.addresses.contains(ip),
+                    Host::Name(name) => agents[*i].name == name.as_str(),
+                });
+                match owner {
+                    None => Err("UnknownNode"),
+                    Some(i) if agents[i].standing == Standing::Gone => Err("Owner"),
+                    Some(i) => Ok(vec![i]),
+                }
+            }
+            Class::Pod => {
+                let Host::Ip(ip) = host else {
+                    return gateways();
+                };
+                let length = |i: usize| {
+                    let around = agents[i].route.prefixes.iter().filter(|p| p.contains(ip));
+                    around.map(IpNet::prefix_len).max()
+                };
+                let owners: Vec<usize> = (0..agents.len())
+                    .filter(|i| length(*i).is_some())
+                    .filter(fit)
+                    .collect();
+                let longest = owners.iter().filter_map(|i| length(*i)).max();
+                match longest {
+                    None => gateways(),
+                    some => Ok(best(
+                        owners.into_iter().filter(|i| length(*i) == some).collect(),
+                    )),
+                }
+            }
+            Class::Service => gateways(),
+            Class::Other => Err("NoRoute"),
+        }
+    }
+
+    fn any_agents() -> impl Strategy<Value = Vec<Plain>> {
+        let standing = prop_oneof![
+            Just(Standing::Ready),
+            Just(Standing::Unhealthy),
+            Just(Standing::Draining),
+            Just(Standing::Gone)
+        ];
+        let prefix = (0u8..4, 22u8..26).prop_map(|(net, len)| format!("10.244.{net}.0/{len}"));
+        let one = (standing, prop::collection::vec(prefix, 0..3), any::<bool>());
+        prop::collection::vec(one, 0..6).prop_map(|agents| {
+            agents
+                .into_iter()
+                .enumerate()
+                .map(|(i, (standing, nets, gateway))| {
+                    let nets: Vec<&str> = nets.iter().map(String::as_str).collect();
+                    let ip = format!("10.0.0.{i}");
+                    plain(&format!("n{i}"), standing, &[&ip], &nets, gateway)
+                })
+                .collect()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn the_choice_is_one_that_the_oracle_allows(
+            agents in any_agents(),
+            class in prop::sample::select(Class::ALL.to_vec()),
+            host in prop_oneof![
+                (0u8..4, 0u8..=255).prop_map(|(a, b)| format!("10.244.{a}.{b}")),
+                (0u8..8).prop_map(|a| format!("10.0.0.{a}")),
+                (0u8..8).prop_map(|a| format!("n{a}")),
+            ],
+            turn: usize,
+        ) {
+            let host: Host = host.parse().unwrap();
+            let expected = oracle(&agents, &host, class);
+            let routes = routes(agents);
+            match (routes.pick(&host, class, None, turn), expected) {
+                (Ok(agent), Ok(allowed)) => {
+                    let index: usize = agent.name[1..].parse().unwrap();
+                    prop_assert!(allowed.contains(&index), "{index} not in {allowed:?}");
+                }
+                (Err(error), Err(word)) => {
+                    prop_assert!(format!("{error:?}").starts_with(word), "{error:?} is not {word}");
+                }
+                (got, expected) => prop_assert!(false, "{got:?} instead of {expected:?}"),
+            }
+        }
+    }
+}

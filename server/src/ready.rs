@@ -1,0 +1,86 @@
+//! When the server is ready: it can take dials now.
+//!
+//! The condition `links` looks at the worst link. It is unmet while no agent is linked, while the
+//! data path of no link has been proved yet, and while some link that should work fails its
+//! probe (for the few seconds until that link is closed or recovers). The condition `stopping` is
+//! unmet from the first signal on, so that load balancers turn away while live dials finish.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use towline_link::driver::LinkState;
+use towline_link::process::drain::DrainView;
+use towline_link::process::ready::Condition;
+
+use crate::agents::{AgentLink, Agents, Probe};
+
+/// A look without a change, for what has no event.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Keeps both conditions until the task is dropped.
+pub async fn keep(agents: Arc<Agents>, drain: DrainView, links: Condition, stopping: Condition) {
+    let mut changes = agents.changes();
+    stopping.met();
+    loop {
+        links.set(judge(&agents.links()));
+        tokio::select! {
+            _ = drain.signalled() => break,
+            changed = changes.changed() => if changed.is_err() { break },
+            () = tokio::time::sleep(LOOK) => {}
+        }
+        changes.mark_unchanged();
+    }
+    stopping.unmet("the server is stopping");
+    std::future::pending::<()>().await;
+}
+
+fn judge(all: &[Arc<AgentLink>]) -> Result<(), String> {
+    let ready = |entry: &&Arc<AgentLink>| matches!(entry.link.state(), LinkState::Ready);
+    let links: Vec<(&str, Probe)> = all
+        .iter()
+        .filter(ready)
+        .map(|entry| (entry.peer().identity().name.as_str(), entry.probe()))
+        .collect();
+    judge_probes(&links)
+}
+
+fn judge_probes(links: &[(&str, Probe)]) -> Result<(), String> {
+    if links.is_empty() {
+        return Err("no agent is linked".to_owned());
+    }
+    let failed: Vec<&str> = links
+        .iter()
+        .filter(|(_, probe)| *probe == Probe::Failed)
+        .map(|(name, _)| *name)
+        .collect();
+    if let Some(first) = failed.first() {
+        return Err(format!(
+            "the data path of {} of {} links fails its probe (agent {first})",
+            failed.len(),
+            links.len()
+        ));
+    }
+    if links.iter().any(|(_, probe)| *probe == Probe::Passed) {
+        Ok(())
+    } else {
+        Err("no link has passed its data-path probe yet".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worst_link_decides() {
+        use Probe::{Failed, None, Passed};
+        assert!(judge_probes(&[]).unwrap_err().contains("no agent"));
+        assert!(judge_probes(&[("a", None)]).unwrap_err().contains("yet"));
+        assert!(judge_probes(&[("a", None), ("b", Passed)]).is_ok());
+        let error = judge_probes(&[("a", Passed), ("b", Failed)]).unwrap_err();
+        assert!(
+            error.contains("1 of 2 links") && error.contains("agent b"),
+            "{error}"
+        );
+    }
+}

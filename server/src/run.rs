@@ -1,0 +1,319 @@
+//! The whole server in start order, and in stop order.
+//!
+//! Stop: on the first signal doors and carriers close their listeners, agents are told that no
+//! new dials come, readiness turns; live dials go on to their end or the deadline; then links
+//! say goodbye. On the second signal, or at the deadline, dials are ended with a reason.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use prometheus_client::registry::Registry;
+use tokio::task::JoinSet;
+use towline_link::live::LiveDials;
+use towline_link::process::accept::AcceptMetrics;
+use towline_link::process::drain::{Drain, DrainView, Outcome};
+use towline_link::process::ready::Readiness;
+use towline_link::process::unix::{UnixSocket, UnixSocketError};
+use towline_link::quic::QuicListener;
+use towline_proto::limits;
+use towline_proto::reason::Reason;
+
+use crate::agents::Agents;
+use crate::config::Config;
+use crate::dial::Dialer;
+use crate::directory::FileDirectory;
+use crate::doors::connect::Desk;
+use crate::doors::front_ends::FrontEnds;
+use crate::doors::{tcp, unix};
+use crate::links::accept::{self, TlsLinks};
+use crate::links::bind::{self, ListenError, Sockets};
+use crate::links::greet::Greeter;
+use crate::metrics::{Live, Metrics};
+use crate::policy::Policy;
+use crate::ready;
+use crate::reload::Reloader;
+use crate::status::{Source, Status};
+use crate::trust::Trust;
+
+/// Why the server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The link listener, or the TCP door's.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The Unix door.
+    #[error("--door-unix: {0}")]
+    DoorUnix(#[from] UnixSocketError),
+}
+
+/// Why the server ended other than by order.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Some dials did not end before the deadline.
+    #[error("the drain ended with {dials} dials cut")]
+    Cut {
+        /// How many.
+        dials: usize,
+    },
+    /// A defect.
+    #[error("a task of the server panicked: {0}")]
+    Panicked(String),
+}
+
+/// A running server. Dropping it ends everything at once.
+pub struct Server {
+    drain: Drain,
+    drain_timeout: Duration,
+    addresses: Addresses,
+    status: Source,
+    readiness: Readiness,
+    reloader: Arc<Reloader>,
+    quic: Option<Arc<QuicListener>>,
+    failed: Arc<OnceLock<String>>,
+    _tasks: JoinSet<()>,
+}
+
+struct Addresses {
+    link: SocketAddr,
+    door_unix: Option<PathBuf>,
+    door_tcp: Option<SocketAddr>,
+}
+
+impl Server {
+    /// Starts everything: when it returns, doors and carriers take connections.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let Config {
+            files,
+            trust,
+            links,
+            doors,
+            prefixes,
+            grants,
+            dials,
+            memory_budget,
+            drain_timeout,
+            process: _,
+        } = config;
+        let mut registry = Registry::default();
+        let drain = Drain::new();
+        let readiness = Readiness::new();
+        let starting = readiness.task("listeners");
+        let metrics = Metrics::default();
+        metrics.register(&mut registry);
+        let accepted = AcceptMetrics::register(&mut registry);
+
+        // What can fail comes first: sockets.
+        let Sockets { quic, tcp, address } = bind::bind(&links, &trust)?;
+        if let Some(quic) = &quic {
+            quic.register(&mut registry);
+            if let Some(warning) = quic.buffers().and_then(|buffers| buffers.warning()) {
+                tracing::warn!("{warning}");
+            }
+        }
+        let door_unix = match doors.unix {
+            Some(door) => Some((UnixSocket::bind(&door.path, door.mode)?, door)),
+            None => None,
+        };
+        let door_tcp = match doors.tcp {
+            Some(door) => Some((bind::bind_tcp(door.address)?, door)),
+            None => None,
+        };
+
+        // What everything else is made of.
+        let server = trust.identity().name.clone();
+        let trust = Trust::new(trust);
+        let (grants_path, grants) = grants.unzip();
+        let directory = Arc::new(FileDirectory::new(prefixes.clone(), grants));
+        let agents = Agents::new(links.max_links, drain_timeout, metrics.clone());
+        let live = LiveDials::new(memory_budget);
+        Live::register(&mut registry, Arc::clone(&agents), live.clone());
+        let max_dials = dials.per_link;
+        let dialer = Arc::new(Dialer::new(
+            Arc::clone(&agents),
+            prefixes,
+            Policy::default(),
+            dials,
+            live.clone(),
+            metrics.clone(),
+        ));
+        let front_ends = FrontEnds::default();
+
+        // Agents come in.
+        let mut serving = JoinSet::new();
+        let greeter = Arc::new(Greeter::new(
+            Arc::clone(&agents),
+            Arc::clone(&directory) as _,
+            metrics.clone(),
+            server,
+            links.advertise,
+            max_dials,
+        ));
+        if let Some(quic) = &quic {
+            let greeter = Arc::clone(&greeter);
+            serving.spawn(accept::quic(Arc::clone(quic), greeter, drain.watch()));
+        }
+        if let Some(listener) = tcp {
+            let tls = TlsLinks {
+                trust: trust.clone(),
+                greeter,
+                handshakes: links.quic.handshakes,
+                connections: links.max_links.saturating_add(links.quic.handshakes),
+                metrics: accepted.clone(),
+            };
+            serving.spawn(tls.run(listener, drain.watch()));
+        }
+
+        // Front ends come in.
+        let desk = Arc::new(Desk::new(dialer, metrics.clone()));
+        let mut addresses = Addresses {
+            link: address,
+            door_unix: None,
+            door_tcp: None,
+        };
+        let connections = doors.max_connections;
+        if let Some((socket, door)) = door_unix {
+            addresses.door_unix = Some(door.path);
+            let desk = Arc::clone(&desk);
+            let (counted, watch) = (accepted.clone(), drain.watch());
+            serving.spawn(unix::run(
+                socket,
+                door.allowed,
+                connections,
+                counted,
+                desk,
+                watch,
+            ));
+        }
+        let mut door_tls = None;
+        if let (Some((listener, door)), Some(tls)) = (door_tcp, trust.snapshot().door.clone()) {
+            addresses.door_tcp = Some(bind::local(&listener, door.address)?);
+            let tls = Arc::new(ArcSwap::new(tls));
+            door_tls = Some(Arc::clone(&tls));
+            let door = tcp::TcpDoor::new(tls, door.allow, front_ends.clone(), desk);
+            serving.spawn(door.run(listener, connections, accepted, drain.watch()));
+        }
+
+        // What goes on beside.
+        let reloader = Arc::new(Reloader {
+            files,
+            grants: grants_path,
+            trust: trust.clone(),
+            directory,
+            agents: Arc::clone(&agents),
+            quic: quic.clone(),
+            door: door_tls,
+            front_ends,
+            metrics,
+        });
+        let status = Source {
+            agents: Arc::clone(&agents),
+            live: live.clone(),
+            trust,
+            drain: drain.view(),
+            listen: address,
+        };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(live.clone().keep_budget());
+        tasks.spawn(cut_when_forced(drain.view(), live));
+        tasks.spawn(Arc::clone(&reloader).keep_verifying());
+        let linked = readiness.condition("links", "no agent is linked");
+        let stopping = readiness.condition("stopping", "not started");
+        tasks.spawn(ready::keep(agents, drain.view(), linked, stopping));
+        let failed = Arc::new(OnceLock::new());
+        tasks.spawn(supervise(serving, drain.clone(), Arc::clone(&failed)));
+        starting.done();
+        Ok(Self {
+            drain,
+            drain_timeout,
+            addresses,
+            status,
+            readiness,
+            reloader,
+            quic,
+            failed,
+            _tasks: tasks,
+        })
+    }
+
+    /// Where agents connect.
+    pub fn link_address(&self) -> SocketAddr {
+        self.addresses.link
+    }
+
+    /// The Unix door.
+    pub fn door_unix(&self) -> Option<&Path> {
+        self.addresses.door_unix.as_deref()
+    }
+
+    /// The TCP door.
+    pub fn door_tcp(&self) -> Option<SocketAddr> {
+        self.addresses.door_tcp
+    }
+
+    /// What is known about agents, links and dials.
+    pub fn status(&self) -> Status {
+        self.status.status()
+    }
+
+    /// Whether it can take dials.
+    pub fn readiness(&self) -> &Readiness {
+        &self.readiness
+    }
+
+    /// Puts changed files in force.
+    pub fn reloader(&self) -> &Arc<Reloader> {
+        &self.reloader
+    }
+
+    /// Stops gracefully: no new dials, live ones may end, then the links.
+    pub fn drain(&self) {
+        self.drain.begin(self.drain_timeout);
+    }
+
+    /// Stops at once.
+    pub fn stop_now(&self) {
+        self.drain.force();
+    }
+
+    /// Resolves when the server has stopped. Cancel-safe.
+    pub async fn wait(&self) -> Result<(), RunError> {
+        let outcome = self.drain.finish().await;
+        if let Some(quic) = &self.quic {
+            quic.close(Reason::Shutdown);
+            // So that agents are told now instead of finding out.
+            let _ = tokio::time::timeout(limits::CLOSE_LINGER, quic.wait_idle()).await;
+        }
+        if let Some(text) = self.failed.get() {
+            return Err(RunError::Panicked(text.clone()));
+        }
+        match outcome {
+            Outcome::Clean => Ok(()),
+            Outcome::Cut { work } | Outcome::Abandoned { work, .. } => {
+                Err(RunError::Cut { dials: work })
+            }
+        }
+    }
+}
+
+/// Ends live dials when the drain is forced: their splices reset both sides.
+async fn cut_when_forced(stage: DrainView, live: LiveDials) {
+    stage.forced().await;
+    live.end_all(Reason::Shutdown);
+}
+
+/// A listener whose task panicked would be missed for ever: the process ends, and whoever
+/// started it starts it again.
+async fn supervise(mut serving: JoinSet<()>, drain: Drain, failed: Arc<OnceLock<String>>) {
+    while let Some(ended) = serving.join_next().await {
+        if let Err(error) = ended
+            && error.is_panic()
+        {
+            tracing::error!(%error, "a listener's task panicked, the server stops");
+            let _ = failed.set(error.to_string());
+            drain.force();
+        }
+    }
+}

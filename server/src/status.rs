@@ -1,0 +1,175 @@
+//! What the server says about itself to an operator, as JSON for the admin socket.
+
+use std::net::SocketAddr;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+use towline_link::live::LiveDials;
+
+use crate::agents::{AgentLink, Agents};
+use crate::links::greet::SOFTWARE;
+use crate::metrics::standing_word;
+use crate::trust::Trust;
+
+/// The whole answer.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// Name and version of the program.
+    pub software: &'static str,
+    /// Who we are.
+    pub identity: String,
+    /// `running`, `draining`, `closing` or `forced`.
+    pub stage: &'static str,
+    /// Where agents connect.
+    pub listen: SocketAddr,
+    /// Dials now.
+    pub live_dials: usize,
+    /// Dials whose front end takes no bytes.
+    pub stalled_dials: usize,
+    /// Everything loaded that ends.
+    pub expiries: Vec<Expiry>,
+    /// By name.
+    pub agents: Vec<Agent>,
+}
+
+/// Something that ends.
+#[derive(Clone, Debug, Serialize)]
+pub struct Expiry {
+    /// What it is.
+    pub what: String,
+    /// The file.
+    pub path: String,
+    /// Seconds since 1970.
+    pub not_after: u64,
+}
+
+/// One agent.
+#[derive(Clone, Debug, Serialize)]
+pub struct Agent {
+    /// Its node's name.
+    pub name: String,
+    /// Newest first.
+    pub links: Vec<Link>,
+    /// When there is none: for how many seconds.
+    pub gone_for_seconds: Option<u64>,
+    /// When there is none: why the last one ended.
+    pub last_end: Option<&'static str>,
+}
+
+/// One link.
+#[derive(Clone, Debug, Serialize)]
+pub struct Link {
+    /// Its number in our log.
+    pub id: String,
+    /// `quic` or `tls`.
+    pub carrier: &'static str,
+    /// `ready`, `unhealthy`, `draining` or `ending`.
+    pub state: &'static str,
+    /// Where the agent's packets come from now.
+    pub address: SocketAddr,
+    /// The agent process.
+    pub instance: String,
+    /// Its program.
+    pub software: String,
+    /// Of its certificate.
+    pub serial: String,
+    /// End of its certificate, seconds since 1970.
+    pub certificate_ends: u64,
+    /// Seconds since 1970.
+    pub since: u64,
+    /// Dials now.
+    pub dials: u32,
+    /// Last heartbeat round trip.
+    pub rtt_microseconds: Option<u64>,
+    /// `none`, `passed` or `failed`.
+    pub probe: &'static str,
+    /// Bytes on the wire.
+    pub sent_bytes: u64,
+    /// Bytes on the wire.
+    pub received_bytes: u64,
+    /// quic: packets lost.
+    pub lost_packets: u64,
+    /// quic: largest UDP payload in use.
+    pub mtu: Option<u16>,
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+/// What it is made of.
+#[derive(Clone)]
+pub struct Source {
+    /// Agents and their links.
+    pub agents: std::sync::Arc<Agents>,
+    /// Dials.
+    pub live: LiveDials,
+    /// Who we are.
+    pub trust: Trust,
+    /// Stopping.
+    pub drain: towline_link::process::drain::DrainView,
+    /// Where agents connect.
+    pub listen: SocketAddr,
+}
+
+impl Source {
+    /// Looks at everything now.
+    pub fn status(&self) -> Status {
+        let snapshot = self.trust.snapshot();
+        let expiries = snapshot.material.expiries().into_iter();
+        let mut agents: Vec<Agent> = self.agents.nodes().iter().map(|n| agent(n)).collect();
+        agents.sort_by(|a, b| a.name.cmp(&b.name));
+        Status {
+            software: SOFTWARE,
+            identity: snapshot.identity().to_string(),
+            stage: self.drain.stage().as_str(),
+            listen: self.listen,
+            live_dials: self.live.len(),
+            stalled_dials: self.live.stalled(),
+            expiries: expiries
+                .map(|expiry| Expiry {
+                    what: expiry.what,
+                    path: expiry.path.display().to_string(),
+                    not_after: seconds(expiry.not_after),
+                })
+                .collect(),
+            agents,
+        }
+    }
+}
+
+fn agent(node: &crate::agents::Node) -> Agent {
+    let ended = node.ended();
+    Agent {
+        name: node.name().to_string(),
+        links: node.links().iter().map(|entry| link(entry)).collect(),
+        gone_for_seconds: ended.map(|ended| ended.at.elapsed().as_secs()),
+        last_end: ended.map(|ended| ended.reason.as_str()),
+    }
+}
+
+fn link(entry: &AgentLink) -> Link {
+    let carrier = entry.link.carrier();
+    let stats = carrier.stats();
+    let leaf = entry.peer().leaf();
+    let rtt = entry.link.rtt().or(stats.rtt);
+    Link {
+        id: entry.link.id().to_string(),
+        carrier: carrier.kind().as_str(),
+        state: standing_word(entry.standing()),
+        address: carrier.remote_address(),
+        instance: entry.instance.to_string(),
+        software: entry.software.clone(),
+        serial: leaf.serial.to_string(),
+        certificate_ends: seconds(leaf.not_after),
+        since: seconds(entry.since),
+        dials: entry.link.dials(),
+        rtt_microseconds: rtt.map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
+        probe: entry.probe().as_str(),
+        sent_bytes: stats.sent_bytes,
+        received_bytes: stats.received_bytes,
+        lost_packets: stats.lost_packets,
+        mtu: stats.mtu,
+    }
+}
