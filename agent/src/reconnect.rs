@@ -339,7 +339,10 @@ impl Keeper {
         }
         self.logged = None;
         // Where other servers say that they are is no target either.
-        let told = welcome.servers.iter().filter_map(|text| text.parse::<Target>().ok());
+        let told = welcome
+            .servers
+            .iter()
+            .filter_map(|text| text.parse::<Target>().ok());
         for address in told.filter_map(|target| target.address()) {
             self.keeping.reach.addresses.note(address);
         }

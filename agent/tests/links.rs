@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use fake::{Cluster, FakeServer, Listen, agent, echoes, ends, open};
 use towline_link::carrier::CarrierKind;
+use towline_link::dial;
 use towline_link::driver::LinkState;
+use towline_proto::dial::DialRequest;
 use towline_proto::id::Role;
 use towline_proto::reason::Reason;
 use towline_proto::target::Class;
@@ -284,4 +286,71 @@ async fn a_new_identity_means_a_new_link_before_the_old_one_goes() {
         .await
         .map(|_| ());
     assert_eq!(refused.unwrap_err().reason, Reason::AgentPolicy);
+}
+
+#[tokio::test]
+async fn a_target_that_never_answers_and_one_dial_too_many_have_their_reasons() {
+    on_both(|cluster, mut server, carrier| {
+        Box::pin(async move {
+            let more = [
+                "--carrier",
+                carrier,
+                "--connect-timeout",
+                "50ms",
+                "--max-dials",
+                "2",
+            ];
+            let _agent = agent(cluster.config(server.address, &more)).await;
+            let link = server.link().await;
+            let late = open(&link, "10.244.0.9:2", Class::Pod).await.map(|_| ());
+            assert_eq!(late.unwrap_err().reason, Reason::TargetTimeout);
+            let mut first = open(&link, "n7:10250", Class::Kubelet).await.unwrap();
+            let second = open(&link, "n7:10250", Class::Kubelet).await.unwrap();
+            let third = open(&link, "n7:10250", Class::Kubelet).await.map(|_| ());
+            assert_eq!(third.unwrap_err().reason, Reason::AgentBusy);
+            echoes(&mut first, "not disturbed").await;
+            ends(second).await;
+        })
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn probes_are_answered_and_nonsense_disturbs_nobody() {
+    on_both(|cluster, mut server, carrier| {
+        Box::pin(async move {
+            let _agent = agent(cluster.config(server.address, &["--carrier", carrier])).await;
+            let link = server.link().await;
+            for nonsense in [
+                &b""[..],
+                b"\xff\xff",
+                b"\x00\x01\x09",
+                b"\x00\x03\x01\x01\xff",
+            ] {
+                let mut stream = link.carrier().open().await.unwrap();
+                stream.send.send(nonsense.into()).await.unwrap();
+                stream.send.finish();
+                assert!(!matches!(stream.recv.recv(16).await, Ok(Some(_))));
+            }
+            let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+            let probe = dial::open(&**link.carrier(), &DialRequest::Probe, deadline).await;
+            ends(probe.unwrap()).await;
+        })
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_linked_server_is_ready_and_the_worst_is_named() {
+    let cluster = Cluster::new();
+    let mut server = FakeServer::start(&cluster, ANY.parse().unwrap(), Listen::Both).await;
+    let agent = agent(cluster.config(server.address, &["--server", "127.0.0.1:1"])).await;
+    let links = agent.links().clone();
+    assert!(links.readiness().unwrap_err().contains("no link to server"));
+    let _link = server.link().await;
+    let mut changes = links.watch();
+    while links.readiness().is_err() {
+        changes.changed().await.unwrap();
+    }
+    assert!(links.worst().unwrap().contains("127.0.0.1:1"));
 }

@@ -302,6 +302,7 @@ impl Network for EchoNetwork {
     async fn connect(&self, permit: Permit) -> io::Result<TcpStream> {
         match permit.address().port() {
             1 => Err(io::ErrorKind::ConnectionRefused.into()),
+            2 => std::future::pending().await,
             _ => TcpStream::connect(self.echo).await,
         }
     }
