@@ -1,0 +1,19 @@
+//! What makes a daemon a good process, the same for both: flag values, exit codes, start and
+//! readiness, live reload, logs, health and metrics, and an orderly end.
+//!
+//! Reading order: [`values`] and [`exit`] (the outside), [`drain`] (the order of stopping),
+//! [`ready`], [`signal`], [`accept`] with [`unix`] (who gets a connection), [`admin`] with
+//! [`live`] (health, metrics, orders), [`watch`], [`reload`] and [`expiry`] (files that
+//! change), [`telemetry`], [`logsink`], [`ratelimit`] and [`panics`] (logs), [`runtime`].
+
+pub mod accept;
+pub mod drain;
+pub mod exit;
+pub mod logsink;
+pub mod panics;
+pub mod ratelimit;
+pub mod ready;
+pub mod runtime;
+pub mod telemetry;
+pub mod unix;
+pub mod values;

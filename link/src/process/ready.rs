@@ -1,0 +1,338 @@
+//! Readiness as a list of named conditions, all of which must be met.
+//!
+//! Two kinds. A start-up task is a [`StartupTask`] that its subsystem holds until it calls
+//! [`StartupTask::done`]; dropped without that it stays unmet for ever, because a start that
+//! failed must never look ready. A live [`Condition`] says met or unmet with a text at any
+//! time and starts unmet; when its owner is gone it is unmet.
+//!
+//! `/readyz` prints [`Readiness::report`]; the service manager is told when
+//! [`Readiness::started`] resolves. Changes are logged here, once each, with what is missing.
+
+use std::fmt;
+
+use tokio::sync::watch;
+use towline_proto::limits;
+use tracing::{error, info, warn};
+
+/// The list. Clones are the same list.
+#[derive(Clone)]
+pub struct Readiness {
+    entries: watch::Sender<Vec<Entry>>,
+}
+
+struct Entry {
+    id: u64,
+    name: &'static str,
+    startup: bool,
+    unmet: Option<String>,
+}
+
+impl Default for Readiness {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Readiness {
+    /// An empty list, which is ready.
+    pub fn new() -> Self {
+        Self {
+            entries: watch::Sender::new(Vec::new()),
+        }
+    }
+
+    /// Adds something that must be done once.
+    pub fn task(&self, name: &'static str) -> StartupTask {
+        let id = self.add(name, true, "not done yet");
+        StartupTask {
+            list: self.clone(),
+            id,
+            done: false,
+        }
+    }
+
+    /// Adds a condition that is unmet, for the reason given, until its owner says otherwise.
+    pub fn condition(&self, name: &'static str, reason: impl Into<String>) -> Condition {
+        let id = self.add(name, false, reason);
+        Condition {
+            list: self.clone(),
+            id,
+        }
+    }
+
+    /// Everything at this moment, in order of registration.
+    pub fn report(&self) -> Report {
+        let entries = self.entries.borrow();
+        Report {
+            lines: entries
+                .iter()
+                .map(|entry| (entry.name, entry.unmet.clone()))
+                .collect(),
+        }
+    }
+
+    /// Whether all is met now.
+    pub fn is_ready(&self) -> bool {
+        self.entries
+            .borrow()
+            .iter()
+            .all(|entry| entry.unmet.is_none())
+    }
+
+    /// Resolves when every start-up task so far is done. Cancel-safe.
+    pub async fn started(&self) {
+        self.wait(|entries| {
+            entries
+                .iter()
+                .filter(|entry| entry.startup)
+                .all(|entry| entry.unmet.is_none())
+        })
+        .await;
+    }
+
+    /// Resolves when all is met. Cancel-safe.
+    pub async fn ready(&self) {
+        self.wait(|entries| entries.iter().all(|entry| entry.unmet.is_none()))
+            .await;
+    }
+
+    /// Resolves when something is unmet. Cancel-safe.
+    pub async fn unready(&self) {
+        self.wait(|entries| entries.iter().any(|entry| entry.unmet.is_some()))
+            .await;
+    }
+
+    async fn wait(&self, met: impl FnMut(&Vec<Entry>) -> bool) {
+        // The sender lives in `self`, so the wait cannot fail.
+        let _ = self.entries.subscribe().wait_for(met).await;
+    }
+
+    fn add(&self, name: &'static str, startup: bool, reason: impl Into<String>) -> u64 {
+        let mut id = 0;
+        self.entries.send_modify(|entries| {
+            id = entries.last().map_or(1, |last| last.id + 1);
+            if entries.len() >= limits::READY_CONDITIONS {
+                error!(
+                    condition = name,
+                    "too many readiness conditions, this one is not listed"
+                );
+                return;
+            }
+            entries.push(Entry {
+                id,
+                name,
+                startup,
+                unmet: Some(cut(reason.into())),
+            });
+        });
+        id
+    }
+
+    fn set(&self, id: u64, unmet: Option<String>) {
+        let unmet = unmet.map(cut);
+        self.entries.send_if_modified(|entries| {
+            let Some(entry) = entries.iter_mut().find(|entry| entry.id == id) else {
+                return false;
+            };
+            if entry.unmet == unmet {
+                return false;
+            }
+            let (name, turned) = (entry.name, entry.unmet.is_some() != unmet.is_some());
+            entry.unmet = unmet;
+            if turned {
+                log_change(name, entries, id);
+            }
+            true
+        });
+    }
+}
+
+fn log_change(name: &'static str, entries: &[Entry], id: u64) {
+    let missing: Vec<&str> = entries
+        .iter()
+        .filter(|entry| entry.unmet.is_some())
+        .map(|entry| entry.name)
+        .collect();
+    match entries
+        .iter()
+        .find(|entry| entry.id == id)
+        .and_then(|entry| entry.unmet.as_deref())
+    {
+        Some(reason) => warn!(condition = name, reason, ?missing, "not ready"),
+        None if missing.is_empty() => info!(condition = name, "ready"),
+        None => info!(condition = name, ?missing, "condition met"),
+    }
+}
+
+fn cut(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(limits::READY_TEXT_BYTES));
+    text.retain(|c| !c.is_control());
+    text
+}
+
+/// Something that must be done once before the daemon is ready.
+#[must_use = "dropping it leaves the daemon unready for ever"]
+pub struct StartupTask {
+    list: Readiness,
+    id: u64,
+    done: bool,
+}
+
+impl StartupTask {
+    /// It is done.
+    pub fn done(mut self) {
+        self.done = true;
+        self.list.set(self.id, None);
+    }
+}
+
+impl Drop for StartupTask {
+    fn drop(&mut self) {
+        if !self.done {
+            self.list
+                .set(self.id, Some("given up before it was done".to_owned()));
+        }
+    }
+}
+
+/// Something that is true or not while the daemon runs.
+#[must_use = "dropping it leaves the daemon unready for ever"]
+pub struct Condition {
+    list: Readiness,
+    id: u64,
+}
+
+impl Condition {
+    /// It is true.
+    pub fn met(&self) {
+        self.list.set(self.id, None);
+    }
+
+    /// It is not, and why.
+    pub fn unmet(&self, reason: impl Into<String>) {
+        self.list.set(self.id, Some(reason.into()));
+    }
+
+    /// One call for both.
+    pub fn set(&self, state: Result<(), String>) {
+        self.list.set(self.id, state.err());
+    }
+}
+
+impl Drop for Condition {
+    fn drop(&mut self) {
+        self.unmet("its subsystem has ended");
+    }
+}
+
+/// What `/readyz` says: one line each, `[+]links ok` or `[-]links no live link`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    lines: Vec<(&'static str, Option<String>)>,
+}
+
+impl Report {
+    /// Whether all is met.
+    pub fn is_ready(&self) -> bool {
+        self.lines.iter().all(|(_, unmet)| unmet.is_none())
+    }
+
+    /// Name and, where unmet, reason.
+    pub fn lines(&self) -> impl Iterator<Item = (&'static str, Option<&str>)> {
+        self.lines
+            .iter()
+            .map(|(name, unmet)| (*name, unmet.as_deref()))
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, unmet) in self.lines() {
+            match unmet {
+                None => writeln!(f, "[+]{name} ok")?,
+                Some(reason) => writeln!(f, "[-]{name} {reason}")?,
+            }
+        }
+        f.write_str(if self.is_ready() {
+            "ready\n"
+        } else {
+            "not ready\n"
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ready_needs_every_task_and_every_condition() {
+        let readiness = Readiness::new();
+        assert!(readiness.is_ready());
+        let task = readiness.task("certificates");
+        let links = readiness.condition("links", "no live link");
+        assert_eq!(
+            readiness.report().to_string(),
+            "[-]certificates not done yet\n[-]links no live link\nnot ready\n"
+        );
+        task.done();
+        assert!(!readiness.is_ready());
+        links.met();
+        assert_eq!(
+            readiness.report().to_string(),
+            "[+]certificates ok\n[+]links ok\nready\n"
+        );
+        links.unmet("no live link since 10s");
+        assert!(!readiness.report().is_ready());
+    }
+
+    #[test]
+    fn a_start_that_was_given_up_never_looks_ready() {
+        let readiness = Readiness::new();
+        drop(readiness.task("doors"));
+        assert_eq!(
+            readiness.report().to_string(),
+            "[-]doors given up before it was done\nnot ready\n"
+        );
+    }
+
+    #[test]
+    fn a_condition_without_its_owner_is_unmet() {
+        let readiness = Readiness::new();
+        let links = readiness.condition("links", "none");
+        links.met();
+        drop(links);
+        assert!(!readiness.is_ready());
+    }
+
+    #[tokio::test]
+    async fn started_waits_for_tasks_and_not_for_conditions() {
+        let readiness = Readiness::new();
+        let task = readiness.task("doors");
+        let links = readiness.condition("links", "none");
+        let waiting = tokio::spawn({
+            let readiness = readiness.clone();
+            async move { readiness.started().await }
+        });
+        task.done();
+        waiting.await.expect("joined");
+        links.met();
+        readiness.ready().await;
+        links.unmet("gone");
+        readiness.unready().await;
+    }
+
+    #[test]
+    fn texts_and_the_list_are_bounded() {
+        let readiness = Readiness::new();
+        let long = readiness.condition("long", "\u{e4}\n".repeat(limits::READY_TEXT_BYTES));
+        let line = readiness.report().to_string();
+        assert!(line.len() <= limits::READY_TEXT_BYTES + 32);
+        assert_eq!(line.lines().count(), 2);
+        let more: Vec<Condition> = (0..limits::READY_CONDITIONS)
+            .map(|_| readiness.condition("more", "x"))
+            .collect();
+        assert_eq!(readiness.report().lines().count(), limits::READY_CONDITIONS);
+        drop((more, long));
+    }
+}
