@@ -13,7 +13,7 @@ use towline_link::quic::Congestion;
 use towline_proto::limits;
 use towline_proto::target::{Class, Target};
 
-use crate::config::CarrierMode;
+use crate::reach::CarrierMode;
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);

@@ -1,10 +1,8 @@
 //! All input of the agent, read once and checked as a whole: flags, files, and the proxy names
 //! of the environment. After this nobody reads the environment.
 
-use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
@@ -19,47 +17,9 @@ use towline_proto::target::{Class, Target};
 
 use crate::args::Args;
 use crate::policy::{Classes, Policy, Rules};
+use crate::reach::CarrierMode;
 use crate::serve::ServeConfig;
 use crate::trust::{Snapshot, TrustError};
-
-/// `--carrier`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum CarrierMode {
-    /// quic where it works, tls where it does not.
-    #[default]
-    Auto,
-    /// quic only.
-    Quic,
-    /// tls only.
-    Tls,
-}
-
-/// A word that names no carrier.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown carrier {0:?}: use auto, quic or tls")]
-pub struct UnknownCarrier(String);
-
-impl FromStr for CarrierMode {
-    type Err = UnknownCarrier;
-    fn from_str(text: &str) -> Result<Self, UnknownCarrier> {
-        match text {
-            "auto" => Ok(CarrierMode::Auto),
-            "quic" => Ok(CarrierMode::Quic),
-            "tls" => Ok(CarrierMode::Tls),
-            other => Err(UnknownCarrier(other.chars().take(32).collect())),
-        }
-    }
-}
-
-impl fmt::Display for CarrierMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            CarrierMode::Auto => "auto",
-            CarrierMode::Quic => "quic",
-            CarrierMode::Tls => "tls",
-        })
-    }
-}
 
 /// What is wrong with the configuration; says what to change.
 #[derive(Debug, thiserror::Error)]

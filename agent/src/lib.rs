@@ -7,11 +7,14 @@
 //! [`metrics`] (what is shown).
 
 pub mod args;
+pub mod attempt;
 pub mod config;
 pub mod connect;
+mod farewell;
 pub mod links;
 pub mod metrics;
 pub mod policy;
+mod probes;
 pub mod reach;
 pub mod reconnect;
 pub mod reload;

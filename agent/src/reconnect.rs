@@ -13,111 +13,25 @@
 //! A new link always takes over before the old one is drained, so dials never meet a gap that we
 //! could have avoided.
 
-use std::future::Future;
-use std::hash::{BuildHasher, Hasher, RandomState};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use towline_link::carrier::CarrierKind;
-use towline_link::driver::{self, Link, LinkState};
-use towline_link::process::drain::{DrainWatch, Stage};
+use towline_link::driver::{Link, LinkState};
+use towline_link::process::drain::DrainWatch;
 use towline_proto::backoff::Backoff;
-use towline_proto::control::{Hello, Welcome};
-use towline_proto::id::InstanceId;
 use towline_proto::limits;
 use towline_proto::reason::Reason;
 use towline_proto::target::Target;
-use towline_proto::version::{Capabilities, VERSION_MAX, VERSION_MIN};
 use tracing::{debug, info, warn};
 
+use crate::attempt::{self, Attempt, AttemptError, Greeted, Keeping, Purpose, jitter, random};
+use crate::farewell::farewell;
 use crate::links::Slot;
-use crate::metrics::Metrics;
-use crate::reach::{Reach, ReachError};
-use crate::serve::Serve;
-use crate::trust::{Snapshot, Trust};
-
-/// What all keepers of a process have in common.
-pub struct Keeping {
-    /// How servers are reached.
-    pub reach: Arc<Reach>,
-    /// What we prove ourselves with.
-    pub trust: Arc<Trust>,
-    /// Who serves the dials.
-    pub serve: Arc<Serve>,
-    /// What is counted.
-    pub metrics: Metrics,
-    /// This process.
-    pub instance: InstanceId,
-    /// How long dials of a replaced link may go on.
-    pub drain_timeout: Duration,
-    /// How often quic is tried while a link runs on tls, before jitter.
-    pub carrier_probe: Duration,
-}
-
-/// A number that no other process has, from the randomness that the standard library seeds its
-/// hash tables with.
-pub fn random() -> u64 {
-    RandomState::new().build_hasher().finish()
-}
-
-/// Our number for this process.
-pub fn instance() -> InstanceId {
-    loop {
-        if let Some(instance) = InstanceId::new(random()) {
-            return instance;
-        }
-    }
-}
-
-/// Why an attempt is made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Purpose {
-    /// There is no link that takes dials.
-    Link,
-    /// Back from tls to quic.
-    Probe,
-    /// The link is silent.
-    Suspect,
-    /// Our identity changed.
-    Replace,
-}
-
-#[derive(Debug, thiserror::Error)]
-enum AttemptError {
-    #[error(transparent)]
-    Reach(#[from] ReachError),
-    #[error("the server ended the greeting: {0}{hint}", hint = hint(*.0))]
-    Greet(Reason),
-}
-
-/// What to do about a refused greeting.
-fn hint(reason: Reason) -> &'static str {
-    match reason {
-        Reason::ExcessClaim => {
-            " (a --kubelet-address is neither in our certificate nor granted by the server: issue a certificate \
-             with it, or leave the flag out)"
-        }
-        Reason::Superseded => " (another process runs with the same certificate)",
-        Reason::Overloaded => " (the server has as many links as it may have)",
-        _ => "",
-    }
-}
-
-impl AttemptError {
-    fn reason(&self) -> Reason {
-        match self {
-            AttemptError::Reach(error) => error.reason(),
-            AttemptError::Greet(reason) => *reason,
-        }
-    }
-}
-
-type DriverRun = Pin<Box<dyn Future<Output = Reason> + Send>>;
-type Greeted = (Link, Welcome, DriverRun, Arc<Snapshot>);
-type Attempt = Pin<Box<dyn Future<Output = Result<Greeted, AttemptError>> + Send>>;
+use crate::probes::Probes;
+use crate::trust::Snapshot;
 
 struct Current {
     link: Link,
@@ -152,10 +66,7 @@ pub struct Keeper {
     /// Since when there has been no stable link; pauses grow with it.
     outage: Instant,
     links: JoinSet<Reason>,
-    /// Pause before the next probe of quic; grows while quic does not work or does not last.
-    probe_after: Duration,
-    /// How long the last quic link lived.
-    quic_lived: Option<Duration>,
+    probes: Probes,
     twin_told: bool,
     logged: Option<Reason>,
 }
@@ -165,8 +76,7 @@ impl Keeper {
     pub fn new(keeping: Arc<Keeping>, slot: Slot, drain: DrainWatch) -> Self {
         let now = Instant::now();
         Self {
-            probe_after: keeping.carrier_probe / FIRST_PROBE,
-            quic_lived: None,
+            probes: Probes::new(keeping.carrier_probe),
             keeping,
             slot,
             drain,
@@ -213,7 +123,7 @@ impl Keeper {
             }
         }
         self.attempt = None;
-        self.stop().await;
+        farewell(&self.slot, &self.drain, &mut self.links).await;
     }
 
     // ---- attempts --------------------------------------------------------------------------
@@ -222,22 +132,9 @@ impl Keeper {
         let Some((_, purpose)) = self.next.take() else {
             return;
         };
-        let keeping = Arc::clone(&self.keeping);
         let server = self.slot.server().clone();
         debug!(%server, ?purpose, "attempt");
-        let attempt = Box::pin(async move {
-            let trust = keeping.trust.current();
-            let carrier = match purpose {
-                Purpose::Probe => keeping.reach.only_quic(&server, &trust).await?,
-                _ => keeping.reach.any(&server, &trust).await?,
-            };
-            let hello = hello(&keeping, &trust);
-            let (link, welcome, run) = driver::greet_agent(carrier, hello)
-                .await
-                .map_err(|error| AttemptError::Greet(error.reason))?;
-            let run: DriverRun = Box::pin(run);
-            Ok((link, welcome, run, trust))
-        });
+        let attempt = attempt::begin(Arc::clone(&self.keeping), server, purpose);
         self.attempt = Some((purpose, Instant::now(), attempt));
     }
 
@@ -288,28 +185,8 @@ impl Keeper {
             .current
             .as_ref()
             .is_some_and(|current| current.kind == CarrierKind::Tls);
-        self.next = (on_tls && self.keeping.reach.prefers_quic()).then(|| {
-            let after = self.probe_after;
-            self.probe_after = self.longer_probe(self.keeping.carrier_probe);
-            (
-                Instant::now() + after * 3 / 4 + jitter(after / 2),
-                Purpose::Probe,
-            )
-        });
-    }
-
-    fn longer_probe(&self, most: Duration) -> Duration {
-        (self.probe_after * 2).min(most.max(self.probe_after))
-    }
-
-    /// A link on tls again. Soon after a restart of the server quic is looked for at once; where
-    /// quic links do not last (a network that throttles UDP) each try costs dials, so ever later.
-    fn fell_back(&mut self) {
-        let probe = self.keeping.carrier_probe;
-        self.probe_after = match self.quic_lived.take() {
-            Some(lived) if lived < probe => self.longer_probe(probe * LAST_PROBE),
-            _ => probe / FIRST_PROBE,
-        };
+        self.next = (on_tls && self.keeping.reach.prefers_quic())
+            .then(|| (Instant::now() + self.probes.pause(), Purpose::Probe));
     }
 
     // ---- links -----------------------------------------------------------------------------
@@ -348,7 +225,7 @@ impl Keeper {
         }
         self.note_quic_end();
         if kind == CarrierKind::Tls {
-            self.fell_back();
+            self.probes.fell_back();
         }
         let now = Instant::now();
         let old = self.current.replace(Current {
@@ -424,7 +301,7 @@ impl Keeper {
         if let Some(current) = &self.current
             && current.kind == CarrierKind::Quic
         {
-            self.quic_lived = Some(current.since.elapsed());
+            self.probes.quic_ended(current.since.elapsed());
         }
     }
 
@@ -494,79 +371,10 @@ impl Keeper {
             self.next = Some((Instant::now(), Purpose::Suspect));
         }
     }
-
-    // ---- the end ---------------------------------------------------------------------------
-
-    /// Drains every link, closes those that have nothing left and no answer, waits for all.
-    async fn stop(&mut self) {
-        let stage = self.drain.view();
-        let deadline = match stage.stage() {
-            Stage::Draining { deadline } => deadline.saturating_duration_since(Instant::now()),
-            _ => Duration::ZERO,
-        };
-        for link in self.slot.all() {
-            link.drain(Reason::Shutdown, deadline);
-        }
-        let patience = tokio::time::sleep(SILENT_FAREWELL);
-        tokio::pin!(patience);
-        let mut patient = true;
-        loop {
-            tokio::select! {
-                biased;
-                () = stage.forced() => break,
-                ended = self.links.join_next() => if ended.is_none() { return },
-                // The server closes a drained link that has no dials; if it does not, we do.
-                () = &mut patience, if patient => patient = false,
-                () = tokio::time::sleep(SILENT_FAREWELL), if !patient => {
-                    for link in self.slot.all().iter().filter(|link| link.dials() == 0) {
-                        link.close(Reason::Shutdown);
-                    }
-                }
-            }
-        }
-        for link in self.slot.all() {
-            link.close(Reason::Shutdown);
-        }
-        while self.links.join_next().await.is_some() {}
-    }
 }
-
-/// The first probe comes after this part of the usual time.
-const FIRST_PROBE: u32 = 12;
-
-/// Where quic does not last, probes come this much later than usual at the most.
-const LAST_PROBE: u32 = 8;
 
 /// How often a quic link is looked at for silence.
 const LOOK: Duration = Duration::from_millis(500);
-
-/// How long a server may take to close a drained link that has no dials.
-const SILENT_FAREWELL: Duration = Duration::from_secs(1);
-
-fn jitter(most: Duration) -> Duration {
-    most.mul_f64(random() as f64 / u64::MAX as f64)
-}
-
-fn hello(keeping: &Keeping, trust: &Snapshot) -> Hello {
-    let policy = keeping.serve.policy();
-    let addresses = policy
-        .rules()
-        .kubelet_addresses
-        .iter()
-        .filter(|ip| !ip.is_loopback());
-    Hello {
-        versions: (VERSION_MIN, VERSION_MAX),
-        capabilities: Capabilities::OURS,
-        instance: keeping.instance,
-        name: trust.identity().name.clone(),
-        addresses: addresses.take(limits::LIST_ITEMS).copied().collect(),
-        prefixes: Vec::new(),
-        software: SOFTWARE.to_owned(),
-    }
-}
-
-/// What we say that we run.
-pub const SOFTWARE: &str = concat!("towline-agent/", env!("CARGO_PKG_VERSION"));
 
 async fn changed(current: Option<&Current>) -> LinkState {
     let Some(current) = current else {

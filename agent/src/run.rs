@@ -14,12 +14,13 @@ use towline_proto::limits;
 use towline_proto::reason::Reason;
 use tracing::{error, warn};
 
-use crate::config::{CarrierMode, Config, ReachConfig};
+use crate::attempt::{Keeping, instance};
+use crate::config::{Config, ReachConfig};
 use crate::connect::Network;
 use crate::links::Links;
 use crate::metrics::Metrics;
-use crate::reach::{Reach, ServerAddresses};
-use crate::reconnect::{Keeper, Keeping, instance};
+use crate::reach::{CarrierMode, Reach, ServerAddresses};
+use crate::reconnect::Keeper;
 use crate::reload::Reload;
 use crate::serve::Serve;
 use crate::trust::{Trust, TrustError};

@@ -119,7 +119,7 @@ impl Sources {
             identity: trust.identity().to_string(),
             serial: trust.material.credentials().leaf().serial.to_string(),
             instance: self.instance.to_string(),
-            software: crate::reconnect::SOFTWARE,
+            software: crate::attempt::SOFTWARE,
             stage: self.stage.stage().as_str(),
             degraded: self.links.worst(),
             servers: self.links.status(),
