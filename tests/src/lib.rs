@@ -9,9 +9,11 @@
 pub mod apiserver;
 pub mod authority;
 pub mod bench;
+pub mod cluster;
 pub mod emulator;
 pub mod forwarder;
 pub mod kubelet;
+pub mod network;
 pub mod pattern;
 pub mod scenario;
 pub mod scratch;

@@ -33,6 +33,8 @@ struct Plan {
     begins: Duration,
     up: u64,
     down: u64,
+    /// Between two pieces of nine kilobytes, so that faults meet dials in the middle.
+    pause: Duration,
     /// The sender gives up here instead of ending.
     up_aborts: bool,
     down_aborts: bool,
@@ -44,6 +46,7 @@ impl Plan {
             begins: chance.time(Duration::from_secs(30)),
             up: chance.below(400_000),
             down: chance.below(400_000),
+            pause: if chance.per_mille(300) { Duration::ZERO } else { chance.time(Duration::from_millis(300)) },
             up_aborts: chance.per_mille(100),
             down_aborts: chance.per_mille(100),
         }
@@ -187,7 +190,7 @@ async fn tell(mut chance: Chance, kind: CarrierKind, trust: &Arc<Trust>) -> Endi
                 let plan = plans.get(&number).copied();
                 running.spawn(async move {
                     let plan = plan.unwrap_or(FINAL);
-                    (number, converse(end, plan.down, plan.down_aborts).await)
+                    (number, converse(end, plan.down, plan.pause, plan.down_aborts).await)
                 });
             }
             while let Some(result) = running.join_next().await {
@@ -239,6 +242,7 @@ const FINAL: Plan = Plan {
     begins: Duration::ZERO,
     up: 70_000,
     down: 70_000,
+    pause: Duration::ZERO,
     up_aborts: false,
     down_aborts: false,
 };
@@ -255,7 +259,7 @@ async fn attempt(current: &Current, number: u16, plan: Plan, live: &LiveDials) -
     let mut splices = JoinSet::new();
     let end = process::dial(&link, number, live, &mut splices).await.ok()?;
     drop(link);
-    let seen = converse(end, plan.up, plan.up_aborts).await;
+    let seen = converse(end, plan.up, plan.pause, plan.up_aborts).await;
     while splices.join_next().await.is_some() {}
     Some(seen)
 }
@@ -271,7 +275,7 @@ async fn final_dial(current: &Current, live: &LiveDials) -> Seen {
 }
 
 /// Sends `count` bytes and an end (or gives up), and reads to the end.
-async fn converse(end: Local, count: u64, aborts: bool) -> Seen {
+async fn converse(end: Local, count: u64, pause: Duration, aborts: bool) -> Seen {
     let (mut read, mut write) = tokio::io::split(end);
     let sending = async {
         let mut sent = 0;
@@ -281,6 +285,7 @@ async fn converse(end: Local, count: u64, aborts: bool) -> Seen {
                 return;
             }
             sent += piece.len() as u64;
+            sleep(pause).await;
         }
         if !aborts {
             let _ = write.shutdown().await;
