@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use towline_link::process::drain::{DrainWatch, Stage};
+use towline_link::process::drain::{DrainWatch, Stage, WorkGuard};
 use towline_link::process::ratelimit::RateLimited;
 use towline_link::splice::{Early, LocalEnd, LocalSide, splice};
 use towline_proto::limits;
@@ -94,7 +94,12 @@ pub struct Visit {
 /// Serves one connection to its end.
 pub async fn serve<S: FrontEnd>(mut stream: S, desk: Arc<Desk>, mut visit: Visit) {
     // Boxed, so that what the greeting needs is given back before the bytes flow.
-    let Some((open, to_peer)) = Box::pin(greet(&mut stream, &desk, &mut visit)).await else {
+    let Some(Greeted {
+        open,
+        to_peer,
+        work,
+    }) = Box::pin(greet(&mut stream, &desk, &mut visit)).await
+    else {
         return;
     };
     let Visit {
@@ -107,7 +112,6 @@ pub async fn serve<S: FrontEnd>(mut stream: S, desk: Arc<Desk>, mut visit: Visit
     if let Some(certified) = &certified {
         certified.carries(live.dial());
     }
-    let work = drain.guard();
     let OpenDial {
         id,
         class,
@@ -134,12 +138,16 @@ pub async fn serve<S: FrontEnd>(mut stream: S, desk: Arc<Desk>, mut visit: Visit
     );
 }
 
-/// Steps 1 to 3: the open dial and what the front end has sent already.
-async fn greet<S: FrontEnd>(
-    stream: &mut S,
-    desk: &Desk,
-    visit: &mut Visit,
-) -> Option<(OpenDial, Bytes)> {
+/// What steps 1 to 3 end with.
+struct Greeted {
+    open: OpenDial,
+    /// What the front end has sent already.
+    to_peer: Bytes,
+    /// A graceful stop waits for it, from before the dial.
+    work: WorkGuard,
+}
+
+async fn greet<S: FrontEnd>(stream: &mut S, desk: &Desk, visit: &mut Visit) -> Option<Greeted> {
     let drain = visit.drain.view();
     let read = tokio::select! {
         biased;
@@ -161,6 +169,7 @@ async fn greet<S: FrontEnd>(
             return None;
         }
     };
+    let work = visit.drain.guard();
     let ask = Ask {
         target,
         door: visit.door,
@@ -196,7 +205,11 @@ async fn greet<S: FrontEnd>(
         desk.metrics
             .dial_ended(visit.door, Some(open.class), Reason::FrontEndGone);
     }
-    answered.map(|()| (open, kept.bytes.freeze()))
+    answered.map(|()| Greeted {
+        open,
+        to_peer: kept.bytes.freeze(),
+        work,
+    })
 }
 
 async fn untrusted(certified: &mut Option<FrontEndGuard>) -> Reason {
