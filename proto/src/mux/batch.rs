@@ -82,9 +82,9 @@ impl Batch {
         }
     }
 
-    /// Gives all memory back; for a connection that has nothing to do.
+    /// Gives memory beyond a few frames' worth back; for a connection that has nothing to do.
     pub fn release(&mut self) {
-        if self.is_empty() {
+        if self.is_empty() && (self.packed.capacity() > INLINE || self.parts.capacity() > 8) {
             *self = Self::default();
         }
     }

@@ -12,6 +12,10 @@ use bytes::{Bytes, BytesMut};
 const LARGE: usize = 8 * 1024;
 /// The largest buffer that small pieces are packed into.
 const PACK: usize = 64 * 1024;
+/// Bytes copied by one call. Many C libraries (glibc before 2.39) copy more than 2 KiB by
+/// `rep movsb`, which on AMD processors of 2020 to 2023 is several times slower whenever the two
+/// addresses are alike in their low bits; it was a sixth of an agent's time.
+const STEP: usize = 1024;
 /// An empty queue keeps the list's own memory up to this many places.
 const KEPT_PLACES: usize = 8;
 
@@ -56,7 +60,9 @@ impl Queue {
             self.end_tail();
             self.tail = BytesMut::with_capacity(piece.len().max(self.bytes.min(PACK)));
         }
-        self.tail.extend_from_slice(piece);
+        for step in piece.chunks(STEP) {
+            self.tail.extend_from_slice(step);
+        }
         self.bytes += piece.len();
     }
 
