@@ -344,7 +344,7 @@ async fn peers_that_do_not_belong_are_refused_at_both_ends() {
         options,
     )
     .await;
-    assert_eq!(agent.err().unwrap().reason(), Reason::BadCertificate);
+    assert_eq!(agent.err().unwrap().reason(), Reason::CertificateEnded);
     assert!(matches!(
         taken,
         Err(ConnectError::Peer {
@@ -364,7 +364,7 @@ async fn peers_that_do_not_belong_are_refused_at_both_ends() {
     assert!(matches!(
         taken,
         Err(ConnectError::Peer {
-            source: PeerError::Denied { .. },
+            source: PeerError::Revoked,
             ..
         })
     ));
@@ -455,14 +455,7 @@ async fn a_link_runs_on_any_pipe_and_on_a_paused_clock() {
     let target: Target = "server.example:8091".parse().unwrap();
     let (agents, servers) = (TlsOptions::agent(), TlsOptions::server());
     let (agent, server) = tokio::join!(
-        tls::connect_on(
-            near,
-            LOOPBACK,
-            &target,
-            agent.0,
-            agent.1,
-            &agents
-        ),
+        tls::connect_on(near, LOOPBACK, &target, agent.0, agent.1, &agents),
         tls::accept_on(far, LOOPBACK, server.0, server.1, &servers),
     );
     let ends = Ends {
@@ -519,4 +512,86 @@ async fn an_agent_goes_through_a_proxy() {
         server: server.unwrap(),
     };
     ends.dial().await;
+}
+
+/// A client that is let in and then speaks for itself.
+async fn raw_client() -> (tokio_rustls::client::TlsStream<TcpStream>, Link) {
+    let cluster = Cluster::new("prod");
+    let (listener, address) = listener().await;
+    let (config, _) = cluster.agent_side(&cluster.agent("node-1"));
+    let server = cluster.server_side(&cluster.server("server-1"));
+    let client = async {
+        let tcp = TcpStream::connect(address.address().unwrap())
+            .await
+            .unwrap();
+        let name = towline_pki::tls::server_name();
+        let tls = tokio_rustls::TlsConnector::from(config);
+        tls.connect(name, tcp).await.unwrap()
+    };
+    let accepted = async {
+        let (tcp, _) = listener.accept().await.unwrap();
+        tls::accept(tcp, server.0, server.1, &TlsOptions::server()).await
+    };
+    let (client, link) = tokio::join!(client, accepted);
+    (client, link.unwrap())
+}
+
+#[tokio::test]
+async fn a_peer_that_breaks_the_protocol_is_told_and_closed() {
+    let (mut client, link) = raw_client().await;
+    client.write_all(&[0x55; 100]).await.unwrap();
+    client.flush().await.unwrap();
+    assert_eq!(link.closed().await, Reason::Protocol);
+    let mut said = Vec::new();
+    client.read_to_end(&mut said).await.unwrap();
+    assert_eq!(said[16..], [5, 0, 0, 2, 0, 0, 0, 0, 0, 24]);
+}
+
+#[tokio::test]
+async fn a_connection_that_is_cut_is_a_lost_link() {
+    let (client, link) = raw_client().await;
+    let (tcp, _) = client.into_inner();
+    tcp.set_zero_linger().unwrap();
+    drop(tcp);
+    assert_eq!(link.closed().await, Reason::LinkLost);
+
+    let (mut client, link) = raw_client().await;
+    client.shutdown().await.unwrap();
+    assert_eq!(
+        link.closed().await,
+        Reason::LinkLost,
+        "an end without CLOSE"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_reads_nothing_does_not_keep_a_closed_connection() {
+    let cluster = Cluster::new("prod");
+    let (near, far) = tokio::io::duplex(4096);
+    let (config, _) = cluster.agent_side(&cluster.agent("node-1"));
+    let server = cluster.server_side(&cluster.server("server-1"));
+    let options = TlsOptions::server();
+    let connector = tokio_rustls::TlsConnector::from(config);
+    let (client, link) = tokio::join!(
+        connector.connect(towline_pki::tls::server_name(), far),
+        tls::accept_on(near, LOOPBACK, server.0, server.1, &options),
+    );
+    let (mut client, link) = (client.unwrap(), link.unwrap());
+    // Its limits, and then it reads nothing.
+    let limits = [4, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0x40, 0, 0];
+    client.write_all(&limits).await.unwrap();
+    client.flush().await.unwrap();
+    let mut stream = link.open().await.unwrap();
+    stream
+        .send
+        .send(Bytes::from(vec![0; 100_000]))
+        .await
+        .unwrap();
+    link.close(Reason::PeerSilent);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let (mut far, _) = client.into_inner();
+    assert!(
+        far.write_all(b"x").await.is_err(),
+        "the other end is still there"
+    );
 }

@@ -88,12 +88,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
         let mut bytes = 0;
         let pass = loop {
             if self.batch.is_empty() {
-                let over = self.shared.fill(&mut self.batch, MUX_BATCH);
-                if over && self.closing.is_none() {
-                    self.closing = Some(Closing {
-                        shut: false,
-                        until: Box::pin(tokio::time::sleep_until(Instant::now() + CLOSE_LINGER)),
-                    });
+                if self.shared.fill(&mut self.batch, MUX_BATCH) {
+                    self.begin_closing();
                 }
                 if self.batch.is_empty() {
                     break Pass::Idle;
@@ -116,7 +112,13 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
                     bytes += written;
                 }
                 Poll::Ready(Err(error)) => return Err(error),
-                Poll::Pending => return Ok(Pass::Blocked),
+                Poll::Pending => {
+                    // A peer that reads nothing does not keep a closed connection alive.
+                    if self.shared.is_over() {
+                        self.begin_closing();
+                    }
+                    return Ok(Pass::Blocked);
+                }
             }
         };
         if self.flush {
@@ -127,6 +129,13 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Driver<IO> {
             self.flush = false;
         }
         Ok(pass)
+    }
+
+    fn begin_closing(&mut self) {
+        self.closing.get_or_insert_with(|| Closing {
+            shut: false,
+            until: Box::pin(tokio::time::sleep_until(Instant::now() + CLOSE_LINGER)),
+        });
     }
 
     fn read(&mut self, cx: &mut Context<'_>) -> io::Result<Pass> {

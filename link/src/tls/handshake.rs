@@ -224,11 +224,11 @@ pub(super) fn reason_of(error: &io::Error) -> Reason {
         None => Reason::LinkLost,
         Some(TlsFailure::AlertReceived(alert)) => match alert {
             Alert::CertificateRevoked | Alert::AccessDenied => Reason::Denied,
+            Alert::CertificateExpired => Reason::CertificateEnded,
             Alert::ProtocolVersion | Alert::NoApplicationProtocol => Reason::Version,
             Alert::HandshakeFailure
             | Alert::BadCertificate
             | Alert::UnsupportedCertificate
-            | Alert::CertificateExpired
             | Alert::CertificateUnknown
             | Alert::UnknownCA
             | Alert::DecryptError

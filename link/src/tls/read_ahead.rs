@@ -15,6 +15,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::io::poll_read_buf;
 use towline_proto::limits::READ_CHUNK;
 
+/// Bytes copied by one call; the reason stands at the same number in `proto/src/mux/queue.rs`.
+const COPY_STEP: usize = 1024;
+
 /// Bytes of one connection on the network, each way.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
@@ -86,7 +89,9 @@ impl<IO: AsyncRead + Unpin> AsyncRead for ReadAhead<IO> {
             this.busy = read > out.remaining();
         }
         let length = this.buffer.len().min(out.remaining());
-        out.put_slice(&this.buffer[..length]);
+        for step in this.buffer[..length].chunks(COPY_STEP) {
+            out.put_slice(step);
+        }
         this.buffer.advance(length);
         if this.buffer.is_empty() && !this.busy {
             this.buffer = BytesMut::new();

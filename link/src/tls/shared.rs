@@ -118,7 +118,11 @@ impl Shared {
                         }
                     }
                 }
-                Event::MayOpen(streams) => self.may_open.add_permits(streams as usize),
+                Event::MayOpen(streams) => {
+                    // A peer may allow more than a semaphore can count on a small machine.
+                    let room = Semaphore::MAX_PERMITS - self.may_open.available_permits();
+                    self.may_open.add_permits(room.min(streams as usize));
+                }
                 Event::Accepted => self.accepted.notify_one(),
                 Event::Greeted => self.turned.notify_waiters(),
                 Event::Closed => {
@@ -194,6 +198,10 @@ impl Shared {
             mux.transmit(batch, max);
             mux.closed().is_some()
         })
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.lock().mux.closed().is_some()
     }
 
     pub(super) fn handle(&self, bytes: &[u8]) -> Result<(), Violation> {
