@@ -433,4 +433,26 @@ mod tests {
             assert_eq!(base64(plain.as_bytes()), text);
         }
     }
+
+    /// Every setting near a good one is taken or refused, and what is taken can be shown again.
+    #[test]
+    fn any_setting_is_judged() {
+        let good = "http://us%65r:p%40ss@[fd00::1]:3128/x,10.0.0.0/8,*.a.b:1";
+        for at in 0..good.len() {
+            for value in (0..128).map(char::from) {
+                let mut text = good.to_owned();
+                text.replace_range(at..at + 1, &value.to_string());
+                if let Ok(Some(proxy)) = from(None, &[("ALL_PROXY", &text), ("NO_PROXY", &text)]) {
+                    let again = from(Some(&proxy.to_string()), &[])
+                        .expect("good")
+                        .expect("a proxy");
+                    assert_eq!(
+                        (&again.host, again.port),
+                        (&proxy.host, proxy.port),
+                        "{text:?}"
+                    );
+                }
+            }
+        }
+    }
 }

@@ -143,4 +143,29 @@ mod tests {
         let (outcome, _) = asked("p:1", &long).await;
         assert!(error(outcome).contains("longer than"));
     }
+
+    /// Every answer near a good one is taken or refused, and nothing else happens.
+    #[test]
+    fn any_answer_is_judged() {
+        let proxy = HttpProxy::from_flag_or_env(Some("p:1"), &|_| None)
+            .expect("a good setting")
+            .expect("a proxy");
+        let answer = b"HTTP/1.1 200 OK\r\nVia: 1.1 x\r\nX: y\r\n\r\n";
+        for at in 0..answer.len() {
+            assert_eq!(
+                verdict(&answer[..at], &proxy),
+                Ok(None),
+                "a part of an answer"
+            );
+            for value in 0..=u8::MAX {
+                let mut mutant = *answer;
+                mutant[at] = value;
+                let judged = verdict(&mutant, &proxy);
+                assert!(
+                    judged.is_err()
+                        || judged.is_ok_and(|end| end.is_none_or(|end| end <= mutant.len()))
+                );
+            }
+        }
+    }
 }
