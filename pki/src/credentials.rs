@@ -4,6 +4,7 @@
 //! identity, the expected role and usage, valid now, chain in order, key and certificate belong
 //! together. Whether a peer trusts the issuer is for the peer to know.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -26,7 +27,7 @@ use crate::verify;
 pub struct Credentials {
     leaf: Arc<Leaf>,
     presented: Arc<CertifiedKey>,
-    issuers_end: Vec<SystemTime>,
+    issuers_lives: Vec<Range<SystemTime>>,
 }
 
 impl std::fmt::Debug for Credentials {
@@ -124,7 +125,7 @@ impl Credentials {
         }
         let first = chain.first().ok_or(CredentialsError::Empty)?;
         let certificate = Certificate::parse(first.as_ref()).map_err(LeafError::Certificate)?;
-        let issuers_end = check_order(&certificate, &chain[1..])?;
+        let issuers_lives = check_order(&certificate, &chain[1..])?;
         let usage_verdict = verify::check_usage(&certificate, &Usage::of(role));
         let leaf = Leaf::try_from(certificate)?;
         check_leaf(&leaf, role, now)?;
@@ -143,7 +144,7 @@ impl Credentials {
         Ok(Self {
             leaf: Arc::new(leaf),
             presented: Arc::new(presented),
-            issuers_end,
+            issuers_lives,
         })
     }
 
@@ -162,9 +163,9 @@ impl Credentials {
         &self.presented.cert
     }
 
-    /// When the issuers in our chain end, nearest first.
-    pub(crate) fn issuers_end(&self) -> &[SystemTime] {
-        &self.issuers_end
+    /// From when until when the issuers in our chain count, nearest first.
+    pub(crate) fn issuers_lives(&self) -> &[Range<SystemTime>] {
+        &self.issuers_lives
     }
 
     pub(crate) fn presented(&self) -> &Arc<CertifiedKey> {
@@ -172,13 +173,13 @@ impl Credentials {
     }
 }
 
-/// Each certificate is issued, by name, by the next one. Returns their ends.
+/// Each certificate is issued, by name, by the next one. Returns their lives.
 fn check_order(
     leaf: &Certificate,
     above: &[CertificateDer<'_>],
-) -> Result<Vec<SystemTime>, CredentialsError> {
+) -> Result<Vec<Range<SystemTime>>, CredentialsError> {
     let mut expected = leaf.issuer_der.clone();
-    let mut ends = Vec::with_capacity(above.len());
+    let mut lives = Vec::with_capacity(above.len());
     for (index, der) in above.iter().enumerate() {
         let number = index + 2;
         let issuer = Certificate::parse(der.as_ref())
@@ -187,9 +188,9 @@ fn check_order(
             return Err(CredentialsError::Order { number });
         }
         expected = issuer.issuer_der;
-        ends.push(issuer.not_after);
+        lives.push(issuer.not_before..issuer.not_after);
     }
-    Ok(ends)
+    Ok(lives)
 }
 
 fn check_leaf(leaf: &Leaf, role: Role, now: SystemTime) -> Result<(), CredentialsError> {

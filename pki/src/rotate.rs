@@ -54,6 +54,7 @@ pub struct Expiry {
     /// What it is, from a small closed set: fit for a metric label.
     pub what: String,
     pub path: PathBuf,
+    pub not_before: SystemTime,
     pub not_after: SystemTime,
 }
 
@@ -108,20 +109,23 @@ impl Material {
     /// Everything loaded that ends, each with the file it came from. Of several certificates of
     /// one kind in one file (two authorities during a change) each is listed.
     pub fn expiries(&self) -> Vec<Expiry> {
-        let expiry = |what: &str, path: &PathBuf, not_after| Expiry {
+        let expiry = |what: &str, path: &PathBuf, not_before, not_after| Expiry {
             what: what.into(),
             path: path.clone(),
+            not_before,
             not_after,
         };
-        let own = self.credentials.leaf().not_after;
-        let mut out = vec![expiry("certificate", &self.cert, own)];
-        for end in self.credentials.issuers_end() {
-            out.push(expiry("issuer", &self.cert, *end));
+        let own = self.credentials.leaf();
+        let own = expiry("certificate", &self.cert, own.not_before, own.not_after);
+        let mut out = vec![own];
+        for life in self.credentials.issuers_lives() {
+            out.push(expiry("issuer", &self.cert, life.start, life.end));
         }
         for (role, path, verifier) in &self.verifiers {
             for certificate in verifier.anchors().certificates() {
                 let what = format!("{role}-ca");
-                out.push(expiry(&what, path, certificate.not_after));
+                let (from, until) = (certificate.not_before, certificate.not_after);
+                out.push(expiry(&what, path, from, until));
             }
         }
         out

@@ -54,6 +54,14 @@ pub const MUX_FRAME_BYTES: usize = 16 * 1024 - 8;
 pub const MUX_SEND_QUEUE: usize = 256 * 1024;
 /// A dial whose far edge took no byte for this long counts as stalled.
 pub const STALLED_AFTER: Duration = Duration::from_secs(1);
+/// Bytes that a far edge which is behind has to take in each [`STALLED_AFTER`] to count as moving.
+/// Below it, it counts as stalled: a reader of one byte a second holds a whole window too.
+pub const MOVING_BYTES: u64 = 256 * 1024;
+/// How often a splice that waits for the link looks whether its local end is still there.
+pub const LOCAL_LOOK: Duration = Duration::from_secs(1);
+/// A front end that closed while the far side takes none of its last bytes: so long they are
+/// kept for it. Overflow: the dial ends.
+pub const LOCAL_GONE: Duration = Duration::from_secs(30);
 
 // ---- links ---------------------------------------------------------------------------------
 
@@ -139,6 +147,8 @@ pub const FILE_DEBOUNCE: Duration = Duration::from_millis(200);
 pub const RELOAD_RETRY: Duration = Duration::from_secs(30);
 /// Reload requests that wait for the running reload. Overflow: the request is refused.
 pub const RELOAD_REQUESTS: usize = 16;
+/// How often it is looked at how long certificates still last, for the log.
+pub const EXPIRY_LOOK: Duration = Duration::from_secs(60);
 /// Listen queue of doors, carriers and health listeners; the kernel caps it at `somaxconn`.
 /// Overflow: the kernel drops the SYN and the peer tries again.
 pub const LISTEN_BACKLOG: u32 = 1024;
@@ -156,6 +166,9 @@ pub const ADMIN_HEADERS: usize = 64;
 pub const ADMIN_HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// One health or admin connection, from accept to the last byte. Overflow: close.
 pub const ADMIN_CONNECTION: Duration = Duration::from_secs(20);
+/// At the end of the daemon, time for health and admin answers that are being written.
+/// Overflow: they are cut.
+pub const ADMIN_STOP: Duration = Duration::from_secs(1);
 /// How long the data runtime may take to run an empty task before `/livez` says no.
 pub const LIVE_PROBE: Duration = Duration::from_secs(3);
 /// Named conditions of readiness. Overflow: an error in the log, the condition is not listed.
@@ -286,4 +299,5 @@ const _: () = {
     assert!(PROBE_TIMEOUT.as_millis() < PROBE_EVERY.as_millis());
     assert!(LINK_DOUBTED.as_millis() > HEARTBEAT.as_millis());
     assert!(QUIC_SEND_WINDOW >= STREAM_WINDOW as u64);
+    assert!(LOCAL_LOOK.as_secs() < LOCAL_GONE.as_secs());
 };

@@ -1,1 +1,321 @@
-//! (being written)
+//! Health, metrics and orders, on a thread with a runtime of its own: a scrape never delays a
+//! byte, and a flood of bytes never delays a probe.
+//!
+//! | Request | TCP (`--health-bind`) | Unix (`--admin-socket`) |
+//! |---|---|---|
+//! | `GET /healthz`, `/livez` | the data runtime runs tasks | same |
+//! | `GET /readyz`, `?verbose` | every condition is met, else 503 and the list | same |
+//! | `GET /metrics` | OpenMetrics text, as Prometheus asks for | same |
+//! | `GET /status` | - | JSON |
+//! | `POST /reload`, `/drain` | - | done, or why not |
+//!
+//! The Unix socket is 0600 and checks the caller's user id. One request per connection, heads
+//! and times bounded, bodies refused, so that no client can hold anything for long. It answers
+//! until [`Admin::stop`], which the daemon calls last.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdTcpListener};
+use std::os::unix::net::UnixListener as StdUnixListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::registry::Registry;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use towline_proto::limits;
+use tracing::{debug, error, warn};
+
+use super::accept::{AcceptMetrics, AcceptOptions, Slot, accept_loop};
+use super::answer::{Access, Answers};
+use super::daemon::Daemon;
+use super::drain::Drain;
+use super::live::LiveProbe;
+use super::ratelimit::RateLimited;
+use super::ready::Readiness;
+use super::runtime;
+use super::unix::{self, AllowedUids, PeerCredentials, SocketFile, UnixSocket, UnixSocketError};
+
+/// Where to listen.
+#[derive(Clone, Debug)]
+pub struct AdminConfig {
+    /// `--health-bind`.
+    pub health: SocketAddr,
+    /// `--admin-socket`.
+    pub socket: Option<PathBuf>,
+    /// Who may use the Unix socket.
+    pub allowed: AllowedUids,
+}
+
+/// What is shown and who is asked.
+pub struct AdminParts {
+    /// All metrics. Registration is over when it is handed over.
+    pub registry: Registry,
+    /// For `/readyz`.
+    pub readiness: Readiness,
+    /// For `/livez`.
+    pub live: LiveProbe,
+    /// For the Unix socket.
+    pub daemon: Arc<dyn Daemon>,
+    /// Its listeners are counted like all others.
+    pub accepted: AcceptMetrics,
+}
+
+/// Why the admin listener did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// TCP.
+    #[error("--health-bind {address}: cannot listen: {source}")]
+    Health {
+        /// What was asked for.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Unix.
+    #[error("--admin-socket: {0}")]
+    Socket(#[from] UnixSocketError),
+    /// No thread or no runtime.
+    #[error("the admin thread did not start: {0}")]
+    Thread(#[source] io::Error),
+}
+
+/// The sockets, bound and not served yet: a taken port is a start error, found before anything
+/// else is begun.
+pub struct AdminSockets {
+    health: StdTcpListener,
+    health_address: SocketAddr,
+    socket: Option<(StdUnixListener, SocketFile)>,
+    allowed: AllowedUids,
+}
+
+impl AdminSockets {
+    /// Binds both.
+    pub fn bind(config: AdminConfig) -> Result<Self, AdminError> {
+        let AdminConfig {
+            health: address,
+            socket,
+            allowed,
+        } = config;
+        let failed = |source| AdminError::Health { address, source };
+        let health = bind_tcp(address).map_err(failed)?;
+        let health_address = health.local_addr().map_err(failed)?;
+        let socket = socket.map(|path| unix::bind(&path, 0o600)).transpose()?;
+        Ok(Self {
+            health,
+            health_address,
+            socket,
+            allowed,
+        })
+    }
+
+    /// Where health is served.
+    pub fn health_address(&self) -> SocketAddr {
+        self.health_address
+    }
+
+    /// Serves them on a thread of their own.
+    pub fn serve(self, parts: AdminParts) -> Result<Admin, AdminError> {
+        let health_address = self.health_address;
+        let drain = Drain::new();
+        let runtime = runtime::admin().map_err(AdminError::Thread)?;
+        let serving = drain.clone();
+        let thread = std::thread::Builder::new()
+            .name("towline-admin".to_owned())
+            .spawn(move || {
+                runtime.block_on(self.run(parts, serving));
+                // Blocking work (there is none to speak of) is not waited for.
+                runtime.shutdown_background();
+            })
+            .map_err(AdminError::Thread)?;
+        Ok(Admin {
+            health_address,
+            drain,
+            thread: Some(thread),
+        })
+    }
+
+    async fn run(self, parts: AdminParts, drain: Drain) {
+        let Self {
+            health,
+            socket,
+            allowed,
+            ..
+        } = self;
+        let AdminParts {
+            registry,
+            readiness,
+            live,
+            daemon,
+            accepted,
+        } = parts;
+        let answers = Arc::new(Answers {
+            registry,
+            readiness,
+            live,
+            daemon,
+        });
+        let loops = async {
+            let tcp = serve_tcp(health, Arc::clone(&answers), accepted.clone(), &drain);
+            let unix = serve_unix(socket, allowed, answers, accepted, &drain);
+            if let Err(error) = tokio::try_join!(tcp, unix) {
+                error!(%error, "health and admin are not served");
+            }
+        };
+        loops.await;
+    }
+}
+
+/// The running admin listener. Dropping it stops it.
+pub struct Admin {
+    health_address: SocketAddr,
+    drain: Drain,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Admin {
+    /// Where health is served.
+    pub fn health_address(&self) -> SocketAddr {
+        self.health_address
+    }
+
+    /// Closes the listeners and ends; answers that are being written have
+    /// [`limits::ADMIN_STOP`] to be finished.
+    pub async fn stop(mut self) {
+        self.drain.begin(limits::ADMIN_STOP);
+        let Some(thread) = self.thread.take() else {
+            return;
+        };
+        let mut joined = tokio::task::spawn_blocking(move || thread.join());
+        if tokio::time::timeout(limits::ADMIN_STOP, &mut joined)
+            .await
+            .is_err()
+        {
+            self.drain.force();
+            let _ = joined.await;
+        }
+    }
+}
+
+impl Drop for Admin {
+    fn drop(&mut self) {
+        self.drain.force();
+        // Its loops end at once; answering blocks nowhere.
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn bind_tcp(address: SocketAddr) -> io::Result<StdTcpListener> {
+    let domain = socket2::Domain::for_address(address);
+    let socket = socket2::Socket::new(domain, socket2::Type::STREAM.nonblocking().cloexec(), None)?;
+    // A restarted daemon takes its port back while old connections are in TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(i32::try_from(limits::LISTEN_BACKLOG).unwrap_or(i32::MAX))?;
+    Ok(socket.into())
+}
+
+fn options(name: &'static str, metrics: AcceptMetrics) -> AcceptOptions {
+    AcceptOptions {
+        name,
+        connections: limits::ADMIN_CONNECTIONS,
+        metrics,
+    }
+}
+
+async fn serve_tcp(
+    listener: StdTcpListener,
+    answers: Arc<Answers>,
+    metrics: AcceptMetrics,
+    drain: &Drain,
+) -> io::Result<()> {
+    let listener = TcpListener::from_std(listener)?;
+    accept_loop(
+        listener,
+        options("health", metrics),
+        drain.watch(),
+        |stream, _peer, slot| serve_one(stream, slot, Arc::clone(&answers), Access::Anybody),
+    )
+    .await;
+    Ok(())
+}
+
+async fn serve_unix(
+    socket: Option<(StdUnixListener, SocketFile)>,
+    allowed: AllowedUids,
+    answers: Arc<Answers>,
+    metrics: AcceptMetrics,
+    drain: &Drain,
+) -> io::Result<()> {
+    let Some((listener, file)) = socket else {
+        return Ok(());
+    };
+    let socket = UnixSocket::from_std(listener, file)?;
+    let refused = RateLimited::new(1, Duration::from_secs(60));
+    accept_loop(
+        socket,
+        options("admin", metrics),
+        drain.watch(),
+        |stream, caller: PeerCredentials, slot| {
+            let verdict = allowed.check(caller);
+            if let Err(error) = &verdict {
+                slot.refused("uid");
+                if let Some(suppressed) = refused.allow(caller.uid) {
+                    warn!(%caller, %error, suppressed, "admin connection refused");
+                }
+            }
+            let answers = Arc::clone(&answers);
+            async move {
+                let access = verdict.map_or_else(
+                    |error| Access::Nobody(error.to_string()),
+                    |()| Access::Operator,
+                );
+                serve_one(stream, slot, answers, access).await;
+            }
+        },
+    )
+    .await;
+    Ok(())
+}
+
+/// One connection, one request.
+async fn serve_one(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    slot: Slot,
+    answers: Arc<Answers>,
+    access: Access,
+) {
+    let _held = slot;
+    let access = &access;
+    let service = service_fn(|request: Request<Incoming>| {
+        let answers = Arc::clone(&answers);
+        async move { Ok::<Response<Full<Bytes>>, Infallible>(answers.answer(&request, access).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .keep_alive(false)
+        .header_read_timeout(limits::ADMIN_HEAD_TIMEOUT)
+        .max_buf_size(limits::ADMIN_HEAD_BYTES)
+        .max_headers(limits::ADMIN_HEADERS)
+        .serve_connection(TokioIo::new(stream), service);
+    match tokio::time::timeout(limits::ADMIN_CONNECTION, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => debug!(%error, "health or admin connection ended early"),
+        Err(_) => debug!("health or admin connection took too long"),
+    }
+}
+
+#[cfg(test)]
+#[path = "admin_tests.rs"]
+mod tests;

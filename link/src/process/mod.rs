@@ -3,17 +3,25 @@
 //!
 //! Reading order: [`values`] and [`exit`] (the outside), [`drain`] (the order of stopping),
 //! [`ready`], [`signal`], [`accept`] with [`unix`] (who gets a connection), [`admin`] with
-//! [`live`] (health, metrics, orders), [`watch`], [`reload`] and [`expiry`] (files that
+//! [`live`] and [`daemon`] (health, metrics, orders), [`watch`], [`reload`] and [`expiry`] (files that
 //! change), [`telemetry`], [`logsink`], [`ratelimit`] and [`panics`] (logs), [`runtime`].
 
 pub mod accept;
+pub mod admin;
+mod answer;
+pub mod daemon;
 pub mod drain;
 pub mod exit;
+pub mod expiry;
+pub mod live;
 pub mod logsink;
 pub mod panics;
 pub mod ratelimit;
 pub mod ready;
+pub mod reload;
 pub mod runtime;
+pub mod signal;
 pub mod telemetry;
 pub mod unix;
 pub mod values;
+pub mod watch;

@@ -58,9 +58,18 @@ impl UnixSocket {
     /// Listens at `path` with exactly `mode`. Must be called inside a runtime.
     pub fn bind(path: &Path, mode: u32) -> Result<Self, UnixSocketError> {
         let (listener, file) = bind(path, mode)?;
-        let listener =
-            UnixListener::from_std(listener).map_err(failed(path, "register the socket"))?;
-        Ok(Self { listener, file })
+        Self::from_std(listener, file).map_err(failed(path, "register the socket"))
+    }
+
+    /// From [`bind`], inside the runtime that will use it.
+    pub(super) fn from_std(
+        listener: std::os::unix::net::UnixListener,
+        file: SocketFile,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            listener: UnixListener::from_std(listener)?,
+            file,
+        })
     }
 
     /// Where it listens.

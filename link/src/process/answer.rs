@@ -1,0 +1,175 @@
+//! What the admin listener answers: path and method to status and text. The sockets are in
+//! [`super::admin`].
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Body;
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
+
+use super::daemon::Daemon;
+use super::live::LiveProbe;
+use super::ready::Readiness;
+
+/// The type that Prometheus asks for first, and the only text that `prometheus-client` writes.
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const PLAIN: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+
+/// Who asks.
+pub(super) enum Access {
+    /// TCP: looking only.
+    Anybody,
+    /// The Unix socket, user id allowed.
+    Operator,
+    /// The Unix socket, user id refused, and why.
+    Nobody(String),
+}
+
+/// Everything that answers are made of.
+pub(super) struct Answers {
+    pub(super) registry: Registry,
+    pub(super) readiness: Readiness,
+    pub(super) live: LiveProbe,
+    pub(super) daemon: Arc<dyn Daemon>,
+}
+
+type Answer = Response<Full<Bytes>>;
+
+/// What a path is, before the method is looked at.
+enum Page {
+    Live,
+    Ready,
+    Metrics,
+    Status,
+    Reload,
+    Drain,
+}
+
+impl Page {
+    fn find(path: &str, access: &Access) -> Option<Self> {
+        let page = match path {
+            "/healthz" | "/livez" => Page::Live,
+            "/readyz" => Page::Ready,
+            "/metrics" => Page::Metrics,
+            "/status" => Page::Status,
+            "/reload" => Page::Reload,
+            "/drain" => Page::Drain,
+            _ => return None,
+        };
+        let operators_only = matches!(page, Page::Status | Page::Reload | Page::Drain);
+        (!operators_only || matches!(access, Access::Operator)).then_some(page)
+    }
+
+    fn allows(&self, method: &Method) -> bool {
+        match self {
+            Page::Reload | Page::Drain => method == Method::POST,
+            _ => method == Method::GET || method == Method::HEAD,
+        }
+    }
+
+    fn allowed(&self) -> HeaderValue {
+        HeaderValue::from_static(match self {
+            Page::Reload | Page::Drain => "POST",
+            _ => "GET, HEAD",
+        })
+    }
+}
+
+impl Answers {
+    /// The answer. The body of a request is never read.
+    pub(super) async fn answer<B: Body>(&self, request: &Request<B>, access: &Access) -> Answer {
+        if let Access::Nobody(why) = access {
+            return text(StatusCode::FORBIDDEN, format!("{why}\n"));
+        }
+        let Some(page) = Page::find(request.uri().path(), access) else {
+            return text(StatusCode::NOT_FOUND, "no such page\n");
+        };
+        if !page.allows(request.method()) {
+            let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n");
+            answer.headers_mut().insert(ALLOW, page.allowed());
+            return answer;
+        }
+        if !request.body().is_end_stream() {
+            return text(StatusCode::PAYLOAD_TOO_LARGE, "send no body\n");
+        }
+        match page {
+            Page::Live => self.live().await,
+            Page::Ready => self.ready(request.uri().query()),
+            Page::Metrics => self.metrics(),
+            Page::Status => self.status(),
+            Page::Reload => self.reload().await,
+            Page::Drain => {
+                self.daemon.drain();
+                text(StatusCode::ACCEPTED, "draining\n")
+            }
+        }
+    }
+
+    async fn live(&self) -> Answer {
+        match self.live.is_alive().await {
+            true => text(StatusCode::OK, "ok\n"),
+            false => text(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "the data runtime does not run tasks\n",
+            ),
+        }
+    }
+
+    fn ready(&self, query: Option<&str>) -> Answer {
+        let report = self.readiness.report();
+        let verbose = query.is_some_and(|query| {
+            query
+                .split('&')
+                .any(|part| part.split('=').next() == Some("verbose"))
+        });
+        match (report.is_ready(), verbose) {
+            (true, false) => text(StatusCode::OK, "ok\n"),
+            (true, true) => text(StatusCode::OK, report.to_string()),
+            (false, _) => text(StatusCode::SERVICE_UNAVAILABLE, report.to_string()),
+        }
+    }
+
+    fn metrics(&self) -> Answer {
+        let mut body = String::new();
+        match encode(&mut body, &self.registry) {
+            Ok(()) => with_type(StatusCode::OK, OPEN_METRICS, body),
+            Err(_) => text(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "a metric cannot be written\n",
+            ),
+        }
+    }
+
+    fn status(&self) -> Answer {
+        with_type(StatusCode::OK, JSON, format!("{}\n", self.daemon.status()))
+    }
+
+    async fn reload(&self) -> Answer {
+        match self.daemon.reload().await {
+            Ok(()) => text(StatusCode::OK, "reloaded\n"),
+            Err(why) => text(StatusCode::UNPROCESSABLE_ENTITY, format!("{why}\n")),
+        }
+    }
+}
+
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
+    with_type(status, PLAIN, body)
+}
+
+fn with_type(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Full::new(body.into()));
+    *answer.status_mut() = status;
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(
+        "x-content-type-options",
+        HeaderValue::from_static("nosniff"),
+    );
+    answer
+}
