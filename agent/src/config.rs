@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 use towline_link::process::telemetry::{LogFilter, LogFormat};
+use towline_link::process::watch::Seen;
 use towline_link::quic;
 use towline_link::tls::{HttpProxy, ProxyError};
 use towline_pki::Files;
@@ -100,6 +101,8 @@ pub struct Config {
     pub files: Files,
     /// What was in them.
     pub trust: Snapshot,
+    /// As which they were read; what changed after that is not missed.
+    pub seen: Seen,
     /// Where links go.
     pub reach: ReachConfig,
     /// What may be reached.
@@ -202,10 +205,13 @@ impl Config {
             anchors: vec![(Role::Server, args.server_ca)],
             deny_list: args.deny_list,
         };
+        let paths: Vec<_> = files.paths().cloned().collect();
+        let seen = Seen::now(&paths);
         let trust = Snapshot::load(&files, now)?;
         Ok(Self {
             files,
             trust,
+            seen,
             reach: ReachConfig {
                 servers: args.servers,
                 carrier: args.carrier,

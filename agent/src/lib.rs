@@ -10,6 +10,7 @@ pub mod args;
 pub mod attempt;
 pub mod config;
 pub mod connect;
+mod daemon;
 mod farewell;
 pub mod links;
 pub mod metrics;

@@ -11,8 +11,9 @@ use towline_agent::connect::KernelNetwork;
 use towline_agent::run::Agent;
 use towline_link::process::exit::Exit;
 use towline_link::process::runtime::{self, Workers};
+use towline_link::process::signal::{ServiceManager, Signals, until_ended};
 use towline_link::process::{panics, telemetry};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 fn main() -> Exit {
     let args = Args::parse();
@@ -29,6 +30,10 @@ fn main() -> Exit {
         Ok(logs) => logs,
         Err(error) => return fail(Exit::Configuration, &error),
     };
+    let manager = ServiceManager::from_environment().unwrap_or_else(|error| {
+        warn!(%error, "the service manager cannot be told anything");
+        ServiceManager::default()
+    });
     panics::install_hook();
     raise_descriptors();
     let workers = NonZeroUsize::new(config.process.workers.into()).unwrap_or(NonZeroUsize::MIN);
@@ -36,12 +41,16 @@ fn main() -> Exit {
         Ok(runtime) => runtime,
         Err(error) => return fail(Exit::Runtime, &error),
     };
-    let exit = runtime.block_on(Box::pin(run(config)));
+    let exit = runtime.block_on(Box::pin(run(config, manager)));
     drop(logs);
     exit
 }
 
-async fn run(config: Config) -> Exit {
+async fn run(config: Config, manager: ServiceManager) -> Exit {
+    let mut signals = match Signals::install() {
+        Ok(signals) => signals,
+        Err(error) => return fail(Exit::Runtime, &error),
+    };
     info!(identity = %config.trust.identity(), reach = ?config.reach, policy = ?config.policy, "starting");
     let agent = match Agent::start(config, Arc::new(KernelNetwork::default())).await {
         Ok(agent) => agent,
@@ -50,7 +59,16 @@ async fn run(config: Config) -> Exit {
             return Exit::Runtime;
         }
     };
-    match agent.wait().await {
+    let (daemon, readiness) = (agent.daemon(), agent.readiness());
+    let ended = until_ended(
+        &mut signals,
+        &manager,
+        daemon,
+        readiness,
+        agent.stage(),
+        agent.wait(),
+    );
+    match ended.await {
         Ok(()) => {
             info!("stopped");
             Exit::Success

@@ -65,7 +65,6 @@ pub struct Metrics {
     carrier_probes: Family<Outcome, Counter>,
     probes: Counter,
     bad_requests: Counter,
-    reloads: Family<Outcome, Counter>,
 }
 
 /// From a connection inside the node to one that nearly timed out, seconds.
@@ -86,7 +85,6 @@ impl Default for Metrics {
             carrier_probes: Family::default(),
             probes: Counter::default(),
             bad_requests: Counter::default(),
-            reloads: Family::default(),
         }
     }
 }
@@ -105,7 +103,6 @@ impl Metrics {
             carrier_probes,
             probes,
             bad_requests,
-            reloads,
         } = self;
         registry.register(
             "towline_agent_dials",
@@ -156,11 +153,6 @@ impl Metrics {
             "towline_agent_bad_requests",
             "Dial streams of servers without a readable request",
             bad_requests.clone(),
-        );
-        registry.register(
-            "towline_agent_reloads",
-            "Reads of changed certificate files, by outcome",
-            reloads.clone(),
         );
         registry.register_collector(Box::new(Now { links, live }));
     }
@@ -248,12 +240,6 @@ impl Metrics {
     /// A stream without a readable request.
     pub fn bad_request(&self) {
         self.bad_requests.inc();
-    }
-
-    /// Changed files were read.
-    pub fn reloaded(&self, worked: bool) {
-        let outcome = if worked { "in-force" } else { "refused" };
-        self.reloads.get_or_create(&Outcome { outcome }).inc();
     }
 }
 

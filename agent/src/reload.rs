@@ -1,60 +1,46 @@
-//! The certificate files again: a set that loads is put in force, one that does not is reported
-//! and the old one stays.
+//! The certificate files again: a set that loads is put in force. When that happens, and what is
+//! said about it, is `link::process::reload`'s.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use tracing::{info, warn};
+use towline_link::process::reload::{ReloadMetrics, Reloader};
+use towline_link::process::watch::{Seen, Watch};
 
 use crate::config::PolicyConfig;
-use crate::metrics::Metrics;
 use crate::serve::Serve;
 use crate::trust::{Snapshot, Trust, TrustError};
 
-/// Reads the files when it is told to.
+/// What the set is called in metrics and logs.
+const WHAT: &str = "certificates";
+
+/// What a new set of files touches.
 pub struct Reload {
-    trust: Arc<Trust>,
-    serve: Arc<Serve>,
-    policy: PolicyConfig,
-    health: Option<SocketAddr>,
-    metrics: Metrics,
-    /// One reading at a time, so that an older one never replaces a newer one.
-    reading: Mutex<()>,
+    /// Handshakes and live links.
+    pub trust: Arc<Trust>,
+    /// Dials.
+    pub serve: Arc<Serve>,
+    /// Made anew with each set: node name and addresses come from the certificate.
+    pub policy: PolicyConfig,
+    /// Where this process serves health.
+    pub health: SocketAddr,
 }
 
 impl Reload {
-    /// The policy is made anew with each set, because node name and addresses come from the
-    /// certificate.
-    pub fn new(
-        trust: Arc<Trust>,
-        serve: Arc<Serve>,
-        policy: PolicyConfig,
-        health: Option<SocketAddr>,
-        metrics: Metrics,
-    ) -> Self {
-        Self {
-            trust,
-            serve,
-            policy,
-            health,
-            metrics,
-            reading: Mutex::new(()),
-        }
+    /// Follows the files from the moment at which `seen` was taken.
+    pub fn start(self, seen: Seen, metrics: ReloadMetrics) -> Reloader {
+        let paths: Vec<_> = self.trust.files().paths().cloned().collect();
+        metrics.count(WHAT, true);
+        Reloader::start(WHAT, Watch::since(paths, seen), metrics, move || {
+            self.read()
+        })
     }
 
-    /// Reads every file now. Blocks for as long as the disk does.
-    pub fn read(&self) -> Result<(), TrustError> {
-        let _one = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
-        let loaded = Snapshot::load(self.trust.files(), SystemTime::now());
-        self.metrics.reloaded(loaded.is_ok());
-        let snapshot = loaded.inspect_err(|error| {
-            warn!(%error, "the changed files cannot be used, what was loaded before stays in force");
-        })?;
-        let leaf = snapshot.material.credentials().leaf();
-        info!(identity = %leaf.identity, serial = %leaf.serial, "certificate files are in force");
+    fn read(&self) -> Result<(), TrustError> {
+        let snapshot = Snapshot::load(self.trust.files(), SystemTime::now())?;
         self.serve
-            .set_policy(self.policy.policy(&snapshot, self.health));
+            .set_policy(self.policy.policy(&snapshot, Some(self.health)));
         self.trust.replace(snapshot);
         Ok(())
     }

@@ -1,14 +1,23 @@
 //! The whole agent in start order, and in stop order.
 
-use std::io;
+use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
+use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use towline_link::connect::CarrierMemory;
 use towline_link::live::LiveDials;
+use towline_link::process::accept::AcceptMetrics;
+use towline_link::process::admin::{Admin, AdminConfig, AdminError, AdminParts, AdminSockets};
+use towline_link::process::daemon::Daemon;
 use towline_link::process::drain::{Drain, DrainView, Outcome};
+use towline_link::process::live::LiveProbe;
+use towline_link::process::ready::Readiness;
+use towline_link::process::reload::{ReloadError, ReloadMetrics, Reloader};
+use towline_link::process::unix::AllowedUids;
+use towline_link::process::{expiry, panics};
 use towline_link::quic::{BindError, QuicEndpoint};
 use towline_proto::limits;
 use towline_proto::reason::Reason;
@@ -17,13 +26,15 @@ use tracing::{error, warn};
 use crate::attempt::{Keeping, instance};
 use crate::config::{Config, ReachConfig};
 use crate::connect::Network;
+use crate::daemon::{AgentDaemon, follow_links, follow_stage};
 use crate::links::Links;
 use crate::metrics::Metrics;
 use crate::reach::{CarrierMode, Reach, ServerAddresses};
 use crate::reconnect::Keeper;
 use crate::reload::Reload;
 use crate::serve::Serve;
-use crate::trust::{Trust, TrustError};
+use crate::status::Sources;
+use crate::trust::Trust;
 
 /// Why the agent did not start.
 #[derive(Debug, thiserror::Error)]
@@ -31,9 +42,9 @@ pub enum StartError {
     /// quic is the only carrier, and there is no UDP.
     #[error(transparent)]
     Udp(#[from] BindError),
-    /// The health listener.
-    #[error("cannot serve health: {0}")]
-    Health(#[source] io::Error),
+    /// Health and admin.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
 }
 
 /// Why the agent ended other than by order.
@@ -53,13 +64,15 @@ pub enum RunError {
 /// A running agent. Dropping it ends everything at once.
 pub struct Agent {
     drain: Drain,
-    drain_timeout: Duration,
+    daemon: Arc<dyn Daemon>,
     links: Links,
     serve: Arc<Serve>,
-    reload: Arc<Reload>,
+    reloader: Reloader,
+    readiness: Readiness,
     quic: Option<Arc<QuicEndpoint>>,
     failed: Arc<OnceLock<String>>,
-    tasks: JoinSet<()>,
+    _tasks: JoinSet<()>,
+    admin: Admin,
 }
 
 impl Agent {
@@ -68,23 +81,32 @@ impl Agent {
         let Config {
             files,
             trust,
+            seen,
             reach,
             policy,
             serve,
             drain_timeout,
             process,
         } = config;
-        let mut registry = Registry::default();
         let drain = Drain::new();
+        let mut registry = Registry::default();
+        panics::register(&mut registry);
 
+        // What can fail comes first: sockets.
+        let admin = AdminSockets::bind(AdminConfig {
+            health: process.health,
+            socket: process.admin_socket,
+            allowed: AllowedUids::default_set(),
+        })?;
+        let health = admin.health_address();
         let quic = udp(&reach)?;
         if let Some(endpoint) = &quic {
             endpoint.register(&mut registry);
         }
-        let node_policy = policy.policy(&trust, Some(process.health));
-        let trust = Arc::new(Trust::new(files, trust));
-        let links = Links::new(&reach.servers);
+
+        // What the keepers of the links share.
         let metrics = Metrics::default();
+        let links = Links::new(&reach.servers);
         let carrier_probe = reach.carrier_probe;
         let reach = Arc::new(Reach {
             mode: reach.carrier,
@@ -96,48 +118,95 @@ impl Agent {
         let serve = Arc::new(Serve::new(
             serve,
             network,
-            node_policy,
+            policy.policy(&trust, Some(health)),
             Arc::clone(&reach),
             metrics.clone(),
         ));
         metrics.register(&mut registry, links.clone(), serve.live().clone());
-
-        let reload = Arc::new(Reload::new(
-            Arc::clone(&trust),
-            Arc::clone(&serve),
-            policy,
-            Some(process.health),
-            metrics.clone(),
-        ));
+        let trust = Arc::new(Trust::new(files, trust));
         let keeping = Arc::new(Keeping {
-            reach,
-            trust,
+            reach: Arc::clone(&reach),
+            trust: Arc::clone(&trust),
             serve: Arc::clone(&serve),
             metrics,
             instance: instance(),
             drain_timeout,
             carrier_probe,
         });
+
+        // Tasks beside the links.
+        let reload = Reload {
+            trust: Arc::clone(&trust),
+            serve: Arc::clone(&serve),
+            policy,
+            health,
+        };
+        let reloader = reload.start(seen, ReloadMetrics::register(&mut registry));
+        let expiring = Arc::clone(&trust);
+        let expiries: expiry::Source = Arc::new(move || expiring.current().material.expiries());
+        expiry::register(&mut registry, Arc::clone(&expiries));
+        let readiness = Readiness::new();
+        let linked = readiness.condition("links", "no link yet");
+        let running = readiness.condition("running", "starting");
+        let mut tasks = JoinSet::new();
+        tasks.spawn(expiry::warn_in_time(expiries));
+        tasks.spawn(follow_links(links.clone(), linked));
+        tasks.spawn(follow_stage(drain.view(), running));
+        tasks.spawn(serve.live().clone().keep_budget());
+        tasks.spawn(cut_when_forced(drain.view(), serve.live().clone()));
+
+        // Health answers before the first link is tried, and until the very end.
+        let sources = Sources {
+            links: links.clone(),
+            serve: Arc::clone(&serve),
+            trust,
+            reach,
+            stage: drain.view(),
+            instance: keeping.instance,
+        };
+        let daemon: Arc<dyn Daemon> = Arc::new(AgentDaemon {
+            sources,
+            reload: reloader.handle(),
+            drain: drain.clone(),
+            drain_timeout,
+        });
+        let admin = admin.serve(AdminParts {
+            accepted: AcceptMetrics::register(&mut registry),
+            registry,
+            readiness: readiness.clone(),
+            live: LiveProbe::new(Handle::current()),
+            daemon: Arc::clone(&daemon),
+        })?;
+
         let mut keepers = JoinSet::new();
         for index in 0..links.servers() {
             let keeper = Keeper::new(Arc::clone(&keeping), links.slot(index), drain.watch());
             keepers.spawn(keeper.run());
         }
-        let mut tasks = JoinSet::new();
-        tasks.spawn(serve.live().clone().keep_budget());
-        tasks.spawn(cut_when_forced(drain.view(), serve.live().clone()));
         let failed = Arc::new(OnceLock::new());
         tasks.spawn(supervise(keepers, drain.clone(), Arc::clone(&failed)));
         Ok(Self {
             drain,
-            drain_timeout,
+            daemon,
             links,
             serve,
-            reload,
+            reloader,
+            readiness,
             quic,
             failed,
-            tasks,
+            _tasks: tasks,
+            admin,
         })
+    }
+
+    /// Where health and metrics are served.
+    pub fn health_address(&self) -> SocketAddr {
+        self.admin.health_address()
+    }
+
+    /// What `/readyz` says.
+    pub fn readiness(&self) -> &Readiness {
+        &self.readiness
     }
 
     /// What is known about the links.
@@ -150,19 +219,29 @@ impl Agent {
         self.serve.live().len()
     }
 
+    /// How far stopping has come.
+    pub fn stage(&self) -> DrainView {
+        self.drain.view()
+    }
+
+    /// What signals and the admin listener ask.
+    pub fn daemon(&self) -> &dyn Daemon {
+        &*self.daemon
+    }
+
     /// Reads the certificate files again, now.
-    pub fn reload(&self) -> Result<(), TrustError> {
-        self.reload.read()
+    pub async fn reload(&self) -> Result<(), ReloadError> {
+        self.reloader.handle().reload_now().await
     }
 
     /// Stops gracefully: servers choose us no more, live dials end, then the links.
     pub fn drain(&self) {
-        self.drain.begin(self.drain_timeout);
+        self.daemon.drain();
     }
 
     /// Stops at once.
     pub fn stop_now(&self) {
-        self.drain.force();
+        self.daemon.stop_now();
     }
 
     /// Resolves when the agent has stopped. Cancel-safe.

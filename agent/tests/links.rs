@@ -248,16 +248,16 @@ async fn a_renewed_certificate_keeps_the_link_and_a_denied_server_loses_it() {
             let mut dial = open(&link, "n7:10250", Class::Kubelet).await.unwrap();
 
             cluster.issue(Role::Agent, "n7", &[fake::NODE.parse().unwrap()]);
-            agent.reload().unwrap();
+            agent.reload().await.unwrap();
             echoes(&mut dial, "after the renewal").await;
             assert_eq!(link.state(), LinkState::Ready);
 
             std::fs::write(&deny, "not an entry\n").unwrap();
-            assert!(agent.reload().is_err());
+            assert!(agent.reload().await.is_err());
             echoes(&mut dial, "after a broken file").await;
 
             std::fs::write(&deny, "spiffe://c1/towline/server/s1\n").unwrap();
-            agent.reload().unwrap();
+            agent.reload().await.unwrap();
             assert_eq!(link.closed().await, Reason::Denied);
             assert!(dial.stream.recv.recv(1024).await.is_err());
             assert!(agent.links().readiness().is_err());
@@ -278,7 +278,7 @@ async fn a_new_identity_means_a_new_link_before_the_old_one_goes() {
     )
     .await;
     cluster.issue(Role::Agent, "n8", &["10.0.0.8".parse().unwrap()]);
-    agent.reload().unwrap();
+    agent.reload().await.unwrap();
     let new = server.link().await;
     assert_eq!(new.carrier().peer().identity().name.as_str(), "n8");
     assert_eq!(old.closed().await, Reason::Moved);
