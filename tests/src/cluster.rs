@@ -222,7 +222,7 @@ impl Cluster {
         ]
         .map(str::to_owned)
         .into();
-        args.extend(self.plan.server_flags.iter().cloned());
+        extend(&mut args, &self.plan.server_flags);
         args
     }
 
@@ -252,7 +252,7 @@ impl Cluster {
             };
             args.extend(["--server".to_owned(), address.to_string()]);
         }
-        args.extend(self.plan.agent_flags.iter().cloned());
+        extend(&mut args, &self.plan.agent_flags);
         args
     }
 
@@ -389,10 +389,30 @@ impl Cluster {
         kubelet
     }
 
+    /// Has every daemon look at its files now. A file that is refused is the scenario's affair.
+    pub async fn reload(&self) {
+        for server in self.servers.iter().flatten() {
+            let _ = server.reloader().reload(std::time::SystemTime::now());
+        }
+        for agent in self.agents.values() {
+            let _ = agent.reload();
+        }
+    }
+
     /// Puts entries on the servers' deny list.
     pub fn deny(&self, entries: &str) {
         scratch::replace(&self.scratch.join("deny"), entries).expect("a file");
     }
+}
+
+/// Adds a plan's flags; one that is given already is replaced.
+fn extend(args: &mut Vec<String>, flags: &[String]) {
+    for flag in flags.iter().filter(|flag| flag.starts_with("--")) {
+        if let Some(at) = args.iter().position(|arg| arg == flag) {
+            args.drain(at..at + 2);
+        }
+    }
+    args.extend(flags.iter().cloned());
 }
 
 /// Resolves when `agent` has this many links that take dials.

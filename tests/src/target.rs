@@ -30,7 +30,7 @@ pub enum Behaviour {
     AnswersAtEnd(&'static str),
     /// Resets after this many bytes have come.
     ResetsAfter(u64),
-    /// Sends this many bytes of the pattern, then resets without an end.
+    /// Waits for a byte, sends this many bytes of the pattern, then resets without an end.
     BreaksOffAfter(u64),
     /// Sends this many bytes of the pattern and an orderly end; checks what comes.
     Source(u64),
@@ -169,7 +169,8 @@ async fn attend(mut stream: TcpStream, behaviour: Behaviour) -> Outcome {
             if check.received >= count { End::Own } else { end }
         }
         Behaviour::BreaksOffAfter(count) => {
-            let sent = send_pattern(&mut stream, count).await;
+            let begun = stream.read_u8().await;
+            let sent = send_pattern(&mut stream, count).await.and(begun.map(|_| ()));
             let _ = stream.set_zero_linger();
             if sent.is_ok() { End::Own } else { End::Reset }
         }

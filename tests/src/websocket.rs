@@ -2,10 +2,10 @@
 //! the `v5.channel.k8s.io` subprotocol, whose first byte names a channel. Both sides, because
 //! the kit plays the kubelet and kubectl.
 
-use std::io;
+use std::io::{self, Cursor};
 
 use aws_lc_rs::digest;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Chain};
 
 /// The subprotocol of remote commands.
 pub const SUBPROTOCOL: &str = "v5.channel.k8s.io";
@@ -56,7 +56,7 @@ pub enum Message {
 
 /// One side of an open connection.
 pub struct WebSocket<S> {
-    stream: S,
+    stream: Chain<Cursor<Vec<u8>>, S>,
     /// A client masks what it sends, a server must not.
     masks: bool,
 }
@@ -64,12 +64,22 @@ pub struct WebSocket<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
     /// The side that asked for the upgrade.
     pub fn client(stream: S) -> Self {
-        Self { stream, masks: true }
+        Self::client_with(stream, Vec::new())
+    }
+
+    /// The same when bytes behind the upgrade's head have been read already.
+    pub fn client_with(stream: S, early: Vec<u8>) -> Self {
+        Self::new(stream, early, true)
     }
 
     /// The side that granted it.
     pub fn server(stream: S) -> Self {
-        Self { stream, masks: false }
+        Self::new(stream, Vec::new(), false)
+    }
+
+    fn new(stream: S, early: Vec<u8>, masks: bool) -> Self {
+        let stream = Cursor::new(early).chain(stream);
+        Self { stream, masks }
     }
 
     /// Sends bytes on one channel.
@@ -82,7 +92,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
     /// Says that this side is done (status 1000).
     pub async fn close(&mut self) -> io::Result<()> {
         self.frame(CLOSE_FRAME, 1000_u16.to_be_bytes().to_vec()).await?;
-        self.stream.shutdown().await
+        self.stream.get_mut().1.shutdown().await
     }
 
     async fn frame(&mut self, kind: u8, mut payload: Vec<u8>) -> io::Result<()> {
@@ -108,8 +118,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
             }
         }
         frame.extend_from_slice(&payload);
-        self.stream.write_all(&frame).await?;
-        self.stream.flush().await
+        let stream = self.stream.get_mut().1;
+        stream.write_all(&frame).await?;
+        stream.flush().await
     }
 
     /// The next message. Fragmented messages are refused: no Kubernetes client sends them.

@@ -105,6 +105,7 @@ scenarios! {
         let cluster = Plan::on(carrier).start().await;
         let _target = cluster.target(POD, Behaviour::BreaksOffAfter(500_000)).await;
         let mut pipe = cluster.apiserver_tcp().pipe(POD).await;
+        pipe.write_all(b"!").await.unwrap();
         let mut check = Check::default();
         let end = expect("the end", read_all(&mut pipe, &mut check, u64::MAX)).await;
         assert_eq!(end, End::Reset, "{check:?}");
