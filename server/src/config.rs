@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use ipnet::IpNet;
 use towline_link::process::telemetry::{LogFilter, LogFormat};
 use towline_link::process::unix::{AllowedUids, UidError};
+use towline_link::process::watch::Seen;
 use towline_link::quic;
 use towline_pki::Files;
 use towline_proto::id::{Name, Role};
@@ -140,6 +141,8 @@ pub enum ConfigError {
 pub struct Config {
     /// Certificates and roots: which files.
     pub files: Files,
+    /// What they were before they were read, so that no change falls in between.
+    pub seen: Seen,
     /// And what was in them.
     pub trust: Snapshot,
     /// Where agents connect.
@@ -252,6 +255,8 @@ impl Config {
                 .collect(),
             deny_list: args.deny_list,
         };
+        let watched: Vec<PathBuf> = files.paths().chain(&args.grants).cloned().collect();
+        let seen = Seen::now(&watched);
         let trust = Snapshot::load(&files, now)?;
         let grants = match args.grants {
             Some(path) => Some((path.clone(), Grants::load(&path)?)),
@@ -260,6 +265,7 @@ impl Config {
         let mode = args.door_unix_mode;
         Ok(Self {
             files,
+            seen,
             trust,
             links: LinkConfig {
                 listen: args.listen,

@@ -10,6 +10,7 @@ pub mod agents;
 pub mod args;
 pub mod classify;
 pub mod config;
+pub mod control;
 pub mod dial;
 pub mod directory;
 pub mod doors;

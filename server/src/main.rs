@@ -1,1 +1,135 @@
-fn main() {}
+//! `towline-server`: flags, logs, the server, signals, exit code.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use clap::Parser;
+use rustix::process::{Resource, getrlimit, setrlimit};
+use towline_link::process::exit::Exit;
+use towline_link::process::runtime::{self, Workers};
+use towline_link::process::signal::{ServiceManager, Signals, until_ended};
+use towline_link::process::telemetry::Logs;
+use towline_link::process::{panics, telemetry};
+use towline_server::args::Args;
+use towline_server::config::Config;
+use towline_server::run::Server;
+use tracing::{error, info};
+
+fn main() -> Exit {
+    let args = Args::parse();
+    let check_only = args.check_config;
+    let manager = ServiceManager::from_environment();
+    let config = match Config::from_args(args) {
+        Ok(config) => config,
+        Err(error) => return fail(Exit::Configuration, &error),
+    };
+    if check_only {
+        println!("configuration is good for {}", config.trust.identity());
+        return Exit::Success;
+    }
+    let manager = match manager {
+        Ok(manager) => manager,
+        Err(error) => return fail(Exit::Configuration, &error),
+    };
+    let logs = match telemetry::init(config.process.log_format, &config.process.log_level) {
+        Ok(logs) => logs,
+        Err(error) => return fail(Exit::Configuration, &error),
+    };
+    panics::install_hook();
+    raise_descriptors();
+    let workers = match NonZeroUsize::new(config.process.workers.into()) {
+        Some(count) => Workers::Exactly(count),
+        None => Workers::PerProcessor,
+    };
+    let runtime = match runtime::data(workers) {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(Exit::Runtime, &error),
+    };
+    runtime.block_on(Box::pin(run(config, manager, &logs)))
+}
+
+async fn run(config: Config, manager: ServiceManager, logs: &Logs) -> Exit {
+    let mut signals = match Signals::install() {
+        Ok(signals) => signals,
+        Err(error) => {
+            error!(%error, "cannot take signals over");
+            return Exit::Runtime;
+        }
+    };
+    log_effective(&config);
+    let server = match Server::start_with(config, |registry| logs.register(registry)).await {
+        Ok(server) => server,
+        Err(error) => {
+            error!(%error, "cannot start");
+            return Exit::Runtime;
+        }
+    };
+    info!(
+        links = %server.link_address(),
+        door_unix = ?server.door_unix(),
+        door_tcp = ?server.door_tcp(),
+        health = %server.health_address(),
+        "listening"
+    );
+    let daemon = Arc::clone(server.control());
+    let ended = until_ended(
+        &mut signals,
+        &manager,
+        &*daemon,
+        server.readiness(),
+        server.stage(),
+        server.wait(),
+    );
+    match ended.await {
+        Ok(()) => {
+            info!("stopped");
+            Exit::Success
+        }
+        Err(error) => {
+            error!(%error, "stopped");
+            Exit::Runtime
+        }
+    }
+}
+
+/// Everything that was decided by flags, files and defaults, once. Holds no secret.
+fn log_effective(config: &Config) {
+    let Config {
+        files,
+        seen: _,
+        trust,
+        links,
+        doors,
+        prefixes,
+        grants,
+        dials,
+        memory_budget,
+        drain_timeout,
+        process,
+    } = config;
+    info!(
+        identity = %trust.identity(),
+        ?files,
+        ?links,
+        ?doors,
+        ?prefixes,
+        grants = ?grants.as_ref().map(|(path, _)| path),
+        ?dials,
+        memory_budget,
+        ?drain_timeout,
+        ?process,
+        "starting"
+    );
+}
+
+fn fail(exit: Exit, error: &dyn std::error::Error) -> Exit {
+    eprintln!("error: {error}");
+    exit
+}
+
+/// Each dial needs a descriptor; the soft limit of most systems is 1,024.
+fn raise_descriptors() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = setrlimit(Resource::Nofile, limit);
+}

@@ -74,7 +74,6 @@ pub struct Metrics {
     replacement_alarms: Counter,
     overlaps: Counter,
     probes: Family<Why, Counter>,
-    reloads: Family<Why, Counter>,
 }
 
 /// Upper bounds of the dial histogram, seconds: from a dial on one host to the longest deadline.
@@ -98,7 +97,6 @@ impl Default for Metrics {
             replacement_alarms: Counter::default(),
             overlaps: Counter::default(),
             probes: Family::default(),
-            reloads: Family::default(),
         }
     }
 }
@@ -170,11 +168,6 @@ impl Metrics {
             "towline_server_probes",
             "Data-path probes of links, by result",
             self.probes.clone(),
-        );
-        registry.register(
-            "towline_server_reloads",
-            "Reloads of certificates and grants, by result",
-            self.reloads.clone(),
         );
     }
 
@@ -253,10 +246,6 @@ impl Metrics {
 
     pub(crate) fn probed(&self, result: &'static str) {
         self.probes.get_or_create(&Why { reason: result }).inc();
-    }
-
-    pub(crate) fn reloaded(&self, result: &'static str) {
-        self.reloads.get_or_create(&Why { reason: result }).inc();
     }
 }
 

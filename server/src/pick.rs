@@ -57,8 +57,9 @@ pub struct Routes<C> {
     agents: Vec<Arc<C>>,
     names: HashMap<Box<str>, usize>,
     addresses: HashMap<IpAddr, usize>,
-    /// Longest first.
-    prefixes: Vec<(IpNet, usize)>,
+    /// By length, longest first; looked up by the address cut to that length, so that ten
+    /// thousand prefixes of nodes cost no more than one.
+    prefixes: Vec<(u8, HashMap<IpNet, Vec<usize>>)>,
     gateways: Vec<usize>,
 }
 
@@ -100,17 +101,20 @@ impl<C: Candidate> Routes<C> {
                 .or_insert(index);
         }
         for prefix in &route.prefixes {
-            self.prefixes.push((*prefix, index));
+            let length = prefix.prefix_len();
+            let place = match self.prefixes.binary_search_by(|(l, _)| length.cmp(l)) {
+                Ok(place) => place,
+                Err(place) => {
+                    self.prefixes.insert(place, (length, HashMap::new()));
+                    place
+                }
+            };
+            let owners = self.prefixes[place].1.entry(prefix.trunc()).or_default();
+            owners.push(index);
         }
         if route.gateway {
             self.gateways.push(index);
         }
-    }
-
-    /// To be called after the last [`Routes::add`].
-    pub fn finish(&mut self) {
-        self.prefixes
-            .sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.prefix_len()));
     }
 
     /// The owner of a node's address or name.
@@ -149,17 +153,16 @@ impl<C: Candidate> Routes<C> {
 
     fn pick_by_prefix(&self, host: &Host, avoid: Option<LinkId>) -> Option<&Arc<C>> {
         let Host::Ip(ip) = host else { return None };
-        let ip = address::canonical(*ip);
-        self.prefixes
-            .iter()
-            .filter(|(prefix, _)| prefix.contains(&ip))
-            .filter_map(|(prefix, index)| {
-                let agent = self.agents.get(*index)?;
-                let standing = agent.standing(avoid);
-                (standing != Standing::Gone).then_some((prefix.prefix_len(), standing, agent))
-            })
-            .min_by_key(|(length, standing, _)| (std::cmp::Reverse(*length), *standing))
-            .map(|(_, _, agent)| agent)
+        let best = |owners: &Vec<usize>| {
+            let agents = owners.iter().filter_map(|index| self.agents.get(*index));
+            agents
+                .map(|agent| (agent.standing(avoid), agent))
+                .filter(|(standing, _)| *standing != Standing::Gone)
+                .min_by_key(|(standing, _)| *standing)
+        };
+        self.owners_around(address::canonical(*ip))
+            .find_map(best)
+            .map(|(_, agent)| agent)
     }
 
     fn pick_gateway(&self, avoid: Option<LinkId>, turn: usize) -> Result<&Arc<C>, NoAgent<C>> {
@@ -185,6 +188,15 @@ impl<C: Candidate> Routes<C> {
     }
 }
 
+impl<C> Routes<C> {
+    /// The owners of each prefix around an address, the longest prefix first.
+    fn owners_around(&self, ip: IpAddr) -> impl Iterator<Item = &Vec<usize>> {
+        self.prefixes.iter().filter_map(move |(length, by_prefix)| {
+            by_prefix.get(&IpNet::new(ip, *length).ok()?.trunc())
+        })
+    }
+}
+
 impl<C> Nodes for Routes<C> {
     fn has_address(&self, ip: IpAddr) -> bool {
         self.addresses.contains_key(&ip)
@@ -195,7 +207,7 @@ impl<C> Nodes for Routes<C> {
     }
 
     fn has_prefix_around(&self, ip: IpAddr) -> bool {
-        self.prefixes.iter().any(|(prefix, _)| prefix.contains(&ip))
+        self.owners_around(ip).next().is_some()
     }
 }
 
@@ -235,7 +247,6 @@ mod tests {
             let (name, route) = (agent.name.clone(), agent.route.clone());
             routes.add(&name, &route, Arc::new(agent));
         }
-        routes.finish();
         routes
     }
 

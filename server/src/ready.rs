@@ -16,6 +16,8 @@ use crate::agents::{AgentLink, Agents, Probe};
 
 /// A look without a change, for what has no event.
 const LOOK: Duration = Duration::from_secs(2);
+/// Between two looks, so that ten thousand agents that come at once are not judged each time.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Keeps both conditions until the task is dropped.
 pub async fn keep(agents: Arc<Agents>, drain: DrainView, links: Condition, stopping: Condition) {
@@ -28,6 +30,7 @@ pub async fn keep(agents: Arc<Agents>, drain: DrainView, links: Condition, stopp
             changed = changes.changed() => if changed.is_err() { break },
             () = tokio::time::sleep(LOOK) => {}
         }
+        tokio::time::sleep(PAUSE).await;
         changes.mark_unchanged();
     }
     stopping.unmet("the server is stopping");

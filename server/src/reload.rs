@@ -22,7 +22,6 @@ use crate::directory::{Directory, FileDirectory};
 use crate::doors::front_ends::FrontEnds;
 use crate::doors::tcp::DoorTls;
 use crate::grants::{Grants, GrantsError};
-use crate::metrics::Metrics;
 use crate::trust::{Snapshot, Trust, TrustError};
 
 /// Why the files that are there now are not in force.
@@ -66,8 +65,6 @@ pub struct Reloader {
     pub door: Option<Arc<ArcSwap<DoorTls>>>,
     /// Who is connected there.
     pub front_ends: FrontEnds,
-    /// What is counted.
-    pub metrics: Metrics,
 }
 
 impl Reloader {
@@ -79,25 +76,6 @@ impl Reloader {
 
     /// Reads the files and puts them in force.
     pub fn reload(&self, now: SystemTime) -> Result<Changed, ReloadError> {
-        let result = self.try_reload(now);
-        self.metrics.reloaded(match &result {
-            Ok(_) => "done",
-            Err(_) => "failed",
-        });
-        match &result {
-            Ok(changed) => tracing::info!(
-                links_ended = changed.links,
-                front_ends_ended = changed.front_ends,
-                "certificates, roots, deny list and grants reloaded"
-            ),
-            Err(error) => {
-                tracing::error!(%error, "reload failed, what was in force stays in force");
-            }
-        }
-        result
-    }
-
-    fn try_reload(&self, now: SystemTime) -> Result<Changed, ReloadError> {
         let snapshot = Snapshot::load(&self.files, now)?;
         let grants = match &self.grants {
             Some(path) => Some(Grants::load(path)?),

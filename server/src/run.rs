@@ -7,22 +7,29 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
 use towline_link::live::LiveDials;
 use towline_link::process::accept::AcceptMetrics;
+use towline_link::process::admin::{Admin, AdminConfig, AdminError, AdminParts, AdminSockets};
 use towline_link::process::drain::{Drain, DrainView, Outcome};
+use towline_link::process::expiry;
+use towline_link::process::live::LiveProbe;
+use towline_link::process::panics;
 use towline_link::process::ready::Readiness;
-use towline_link::process::unix::{UnixSocket, UnixSocketError};
+use towline_link::process::reload::{self, ReloadMetrics};
+use towline_link::process::unix::{AllowedUids, UnixSocket, UnixSocketError};
+use towline_link::process::watch::Watch;
 use towline_link::quic::QuicListener;
 use towline_proto::limits;
 use towline_proto::reason::Reason;
 
 use crate::agents::Agents;
 use crate::config::Config;
+use crate::control::Control;
 use crate::dial::Dialer;
 use crate::directory::FileDirectory;
 use crate::doors::connect::Desk;
@@ -47,6 +54,9 @@ pub enum StartError {
     /// The Unix door.
     #[error("--door-unix: {0}")]
     DoorUnix(#[from] UnixSocketError),
+    /// Health and admin.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
 }
 
 /// Why the server ended other than by order.
@@ -65,12 +75,13 @@ pub enum RunError {
 
 /// A running server. Dropping it ends everything at once.
 pub struct Server {
+    admin: Admin,
     drain: Drain,
-    drain_timeout: Duration,
     addresses: Addresses,
-    status: Source,
+    control: Arc<Control>,
     readiness: Readiness,
     reloader: Arc<Reloader>,
+    _files: reload::Reloader,
     quic: Option<Arc<QuicListener>>,
     failed: Arc<OnceLock<String>>,
     _tasks: JoinSet<()>,
@@ -85,8 +96,17 @@ struct Addresses {
 impl Server {
     /// Starts everything: when it returns, doors and carriers take connections.
     pub async fn start(config: Config) -> Result<Self, StartError> {
+        Box::pin(Self::start_with(config, |_| ())).await
+    }
+
+    /// The same, with more metrics than its own.
+    pub async fn start_with(
+        config: Config,
+        more: impl FnOnce(&mut Registry),
+    ) -> Result<Self, StartError> {
         let Config {
             files,
+            seen,
             trust,
             links,
             doors,
@@ -95,9 +115,11 @@ impl Server {
             dials,
             memory_budget,
             drain_timeout,
-            process: _,
+            process,
         } = config;
         let mut registry = Registry::default();
+        more(&mut registry);
+        panics::register(&mut registry);
         let drain = Drain::new();
         let readiness = Readiness::new();
         let starting = readiness.task("listeners");
@@ -106,6 +128,11 @@ impl Server {
         let accepted = AcceptMetrics::register(&mut registry);
 
         // What can fail comes first: sockets.
+        let admin = AdminSockets::bind(AdminConfig {
+            health: process.health,
+            socket: process.admin_socket,
+            allowed: AllowedUids::default_set(),
+        })?;
         let Sockets { quic, tcp, address } = bind::bind(&links, &trust)?;
         if let Some(quic) = &quic {
             quic.register(&mut registry);
@@ -193,7 +220,7 @@ impl Server {
             let tls = Arc::new(ArcSwap::new(tls));
             door_tls = Some(Arc::clone(&tls));
             let door = tcp::TcpDoor::new(tls, door.allow, front_ends.clone(), desk);
-            serving.spawn(door.run(listener, connections, accepted, drain.watch()));
+            serving.spawn(door.run(listener, connections, accepted.clone(), drain.watch()));
         }
 
         // What goes on beside.
@@ -206,8 +233,19 @@ impl Server {
             quic: quic.clone(),
             door: door_tls,
             front_ends,
-            metrics,
         });
+        let watch = Watch::since(reloader.paths(), seen);
+        let counted = ReloadMetrics::register(&mut registry);
+        counted.count("files", true);
+        let applying = Arc::clone(&reloader);
+        let files = reload::Reloader::start("files", watch, counted, move || {
+            applying.reload(SystemTime::now()).map(|_| ())
+        });
+        let source: expiry::Source = {
+            let trust = trust.clone();
+            Arc::new(move || trust.snapshot().material.expiries())
+        };
+        expiry::register(&mut registry, Arc::clone(&source));
         let status = Source {
             agents: Arc::clone(&agents),
             live: live.clone(),
@@ -221,17 +259,32 @@ impl Server {
         tasks.spawn(Arc::clone(&reloader).keep_verifying());
         let linked = readiness.condition("links", "no agent is linked");
         let stopping = readiness.condition("stopping", "not started");
+        tasks.spawn(expiry::warn_in_time(source));
         tasks.spawn(ready::keep(agents, drain.view(), linked, stopping));
         let failed = Arc::new(OnceLock::new());
         tasks.spawn(supervise(serving, drain.clone(), Arc::clone(&failed)));
+        let control = Arc::new(Control {
+            status,
+            files: files.handle(),
+            drain: drain.clone(),
+            drain_timeout,
+        });
+        let admin = admin.serve(AdminParts {
+            registry,
+            readiness: readiness.clone(),
+            live: LiveProbe::new(tokio::runtime::Handle::current()),
+            daemon: Arc::clone(&control) as _,
+            accepted,
+        })?;
         starting.done();
         Ok(Self {
+            admin,
             drain,
-            drain_timeout,
             addresses,
-            status,
+            control,
             readiness,
             reloader,
+            _files: files,
             quic,
             failed,
             _tasks: tasks,
@@ -253,9 +306,24 @@ impl Server {
         self.addresses.door_tcp
     }
 
+    /// Health and metrics.
+    pub fn health_address(&self) -> SocketAddr {
+        self.admin.health_address()
+    }
+
     /// What is known about agents, links and dials.
     pub fn status(&self) -> Status {
-        self.status.status()
+        self.control.status.status()
+    }
+
+    /// What signals and the admin listener ask of it.
+    pub fn control(&self) -> &Arc<Control> {
+        &self.control
+    }
+
+    /// How far stopping has come.
+    pub fn stage(&self) -> DrainView {
+        self.drain.view()
     }
 
     /// Whether it can take dials.
@@ -263,14 +331,14 @@ impl Server {
         &self.readiness
     }
 
-    /// Puts changed files in force.
+    /// Puts changed files in force, at once and in this thread.
     pub fn reloader(&self) -> &Arc<Reloader> {
         &self.reloader
     }
 
     /// Stops gracefully: no new dials, live ones may end, then the links.
     pub fn drain(&self) {
-        self.drain.begin(self.drain_timeout);
+        self.drain.begin(self.control.drain_timeout);
     }
 
     /// Stops at once.

@@ -377,7 +377,6 @@ impl Inner {
                 .retain(|ip| self.holders.get(ip).is_none_or(|holder| holder == name));
             routes.add(name.as_str(), &route, Arc::clone(&known.node));
         }
-        routes.finish();
         routes
     }
 

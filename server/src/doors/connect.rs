@@ -121,14 +121,14 @@ pub async fn serve<S: FrontEnd>(mut stream: S, desk: Arc<Desk>, mut visit: Visit
         on_link,
     } = open;
     tracing::debug!(dial = %id, door = door.as_str(), front_end = caller, %class, %agent, "dial open");
-    drop(caller);
+    drop((caller, drain));
     let early = Early {
         to_peer,
         to_local: early,
     };
     let joined = splice(stream, pipe, LocalSide::FrontEnd, early, &live);
     let end = joined.await;
-    drop((on_link, work, certified, drain));
+    drop((on_link, work, certified));
     desk.metrics.moved(end);
     desk.metrics.dial_ended(door, Some(class), end.reason);
     tracing::debug!(
@@ -295,4 +295,20 @@ async fn tell<S: FrontEnd>(stream: &mut S, answer: &Answer) {
         Some(())
     };
     let _ = tokio::time::timeout(limits::CLOSE_LINGER, telling).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::UnixStream;
+
+    fn size<F: Future>(_: impl Fn(UnixStream, Arc<Desk>, Visit) -> F) -> usize {
+        std::mem::size_of::<F>()
+    }
+
+    #[test]
+    fn an_idle_dial_is_a_small_task() {
+        let bytes = size(serve::<UnixStream>);
+        assert!(bytes <= 2048, "{bytes} bytes");
+    }
 }

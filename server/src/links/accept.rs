@@ -123,6 +123,13 @@ async fn handshake(
     // Waiting counts towards the time of the handshake, so that a flood cannot queue up here.
     let after = limits::HANDSHAKE_TIMEOUT;
     let whole = async {
+        // Who says nothing takes no place from those who do.
+        tcp.peek(&mut [0])
+            .await
+            .map_err(|source| ConnectError::Unreachable {
+                server: "an agent".to_owned(),
+                source,
+            })?;
         // The semaphore is never closed; if it were, there would be no bound and no harm.
         let _place = shared.handshakes.acquire().await.ok();
         let _counted = shared.greeter.metrics.tls_handshake();
