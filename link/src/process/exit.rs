@@ -1,5 +1,6 @@
 //! How a Towline program ends: four exit codes, the same for both daemons, so that a unit file
-//! or a script can tell a broken configuration (do not restart) from a broken run (restart).
+//! or a script can tell a wrong command line (do not restart) and a wrong file (wait for somebody
+//! to bring a right one) from a broken run (restart).
 
 use std::process::{ExitCode, Termination};
 
@@ -12,7 +13,7 @@ pub enum Exit {
     Runtime,
     /// 2: the command line is wrong (clap ends with the same code).
     Usage,
-    /// 3: a flag's value, a file or their combination is wrong; a restart will not help.
+    /// 3: a file or a combination of flags is wrong; a restart helps once that was mended.
     Configuration,
 }
 

@@ -13,7 +13,7 @@ static PANICS: LazyLock<Counter> = LazyLock::new(Counter::default);
 
 /// Replaces the default hook. Called once, by `main`, after the logs are set up.
 pub fn install_hook() {
-    std::panic::set_hook(Box::new(|info| report(info)));
+    std::panic::set_hook(Box::new(report));
 }
 
 /// Adds `towline_panics_total` to a registry.
