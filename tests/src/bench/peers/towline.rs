@@ -13,6 +13,9 @@ use super::{Carrier, Chain, Place, Route, free_port, text};
 use crate::authority::Authority;
 use crate::scratch::Scratch;
 
+/// The node. It is dialled by name: the agent knows its own kubelet's addresses, and a server refuses
+/// every loopback address.
+const NODE: &str = "node-1";
 /// Largest datagram of the two QUIC peers, as the daemons' `--quic-payload` takes it.
 const PAYLOAD: &str = "1452";
 const PAYLOAD_JUMBO: &str = "6500";
@@ -40,7 +43,7 @@ impl Stage {
             .write(&scratch, "server")
             .during("server")?;
         let kubelet = [IpAddr::from(Ipv4Addr::LOCALHOST)];
-        let agent = authority.leaf(Role::Agent, "node-1").ips(&kubelet).sign();
+        let agent = authority.leaf(Role::Agent, NODE).ips(&kubelet).sign();
         agent.write(&scratch, "agent").during("agent")?;
         Ok(Self {
             server: daemon(&here, "towline-server"),
@@ -111,7 +114,7 @@ pub async fn start(
     let agent = agent.args(["--quic-payload", payload]).start()?;
     let door = Door::Connect {
         path,
-        target: kubelet.to_string(),
+        target: format!("{NODE}:{}", kubelet.port()),
     };
     Ok(Chain {
         door,
