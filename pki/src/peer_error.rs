@@ -1,7 +1,7 @@
 //! Why a peer's certificate is refused: one variant for each rule, and the way through rustls.
 //!
 //! rustls turns a refusal into an alert for the peer. What has an alert of its own (expired, not
-//! yet valid, unknown issuer, wrong purpose) is given to rustls in its own words; the rest travels
+//! yet valid, unknown issuer, wrong purpose, denied) is given to rustls in its own words; the rest travels
 //! inside [`rustls::CertificateError::Other`]. [`PeerError::from_rustls`] finds the exact cause
 //! again, for logs and metrics.
 
@@ -65,13 +65,16 @@ pub enum PeerError {
         /// "its identity", "its serial" or "the serial of its issuer".
         by: &'static str,
     },
+    /// [`PeerError::Denied`] as it comes back out of a handshake: its alert has no place for more.
+    #[error("peer is on the deny list; the log says who at level debug")]
+    Revoked,
 }
 
 impl PeerError {
     /// The number that goes on the wire and into metrics.
     pub fn reason(&self) -> Reason {
         match self {
-            PeerError::Denied { .. } => Reason::Denied,
+            PeerError::Denied { .. } | PeerError::Revoked => Reason::Denied,
             PeerError::Expired { .. } => Reason::CertificateEnded,
             _ => Reason::BadCertificate,
         }
@@ -94,7 +97,7 @@ impl PeerError {
             PeerError::BadIdentity { .. } => "bad-identity",
             PeerError::WrongCluster { .. } => "wrong-cluster",
             PeerError::WrongRole { .. } => "wrong-role",
-            PeerError::Denied { .. } => "denied",
+            PeerError::Denied { .. } | PeerError::Revoked => "denied",
         }
     }
 
@@ -116,6 +119,7 @@ impl PeerError {
                 not_before: instant(*not_before),
             },
             E::UnknownIssuer => PeerError::UnknownIssuer,
+            E::Revoked => PeerError::Revoked,
             E::InvalidPurpose => PeerError::WrongUsage { needed: "its role" },
             other => PeerError::BadCertificate {
                 cause: escape(&other.to_string()),
@@ -147,6 +151,7 @@ impl PeerError {
             },
             PeerError::UnknownIssuer => E::UnknownIssuer,
             PeerError::WrongUsage { .. } => E::InvalidPurpose,
+            PeerError::Denied { .. } | PeerError::Revoked => E::Revoked,
             ours => E::Other(OtherError(Arc::new(ours))),
         })
     }

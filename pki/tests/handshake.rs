@@ -14,6 +14,7 @@ use rustls::{
 use rustls_pki_types::UnixTime;
 use towline_pki::{PeerError, Usage, tls};
 use towline_proto::id::Role;
+use towline_proto::reason::Reason;
 
 /// The time of [`cluster::now`], for configurations.
 #[derive(Debug)]
@@ -161,7 +162,8 @@ fn a_link_is_never_resumed() {
     let server = tls::link_server(&own, c.verifier_denying(Role::Agent, deny)).unwrap();
     let error = shake(ends.client, server).server.unwrap_err();
     let cause = PeerError::from_rustls(&error).unwrap();
-    assert!(matches!(cause, PeerError::Denied { .. }), "{cause}");
+    assert!(matches!(cause, PeerError::Revoked), "{cause}");
+    assert_eq!(cause.reason(), Reason::Denied);
 }
 
 #[test]
