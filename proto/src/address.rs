@@ -51,8 +51,12 @@ const METADATA_V4: [Ipv4Addr; 2] = [
     Ipv4Addr::new(100, 100, 100, 200),
     Ipv4Addr::new(168, 63, 129, 16),
 ];
-const METADATA_V6: [Ipv6Addr; 2] = [
+const METADATA_V6: [Ipv6Addr; 5] = [
     Ipv6Addr::new(0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x254),
+    // Credentials of pods on EKS.
+    Ipv6Addr::new(0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x23),
+    Ipv6Addr::new(0xfd00, 0x00c1, 0, 0, 0, 0, 0xa9fe, 0xa9fe),
+    Ipv6Addr::new(0xfd00, 0x0042, 0, 0, 0, 0, 0, 0x42),
     Ipv6Addr::new(0xfd20, 0x0ce, 0, 0, 0, 0, 0, 0x254),
 ];
 
@@ -109,23 +113,36 @@ fn refusal_v6(ip: Ipv6Addr) -> Option<Refusal> {
 }
 
 /// The IPv4 addresses that an IPv6 address may be delivered to.
-fn embedded_v4(ip: Ipv6Addr) -> [Option<Ipv4Addr>; 2] {
+fn embedded_v4(ip: Ipv6Addr) -> [Option<Ipv4Addr>; 4] {
     let s = ip.segments();
     let pair = |high: u16, low: u16| Ipv4Addr::from((u32::from(high) << 16) | u32::from(low));
     match s {
         // ::a.b.c.d (compatible) and ::ffff:a.b.c.d (mapped), ::ffff:0:a.b.c.d (translated)
         [0, 0, 0, 0, 0, 0 | 0xffff, high, low] | [0, 0, 0, 0, 0xffff, 0, high, low] => {
-            [Some(pair(high, low)), None]
+            [Some(pair(high, low)), None, None, None]
         }
-        // 64:ff9b::/96 and the local-use 64:ff9b:1::/48
-        [0x64, 0xff9b, _, _, _, _, high, low] => [Some(pair(high, low)), None],
+        // 64:ff9b:1::/48 is for local use, and a gateway may have taken any length of RFC 6052
+        // section 2.2. A reading that begins with zero is that of another length.
+        [0x64, 0xff9b, 1, third, fourth, fifth, high, low] => {
+            let read = |high, low| Some(pair(high, low)).filter(|v4| v4.octets()[0] != 0);
+            let joined = |left: u16, right: u16| (left << 8) | (right >> 8);
+            [
+                read(high, low),
+                read(third, joined(fourth, fifth)),
+                read((third << 8) | (fourth & 0xff), fifth),
+                read(joined(fourth, fifth), joined(fifth, high)),
+            ]
+        }
+        // 64:ff9b::/96
+        [0x64, 0xff9b, _, _, _, _, high, low] => [Some(pair(high, low)), None, None, None],
         // 2002::/16 carries it in the next 32 bits
-        [0x2002, high, low, ..] => [Some(pair(high, low)), None],
+        [0x2002, high, low, ..] => [Some(pair(high, low)), None, None, None],
         // 2001::/32: server in clear, client inverted
         [0x2001, 0, server_high, server_low, _, _, high, low] => {
-            [Some(pair(server_high, server_low)), Some(pair(!high, !low))]
+            let server = pair(server_high, server_low);
+            [Some(server), Some(pair(!high, !low)), None, None]
         }
-        _ => [None, None],
+        _ => [None; 4],
     }
 }
 
@@ -153,12 +170,18 @@ mod tests {
             ("fec0::1", Refusal::LinkLocal),
             ("ff02::1", Refusal::Multicast),
             ("fd00:ec2::254", Refusal::Metadata),
+            ("fd00:ec2::23", Refusal::Metadata),
+            ("fd00:c1::a9fe:a9fe", Refusal::Metadata),
+            ("fd00:42::42", Refusal::Metadata),
             ("::ffff:127.0.0.1", Refusal::Loopback),
             ("::ffff:169.254.169.254", Refusal::Metadata),
             ("::127.0.0.1", Refusal::Loopback),
             ("::ffff:0:127.0.0.1", Refusal::Loopback),
             ("64:ff9b::7f00:1", Refusal::Loopback),
             ("64:ff9b:1::a9fe:a9fe", Refusal::Metadata),
+            ("64:ff9b:1:a9fe:a9:fe00::", Refusal::Metadata),
+            ("64:ff9b:1:12a9:fe:a9fe::", Refusal::Metadata),
+            ("64:ff9b:1:1234:7f:0:100:0", Refusal::Loopback),
             ("2002:7f00:1::", Refusal::Loopback),
             ("2001:0:a9fe:a9fe::", Refusal::Metadata),
             ("2001:0:102:304:0:0:80ff:fffe", Refusal::Loopback),
@@ -178,6 +201,8 @@ mod tests {
             "fd00::7",
             "2001:db8::1",
             "64:ff9b::a00:1",
+            "64:ff9b:1::a00:1",
+            "64:ff9b:1:a00:0:100::",
             "::ffff:10.0.0.1",
         ] {
             assert_eq!(refusal(text.parse().unwrap()), None, "{text}");
