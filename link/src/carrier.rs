@@ -57,7 +57,9 @@ impl StreamError {
     /// The reason inside.
     pub const fn reason(self) -> Reason {
         match self {
-            StreamError::Reset(reason) | StreamError::Stopped(reason) | StreamError::Lost(reason) => reason,
+            StreamError::Reset(reason)
+            | StreamError::Stopped(reason)
+            | StreamError::Lost(reason) => reason,
         }
     }
 }
@@ -116,7 +118,11 @@ pub trait Carrier: Send + Sync + 'static {
 pub trait SendHalf: Send {
     /// Takes as much of `chunk` as there is credit for (by splitting it, not copying where
     /// that can be avoided). Ready when at least one byte was taken or `chunk` was empty.
-    fn poll_send(&mut self, cx: &mut Context<'_>, chunk: &mut Bytes) -> Poll<Result<(), StreamError>>;
+    fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        chunk: &mut Bytes,
+    ) -> Poll<Result<(), StreamError>>;
     /// Everything was sent: end of stream. Never blocks; later calls do nothing.
     fn finish(&mut self);
     /// Gives this direction up. Never blocks; after `finish` it does nothing that the reader sees
@@ -131,7 +137,14 @@ pub trait SendHalf: Send {
 /// The receiving half that a carrier implements.
 pub trait RecvHalf: Send {
     /// The next bytes in order, at most `max`; `None` at end of stream.
-    fn poll_recv(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<Result<Option<Bytes>, StreamError>>;
+    fn poll_recv(
+        &mut self,
+        cx: &mut Context<'_>,
+        max: usize,
+    ) -> Poll<Result<Option<Bytes>, StreamError>>;
+    /// Ready when bytes that were not taken yet are lost: the sender gave up, or the link is
+    /// gone. Takes none. Wakes for other things too.
+    fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<StreamError>;
     /// Takes no more bytes; the sender is told. Never blocks.
     fn stop(&mut self, reason: Reason);
 }
@@ -148,8 +161,14 @@ impl Stream {
     /// Wraps a carrier's halves.
     pub fn new(send: Box<dyn SendHalf>, recv: Box<dyn RecvHalf>) -> Self {
         Self {
-            send: SendStream { half: send, open: true },
-            recv: RecvStream { half: recv, open: true },
+            send: SendStream {
+                half: send,
+                open: true,
+            },
+            recv: RecvStream {
+                half: recv,
+                open: true,
+            },
         }
     }
 
@@ -168,7 +187,11 @@ pub struct SendStream {
 
 impl SendStream {
     /// See [`SendHalf::poll_send`].
-    pub fn poll_send(&mut self, cx: &mut Context<'_>, chunk: &mut Bytes) -> Poll<Result<(), StreamError>> {
+    pub fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        chunk: &mut Bytes,
+    ) -> Poll<Result<(), StreamError>> {
         self.half.poll_send(cx, chunk)
     }
 
@@ -219,9 +242,22 @@ pub struct RecvStream {
 
 impl RecvStream {
     /// See [`RecvHalf::poll_recv`].
-    pub fn poll_recv(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<Result<Option<Bytes>, StreamError>> {
+    pub fn poll_recv(
+        &mut self,
+        cx: &mut Context<'_>,
+        max: usize,
+    ) -> Poll<Result<Option<Bytes>, StreamError>> {
         let polled = self.half.poll_recv(cx, max);
         if matches!(polled, Poll::Ready(Ok(None) | Err(_))) {
+            self.open = false;
+        }
+        polled
+    }
+
+    /// See [`RecvHalf::poll_reset`].
+    pub fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
+        let polled = self.half.poll_reset(cx);
+        if polled.is_ready() {
             self.open = false;
         }
         polled

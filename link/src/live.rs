@@ -1,10 +1,11 @@
 //! The live dials of one process: counted, measured, ended from outside.
 //!
-//! Memory that stalled readers can hold is bounded here. A stalled dial (its local reader took
-//! no byte for [`limits::STALLED_AFTER`]) may hold up to one stream window of bytes that the peer
-//! has sent. When the windows of all stalled dials together pass the process-wide byte budget,
-//! the dial that has been stalled longest is ended with [`Reason::MemoryBudget`]; a dial that
-//! moves is never touched.
+//! Memory that stalled readers can hold is bounded here. A stalled dial may hold up to one stream
+//! window of bytes that the peer has sent. Stalled is a dial whose local reader is behind and
+//! takes fewer than [`limits::MOVING_BYTES`] in each [`limits::STALLED_AFTER`]: a reader of one
+//! byte at a time holds as much as one of none. When the windows of all stalled dials together
+//! pass the process-wide byte budget, the dial that has been stalled longest is ended with
+//! [`Reason::MemoryBudget`]; a dial that moves is never touched.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -24,7 +25,10 @@ pub struct LiveDial {
     to_peer: AtomicU64,
     /// Bytes taken from the link and given to the local end.
     from_peer: AtomicU64,
-    /// Tick since which the local reader takes nothing; 0 while it does.
+    /// `from_peer` at the last look.
+    looked_at: AtomicU64,
+    /// Tick since which the local reader is behind and hardly takes anything; 0 while it has
+    /// all there is.
     stalled_since: AtomicU32,
     ended: AtomicU32,
     waker: Mutex<Option<Waker>>,
@@ -35,9 +39,26 @@ impl LiveDial {
         Self {
             to_peer: AtomicU64::new(0),
             from_peer: AtomicU64::new(0),
+            looked_at: AtomicU64::new(0),
             stalled_since: AtomicU32::new(0),
             ended: AtomicU32::new(NOT_ENDED),
             waker: Mutex::new(None),
+        }
+    }
+
+    /// Once in a tick: a dial that is behind but moves begins its stall anew.
+    fn look(&self, now: u32) {
+        let bytes = self.from_peer.load(Ordering::Relaxed);
+        let moved = bytes.saturating_sub(self.looked_at.swap(bytes, Ordering::Relaxed));
+        let since = self.stalled_since.load(Ordering::Relaxed);
+        if since != 0 && moved >= limits::MOVING_BYTES {
+            // Fails when the reader caught up at this moment, which is better still.
+            let _ = self.stalled_since.compare_exchange(
+                since,
+                now,
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            );
         }
     }
 
@@ -181,14 +202,17 @@ impl LiveDials {
         self.shared.tick.load(Ordering::Relaxed)
     }
 
-    /// Stalled for at least one whole tick, longest first.
+    /// Stalled for at least one whole tick, longest first; without those that were ended and are
+    /// on their way out.
     fn stalled_dials(&self) -> Vec<(u32, Arc<LiveDial>)> {
         let now = self.now();
         let mut stalled: Vec<_> = self
             .lock()
             .values()
             .map(|dial| (dial.stalled_since.load(Ordering::Relaxed), dial))
-            .filter(|(since, _)| *since != 0 && since.saturating_add(1) < now)
+            .filter(|(since, dial)| {
+                *since != 0 && since.saturating_add(1) < now && dial.ended().is_none()
+            })
             .map(|(since, dial)| (since, Arc::clone(dial)))
             .collect();
         stalled.sort_by_key(|(since, _)| *since);
@@ -197,7 +221,10 @@ impl LiveDials {
 
     fn look(&self) {
         // 136 years of seconds: it does not wrap.
-        self.shared.tick.fetch_add(1, Ordering::Relaxed);
+        let now = self.shared.tick.fetch_add(1, Ordering::Relaxed) + 1;
+        for dial in self.lock().values() {
+            dial.look(now);
+        }
         let stalled = self.stalled_dials();
         let allowed = self.shared.budget_bytes / u64::from(limits::STREAM_WINDOW);
         let excess = (stalled.len() as u64).saturating_sub(allowed);
@@ -233,7 +260,13 @@ impl LiveGuard {
         self.dial
             .from_peer
             .fetch_add(bytes as u64, Ordering::Relaxed);
-        self.dial.stalled_since.store(0, Ordering::Relaxed);
+    }
+
+    /// The local reader has taken all there is.
+    pub(crate) fn mark_caught_up(&self) {
+        if self.dial.stalled_since.load(Ordering::Relaxed) != 0 {
+            self.dial.stalled_since.store(0, Ordering::Relaxed);
+        }
     }
 
     /// The local reader takes nothing at the moment.
@@ -264,12 +297,28 @@ mod tests {
             guard.mark_stalled();
             dials.look();
         }
-        guards[1].count_from_peer(1);
+        // The second one moves; the third, behind as long, takes next to nothing.
+        guards[1].count_from_peer(limits::MOVING_BYTES as usize);
+        guards[2].count_from_peer(1);
         dials.look();
         dials.look();
         let ended: Vec<_> = guards.iter().map(|guard| guard.dial().ended()).collect();
         assert_eq!(ended, [Some(Reason::MemoryBudget), None, None, None, None]);
         assert_eq!(dials.ended_for_memory(), 1);
+    }
+
+    #[test]
+    fn a_reader_of_one_byte_at_a_time_counts_as_stalled_until_it_has_all() {
+        let dials = LiveDials::new(u64::MAX);
+        let guard = dials.register();
+        guard.mark_stalled();
+        for _ in 0..3 {
+            guard.count_from_peer(1);
+            dials.look();
+        }
+        assert_eq!(dials.stalled(), 1);
+        guard.mark_caught_up();
+        assert_eq!(dials.stalled(), 0);
     }
 
     #[test]

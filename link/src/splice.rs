@@ -9,19 +9,32 @@
 //!    the local connection (RST where the socket can).
 //! 4. When the far reader is gone but bytes still come from there, those are delivered first;
 //!    what the local side goes on sending is read and dropped, so that its end is noticed.
+//! 5. A side that is not read, because the other takes nothing or because its end was read, is
+//!    looked after every [`limits::LOCAL_LOOK`]: a local end that broke, a stream that was reset
+//!    and a link that was lost end the dial; a front end that closed ends it when nobody takes
+//!    its last bytes.
+//!
+//! Until the end was delivered, a local TCP socket is set up so that closing it resets it, by
+//! whatever way it is closed: a cancelled task, a panic, a killed process.
 //!
 //! An idle splice holds no buffer: reads go through a scratch buffer of the thread and a chunk is
 //! kept only while the other side does not take it.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::future::Future;
 use std::io::{self, IoSlice};
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::{Instant, Sleep};
 use tokio_util::io::poll_read_buf;
 use towline_proto::limits;
 use towline_proto::reason::Reason;
@@ -34,23 +47,95 @@ pub trait LocalEnd: AsyncRead + AsyncWrite + Unpin + Send {
     /// Ends it so that the other side cannot take what it has for complete, where the socket can
     /// express that. A Unix socket cannot: its peer sees an end of file.
     fn abort(self);
+
+    /// From now on every close is an abort, where the socket can: also when nobody is left to
+    /// call [`LocalEnd::abort`].
+    fn begin(&self) {}
+
+    /// Everything and the end of it was written: a close is an ordinary one again.
+    fn complete(&self) {}
+
+    /// Whether its other side is still there, as far as that shows without reading.
+    fn presence(&self) -> Presence {
+        Presence::There
+    }
+}
+
+/// What is known of the other side of a local connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// Nothing else is known. The other side of a TCP connection that closed looks like one that
+    /// has only ended its sending.
+    There,
+    /// It takes nothing and sends nothing any more; what it sent may be unread.
+    Closed,
+    /// It was reset, or is no longer reachable.
+    Broken,
 }
 
 impl LocalEnd for TcpStream {
     fn abort(self) {
+        self.begin();
+    }
+
+    fn begin(&self) {
         // Fails only on a socket that is gone already.
         let _ = self.set_zero_linger();
+    }
+
+    fn complete(&self) {
+        let _ = SockRef::from(self).set_linger(None);
+    }
+
+    fn presence(&self) -> Presence {
+        presence_of(self)
     }
 }
 
 impl LocalEnd for UnixStream {
     fn abort(self) {}
+
+    fn presence(&self) -> Presence {
+        presence_of(self)
+    }
 }
 
 impl LocalEnd for tokio_rustls::server::TlsStream<TcpStream> {
     fn abort(self) {
         // No close_notify is sent, which the peer's TLS reports as a truncation.
-        let _ = self.get_ref().0.set_zero_linger();
+        self.get_ref().0.begin();
+    }
+
+    fn begin(&self) {
+        let tcp = self.get_ref().0;
+        tcp.begin();
+        // A front end whose machine is gone says nothing, and neither does one that closed and
+        // was forgotten by its kernel: both show when they are asked.
+        let (idle, interval) = limits::TCP_KEEP_ALIVE;
+        let asking = TcpKeepalive::new().with_time(idle).with_interval(interval);
+        let _ = SockRef::from(tcp).set_tcp_keepalive(&asking);
+    }
+
+    fn complete(&self) {
+        self.get_ref().0.complete();
+    }
+
+    fn presence(&self) -> Presence {
+        presence_of(self.get_ref().0)
+    }
+}
+
+fn presence_of(socket: &impl AsFd) -> Presence {
+    let mut asked = [PollFd::new(socket, PollFlags::empty())];
+    let at_once = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    match rustix::event::poll(&mut asked, Some(&at_once)) {
+        Ok(0) | Err(_) => Presence::There,
+        Ok(_) if asked[0].revents().contains(PollFlags::ERR) => Presence::Broken,
+        Ok(_) if asked[0].revents().contains(PollFlags::HUP) => Presence::Closed,
+        Ok(_) => Presence::There,
     }
 }
 
@@ -108,8 +193,10 @@ pub async fn splice<L: LocalEnd>(
     early: Early,
     live: &LiveGuard,
 ) -> SpliceEnd {
+    local.begin();
     let mut job = Job {
         local,
+        watch: None,
         up: Up {
             send: stream.send,
             chunk: early.to_peer,
@@ -130,11 +217,12 @@ pub async fn splice<L: LocalEnd>(
         job.down.chunks.push_back(early.to_local);
     }
     let reason = std::future::poll_fn(|cx| job.poll(cx)).await;
+    // Both do nothing after an end in order.
+    job.up.send.reset(reason);
+    job.down.recv.stop(reason);
     // When all that came from the peer was delivered and ended in order, the local end keeps it:
     // a RST could destroy what it has not read yet.
     if job.down.state != DownState::Done {
-        job.up.send.reset(reason);
-        job.down.recv.stop(reason);
         job.local.abort();
     }
     let (to_peer, from_peer) = live.dial().bytes();
@@ -147,7 +235,7 @@ pub async fn splice<L: LocalEnd>(
 
 thread_local! {
     /// Taken by one poll at a time and never across a wait.
-    static SCRATCH: RefCell<BytesMut> = const { RefCell::new(BytesMut::new_const()) };
+    static SCRATCH: RefCell<BytesMut> = RefCell::new(BytesMut::new());
 }
 
 /// Reads below this size are copied out of the scratch buffer, so that a small chunk that waits
@@ -213,8 +301,18 @@ struct Down {
     state: DownState,
 }
 
+/// Set up when one side stops the other, taken away when both move.
+struct Watch {
+    look: Pin<Box<Sleep>>,
+    /// Bytes both ways at the last look that found more of them than before.
+    moved: u64,
+    /// When that was.
+    moved_at: Instant,
+}
+
 struct Job<'a, L> {
     local: L,
+    watch: Option<Watch>,
     up: Up,
     down: Down,
     side: LocalSide,
@@ -232,6 +330,9 @@ impl<L: LocalEnd> Job<'_, L> {
         if let Poll::Ready(Err(reason)) = self.poll_up(cx) {
             return Poll::Ready(reason);
         }
+        if let Poll::Ready(reason) = self.poll_unheard(cx) {
+            return Poll::Ready(reason);
+        }
         if self.up.state != UpState::Open && self.down.state == DownState::Done {
             // Nothing more can be said in either direction that anybody hears.
             return Poll::Ready(if self.up.state == UpState::Done && !self.up.cut {
@@ -240,7 +341,88 @@ impl<L: LocalEnd> Job<'_, L> {
                 Reason::ReaderGone
             });
         }
-        Poll::Pending
+        self.poll_presence(cx)
+    }
+
+    /// After its own end, a peer that stopped reading has gone: what the local end may still say
+    /// is not waited for.
+    fn poll_unheard(&mut self, cx: &mut Context<'_>) -> Poll<Reason> {
+        if self.up.state != UpState::Open || self.down.state != DownState::Done {
+            return Poll::Pending;
+        }
+        match ready!(self.up.send.poll_stopped(cx)) {
+            StreamError::Stopped(_) => Poll::Ready(Reason::ReaderGone),
+            error => Poll::Ready(error.reason()),
+        }
+    }
+
+    /// Ready when the peer is gone although nothing is read from it, because the local end takes
+    /// nothing.
+    fn poll_far(&mut self, cx: &mut Context<'_>, kept: Duration) -> Poll<Reason> {
+        match (self.down.state, self.side) {
+            (DownState::Open, _) => self.down.recv.poll_reset(cx).map(StreamError::reason),
+            // The front end has left after its end; the target has its last bytes for a while.
+            (DownState::Ending, LocalSide::Target) if self.up.state == UpState::Open => {
+                match ready!(self.up.send.poll_stopped(cx)) {
+                    StreamError::Stopped(_) if kept < limits::LOCAL_GONE => Poll::Pending,
+                    StreamError::Stopped(_) => Poll::Ready(Reason::ReaderGone),
+                    error => Poll::Ready(error.reason()),
+                }
+            }
+            _ => Poll::Pending,
+        }
+    }
+
+    /// Looks now and then for what is not noticed by itself: that the local end is gone although
+    /// it is not read, that the peer is although the local end takes nothing.
+    fn poll_presence(&mut self, cx: &mut Context<'_>) -> Poll<Reason> {
+        loop {
+            // Only the end of a wait takes the watch away: a bulk transfer is blocked and
+            // unblocked too often to set a timer each time.
+            let unread = !self.up.chunk.is_empty() || self.up.state == UpState::Done;
+            let held = !self.down.chunks.is_empty();
+            let (to_peer, from_peer) = self.live.dial().bytes();
+            let moved = to_peer + from_peer;
+            let watch = match &mut self.watch {
+                Some(watch) => watch,
+                None if unread || held => self.watch.insert(Watch {
+                    look: Box::pin(tokio::time::sleep(limits::LOCAL_LOOK)),
+                    moved,
+                    moved_at: Instant::now(),
+                }),
+                None => return Poll::Pending,
+            };
+            ready!(watch.look.as_mut().poll(cx));
+            if !unread && !held {
+                self.watch = None;
+                return Poll::Pending;
+            }
+            let now = Instant::now();
+            if watch.moved != moved {
+                (watch.moved, watch.moved_at) = (moved, now);
+            }
+            let kept = now.saturating_duration_since(watch.moved_at);
+            watch.look.as_mut().reset(now + limits::LOCAL_LOOK);
+            if held && let Poll::Ready(reason) = self.poll_far(cx, kept) {
+                return Poll::Ready(reason);
+            }
+            if !unread {
+                continue;
+            }
+            match (self.local.presence(), self.side) {
+                (Presence::There, _) => {}
+                (Presence::Broken, side) => return Poll::Ready(side.reset()),
+                // The peer's reader may be slow, and is looked after at the other end.
+                (Presence::Closed, LocalSide::Target) => {}
+                // What it sent is on its way, and it takes no answer.
+                (Presence::Closed, LocalSide::FrontEnd)
+                    if self.up.state == UpState::Done || kept >= limits::LOCAL_GONE =>
+                {
+                    return Poll::Ready(Reason::FrontEndGone);
+                }
+                (Presence::Closed, LocalSide::FrontEnd) => {}
+            }
+        }
     }
 
     fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Reason>> {
@@ -293,10 +475,12 @@ impl<L: LocalEnd> Job<'_, L> {
                 let shut = ready!(Pin::new(&mut self.local).poll_shutdown(cx));
                 // A local end that is gone already has what it wanted of this direction.
                 let _ = shut;
+                self.local.complete();
                 self.down.state = DownState::Done;
                 continue;
             }
             // Nothing came and nothing is held: an idle dial keeps no buffer.
+            self.live.mark_caught_up();
             self.down.chunks = VecDeque::new();
             let flushed = Pin::new(&mut self.local).poll_flush(cx);
             return match flushed {
@@ -314,6 +498,7 @@ impl<L: LocalEnd> Job<'_, L> {
         while self.down.held < limits::READ_CHUNK && self.down.chunks.len() < VECTOR {
             let room = limits::READ_CHUNK - self.down.held;
             match self.down.recv.poll_recv(cx, room) {
+                Poll::Ready(Ok(Some(chunk))) if chunk.is_empty() => {}
                 Poll::Ready(Ok(Some(chunk))) => {
                     self.down.held += chunk.len();
                     self.down.chunks.push_back(chunk);

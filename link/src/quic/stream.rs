@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use quinn::{ReadError, StoppedError, VarInt, WriteError};
+use quinn::{ReadError, ResetError, StoppedError, VarInt, WriteError};
 use towline_proto::reason::Reason;
 
 use super::link::Shared;
@@ -193,6 +193,26 @@ impl RecvHalf for QuicRecv {
         };
         self.ended = Some(Err(error));
         Poll::Ready(Err(error))
+    }
+
+    fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
+        let broken = match self.ended {
+            Some(Ok(())) => return Poll::Pending,
+            Some(Err(error)) => return Poll::Ready(error),
+            None => {
+                let reset = pin!(self.stream.received_reset());
+                ready!(reset.poll(cx))
+            }
+        };
+        let error = match broken {
+            Ok(Some(code)) => StreamError::Reset(reason::from_code(code)),
+            // Everything came, so nothing can be lost any more.
+            Ok(None) => return Poll::Pending,
+            Err(ResetError::ConnectionLost(error)) => StreamError::Lost(self.shared.reason(&error)),
+            Err(ResetError::ZeroRttRejected) => StreamError::Reset(Reason::Aborted),
+        };
+        self.ended = Some(Err(error));
+        Poll::Ready(error)
     }
 
     fn stop(&mut self, reason: Reason) {

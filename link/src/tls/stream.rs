@@ -100,6 +100,17 @@ impl RecvHalf for TlsRecv {
             })
     }
 
+    fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
+        let key = self.key;
+        self.shared.poll(cx, key, Interest::RECV, |mux| {
+            mux.broken(key).map(|error| match error {
+                RecvError::Closed(reason) => StreamError::Lost(reason),
+                RecvError::Reset(reason) => StreamError::Reset(reason),
+                RecvError::Blocked | RecvError::Stopped => StreamError::Reset(Reason::Aborted),
+            })
+        })
+    }
+
     fn stop(&mut self, reason: Reason) {
         self.shared.with(|mux| mux.stop(self.key, reason));
     }

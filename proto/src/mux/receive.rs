@@ -4,7 +4,7 @@ use crate::reason::Reason;
 
 use super::frame::{FIN, HEADER_BYTES, Header, Kind, OPEN, SMALL_BYTES, Small};
 use super::stream::{Interest, Receiving, Sending, Stream};
-use super::{Event, Mux, StreamKey, Violation};
+use super::{Event, Mux, RecvError, StreamKey, Violation};
 
 /// Where in a frame the last call ended.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +54,22 @@ impl Mux {
             }
         }
         Ok(())
+    }
+
+    /// Whether bytes that were not taken yet are lost, without taking any; else registers
+    /// [`Interest::RECV`], as long as that can still happen.
+    pub fn broken(&mut self, key: StreamKey) -> Option<RecvError> {
+        let closed = self.closed;
+        let stream = self.stream(key)?;
+        match (stream.receiving, closed) {
+            (Receiving::Reset(reason), _) => Some(RecvError::Reset(reason)),
+            (Receiving::Open, Some(reason)) => Some(RecvError::Closed(reason)),
+            (Receiving::Open, None) => {
+                stream.interest.add(Interest::RECV);
+                None
+            }
+            (Receiving::Ended | Receiving::Stopped | Receiving::StoppedOver, _) => None,
+        }
     }
 
     fn step(&mut self, decoder: &mut Decoder, bytes: &mut &[u8]) -> Result<(), Violation> {
