@@ -7,7 +7,9 @@
 //! A drained link ends in this order, so that bytes already accepted are delivered: the server,
 //! which alone opens dials, sends Goodbye when it has none left; the agent answers by closing
 //! the connection once its own dials have ended; the server waits for that. The deadline of the
-//! drain cuts every one of these waits.
+//! drain cuts every one of these waits, and so do [`Link::close`] and the end of the peer's
+//! certificate: nobody stays by draining. A session that ends in any other way (silence, a
+//! broken rule, a lost stream) has no such wait.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -447,6 +449,8 @@ impl Driver {
             reason: Reason::Shutdown,
         };
         let mut closing = false;
+        // Whether the server has said that it has no dials left.
+        let mut in_order = false;
         let reason = loop {
             self.session.set_load(
                 shared.dials.load(Ordering::Acquire),
@@ -471,12 +475,13 @@ impl Driver {
                 },
                 () = no_dials(&shared), if idle_drain => {
                     let LinkState::Draining { reason, .. } = *shared.state.borrow() else { continue };
-                    closing = true;
+                    (closing, in_order) = (true, true);
                     self.session.close(reason);
                 }
                 step = self.step(Some(&shared)) => match step {
                     Step::Output(Output::PeerDrains(drain)) => {
-                        let until = now() + drain.deadline;
+                        // The peer's number is its wish; a year is not granted.
+                        let until = now() + drain.deadline.min(limits::DRAIN_TIMEOUT_MAX);
                         set_draining(&shared.state, LinkState::Draining { by_peer: true, reason: drain.reason, until });
                     }
                     Step::Output(Output::PeerHealth(healthy)) => shared.peer_healthy.store(healthy, Ordering::Relaxed),
@@ -485,33 +490,62 @@ impl Driver {
                         shared.rtt_us.store(us, Ordering::Relaxed);
                     }
                     Step::Output(_) => {}
-                    Step::Closed(reason) => break reason,
+                    Step::Closed(reason) => {
+                        in_order |= role == Role::Agent && !closing && !broken(reason);
+                        break reason;
+                    }
                 },
             }
         };
         end.reason = reason;
         self.farewell().await;
         let drained = *shared.state.borrow();
-        if let LinkState::Draining { until, .. } = drained {
-            self.linger(role, &shared, until).await;
+        if let LinkState::Draining { until, .. } = drained
+            && in_order
+        {
+            let certificate = certificate_end(&*self.carrier).unwrap_or(until);
+            let waited = Self::linger(role, &shared, until.min(certificate));
+            tokio::select! {
+                () = waited => {}
+                reason = closed_by_owner(&mut inbox) => end.reason = reason,
+            }
         }
-        reason
+        end.reason
     }
 
     /// See the head of this file: lets bytes that were accepted arrive before the end.
-    async fn linger(&mut self, role: Role, shared: &Shared, until: Instant) {
+    async fn linger(role: Role, shared: &Shared, until: Instant) {
         let until = tokio::time::Instant::from_std(until);
         let wait = async {
             match role {
                 Role::Agent => no_dials(shared).await,
                 Role::Server => {
-                    self.carrier.closed().await;
+                    shared.carrier.closed().await;
                 }
             }
         };
         tokio::select! {
             _ = tokio::time::timeout_at(until, wait) => {}
             _ = shared.carrier.closed() => {}
+        }
+    }
+}
+
+/// Whether a session that ended for this reason is beyond an orderly end.
+const fn broken(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::PeerSilent | Reason::CertificateEnded | Reason::Protocol | Reason::LinkLost
+    )
+}
+
+/// The next [`Link::close`]; drains are over.
+async fn closed_by_owner(inbox: &mut mpsc::Receiver<Command>) -> Reason {
+    loop {
+        match inbox.recv().await {
+            Some(Command::Close(reason)) => return reason,
+            Some(Command::Drain { .. }) => {}
+            None => return Reason::Shutdown,
         }
     }
 }
