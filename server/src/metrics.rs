@@ -41,6 +41,11 @@ struct Why {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DoorWhy {
     door: &'static str,
     reason: &'static str,
@@ -73,7 +78,7 @@ pub struct Metrics {
     replacements: Counter,
     replacement_alarms: Counter,
     overlaps: Counter,
-    probes: Family<Why, Counter>,
+    probes: Family<Outcome, Counter>,
 }
 
 /// Upper bounds of the dial histogram, seconds: from a dial on one host to the longest deadline.
@@ -245,7 +250,7 @@ impl Metrics {
     }
 
     pub(crate) fn probed(&self, result: &'static str) {
-        self.probes.get_or_create(&Why { reason: result }).inc();
+        self.probes.get_or_create(&Outcome { result }).inc();
     }
 }
 

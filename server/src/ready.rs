@@ -2,7 +2,7 @@
 //!
 //! The condition `links` looks at the worst link. It is unmet while no agent is linked, while the
 //! data path of no link has been proved yet, and while some link that should work fails its
-//! probe (for the few seconds until that link is closed or recovers). The condition `stopping` is
+//! probe (for the few seconds until that link is closed or recovers). The condition `new-dials` is
 //! unmet from the first signal on, so that load balancers turn away while live dials finish.
 
 use std::sync::Arc;
@@ -20,9 +20,9 @@ const LOOK: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Keeps both conditions until the task is dropped.
-pub async fn keep(agents: Arc<Agents>, drain: DrainView, links: Condition, stopping: Condition) {
+pub async fn keep(agents: Arc<Agents>, drain: DrainView, links: Condition, new_dials: Condition) {
     let mut changes = agents.changes();
-    stopping.met();
+    new_dials.met();
     loop {
         links.set(judge(&agents.links()));
         tokio::select! {
@@ -33,7 +33,7 @@ pub async fn keep(agents: Arc<Agents>, drain: DrainView, links: Condition, stopp
         tokio::time::sleep(PAUSE).await;
         changes.mark_unchanged();
     }
-    stopping.unmet("the server is stopping");
+    new_dials.unmet("the server is stopping");
     std::future::pending::<()>().await;
 }
 

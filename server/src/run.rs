@@ -258,9 +258,9 @@ impl Server {
         tasks.spawn(cut_when_forced(drain.view(), live));
         tasks.spawn(Arc::clone(&reloader).keep_verifying());
         let linked = readiness.condition("links", "no agent is linked");
-        let stopping = readiness.condition("stopping", "not started");
+        let new_dials = readiness.condition("new-dials", "not started");
         tasks.spawn(expiry::warn_in_time(source));
-        tasks.spawn(ready::keep(agents, drain.view(), linked, stopping));
+        tasks.spawn(ready::keep(agents, drain.view(), linked, new_dials));
         let failed = Arc::new(OnceLock::new());
         tasks.spawn(supervise(serving, drain.clone(), Arc::clone(&failed)));
         let control = Arc::new(Control {

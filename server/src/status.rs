@@ -1,7 +1,7 @@
 //! What the server says about itself to an operator, as JSON for the admin socket.
 
 use std::net::SocketAddr;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use towline_link::live::LiveDials;
@@ -79,8 +79,10 @@ pub struct Link {
     pub since: u64,
     /// Dials now.
     pub dials: u32,
-    /// Last heartbeat round trip.
+    /// Round trip on the network, where the carrier measures it.
     pub rtt_microseconds: Option<u64>,
+    /// How long the last probe of the data path took.
+    pub probe_microseconds: Option<u64>,
     /// `none`, `passed` or `failed`.
     pub probe: &'static str,
     /// Bytes on the wire.
@@ -153,7 +155,7 @@ fn link(entry: &AgentLink) -> Link {
     let carrier = entry.link.carrier();
     let stats = carrier.stats();
     let leaf = entry.peer().leaf();
-    let rtt = entry.link.rtt().or(stats.rtt);
+    let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
     Link {
         id: entry.link.id().to_string(),
         carrier: carrier.kind().as_str(),
@@ -165,7 +167,8 @@ fn link(entry: &AgentLink) -> Link {
         certificate_ends: seconds(leaf.not_after),
         since: seconds(entry.since),
         dials: entry.link.dials(),
-        rtt_microseconds: rtt.map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
+        rtt_microseconds: stats.rtt.map(us),
+        probe_microseconds: entry.probe_time().map(us),
         probe: entry.probe().as_str(),
         sent_bytes: stats.sent_bytes,
         received_bytes: stats.received_bytes,

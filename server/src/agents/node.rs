@@ -1,8 +1,8 @@
 //! One agent, by the name that its certificate proves: its links now, and how the last one ended.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::time::SystemTime;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use tokio::time::Instant;
@@ -58,6 +58,7 @@ pub struct AgentLink {
     pub since: SystemTime,
     superseded: AtomicBool,
     probe: AtomicU8,
+    probe_us: AtomicU64,
 }
 
 impl AgentLink {
@@ -69,6 +70,7 @@ impl AgentLink {
             since: SystemTime::now(),
             superseded: AtomicBool::new(false),
             probe: AtomicU8::new(0),
+            probe_us: AtomicU64::new(0),
         }
     }
 
@@ -86,11 +88,23 @@ impl AgentLink {
         }
     }
 
-    /// Notes a verdict.
-    pub fn set_probe(&self, passed: bool) {
-        let code = if passed { 1 } else { 2 };
+    /// Notes a verdict: the time that a probe took, or that it did not pass.
+    pub fn set_probe(&self, passed: Option<Duration>) {
+        let code = if passed.is_some() { 1 } else { 2 };
+        if let Some(time) = passed {
+            let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1);
+            self.probe_us.store(us, Ordering::Relaxed);
+        }
         self.probe.store(code, Ordering::Relaxed);
-        self.link.set_healthy(passed);
+        self.link.set_healthy(passed.is_some());
+    }
+
+    /// How long the last probe that passed took, from stream to stream.
+    pub fn probe_time(&self) -> Option<Duration> {
+        match self.probe_us.load(Ordering::Relaxed) {
+            0 => None,
+            us => Some(Duration::from_micros(us)),
+        }
     }
 
     /// A newer instance took over.

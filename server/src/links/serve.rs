@@ -127,12 +127,12 @@ async fn probe(entry: &AgentLink, agents: &Agents, metrics: &Metrics) {
         let before = entry.probe();
         let result = Box::pin(probe_once(entry)).await;
         metrics.probed(match result {
-            Ok(()) => "passed",
+            Ok(_) => "passed",
             Err(Reason::AgentBusy) => "busy",
             Err(_) => "failed",
         });
         match result {
-            Ok(()) => entry.set_probe(true),
+            Ok(time) => entry.set_probe(Some(time)),
             // As many streams as the agent allows: says nothing about the path.
             Err(Reason::AgentBusy) => {}
             Err(reason) => {
@@ -142,7 +142,7 @@ async fn probe(entry: &AgentLink, agents: &Agents, metrics: &Metrics) {
                     reason = detail(reason),
                     "data-path probe failed"
                 );
-                entry.set_probe(false);
+                entry.set_probe(None);
             }
         }
         if entry.probe() != before {
@@ -151,16 +151,18 @@ async fn probe(entry: &AgentLink, agents: &Agents, metrics: &Metrics) {
     }
 }
 
-async fn probe_once(entry: &AgentLink) -> Result<(), Reason> {
-    let deadline = Instant::now() + limits::PROBE_TIMEOUT;
+async fn probe_once(entry: &AgentLink) -> Result<Duration, Reason> {
+    let begun = Instant::now();
+    let deadline = begun + limits::PROBE_TIMEOUT;
     let carrier = entry.link.carrier();
     match dial::open(&**carrier, &DialRequest::Probe, deadline).await {
         Ok(mut open) => {
+            let time = begun.elapsed();
             // Both directions end in order: nothing is left of a probe that passed.
             open.stream.send.finish();
             let end = open.stream.recv.recv(1);
             let _ = tokio::time::timeout_at(deadline, end).await;
-            Ok(())
+            Ok(time)
         }
         Err(error) => Err(error.reason),
     }
