@@ -243,6 +243,11 @@ pub const RETIRED_LINKS: usize = 8;
 /// Silence on a quic link after which a second connection is tried beside it. Twice the
 /// keep-alive, so that an answer that is only late does not count.
 pub const LINK_SUSPECT: Duration = Duration::from_millis(1_900);
+/// Between two attempts at one server while the first of them hangs: a server that comes back is
+/// met within this time though an attempt from before still waits.
+pub const ATTEMPT_SPACING: Duration = Duration::from_millis(750);
+/// Attempts at one server at once. Overflow: the next one waits.
+pub const ATTEMPTS: usize = 8;
 /// A link that lived this long starts its next outage with the shortest pause again.
 pub const LINK_STABLE: Duration = Duration::from_secs(10);
 

@@ -1,7 +1,7 @@
 //! Reads large pieces from the socket for a TLS library that asks for small ones.
 //!
 //! rustls reads at most 4 KiB at a time, which is four or five system calls for one record. While
-//! the peer sends more than that, this reads [`READ_CHUNK`] bytes at once and hands them on from
+//! the peer sends more than that, this reads [`TLS_READ`] bytes at once and hands them on from
 //! memory; the buffer exists only while it holds bytes, so an idle connection has none.
 
 use std::io;
@@ -13,7 +13,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::io::poll_read_buf;
-use towline_proto::limits::READ_CHUNK;
+use towline_proto::limits::TLS_READ;
 
 /// Bytes copied by one call; the reason stands at the same number in `proto/src/mux/queue.rs`.
 const COPY_STEP: usize = 1024;
@@ -77,7 +77,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for ReadAhead<IO> {
             }
             // Takes the whole buffer back where it was emptied, else makes one.
             this.buffer.clear();
-            this.buffer.reserve(READ_CHUNK);
+            this.buffer.reserve(TLS_READ);
             let read = match poll_read_buf(Pin::new(&mut this.io), cx, &mut this.buffer) {
                 Poll::Ready(read) => read?,
                 Poll::Pending => {
