@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Mutex;
 use towline_link::driver::{self, Link};
 use towline_proto::control::{Hello, Welcome};
 use towline_proto::id::InstanceId;
@@ -108,14 +109,20 @@ pub(crate) type Greeted = (Link, Welcome, DriverRun, Arc<Snapshot>);
 /// An attempt under way. Dropping it closes what it began.
 pub(crate) type Attempt = Pin<Box<dyn Future<Output = Result<Greeted, AttemptError>> + Send>>;
 
-/// Begins one. Nothing happens before it is polled.
-pub(crate) fn begin(keeping: Arc<Keeping>, server: Target, purpose: Purpose) -> Attempt {
+/// Begins one. Nothing happens before it is polled; the greeting waits for its turn.
+pub(crate) fn begin(
+    keeping: Arc<Keeping>,
+    greeting: Arc<Mutex<()>>,
+    server: Target,
+    purpose: Purpose,
+) -> Attempt {
     Box::pin(async move {
         let trust = keeping.trust.current();
         let carrier = match purpose {
             Purpose::Probe => keeping.reach.only_quic(&server, &trust).await?,
             _ => keeping.reach.any(&server, &trust).await?,
         };
+        let _turn = greeting.lock().await;
         let hello = hello(&keeping, &trust);
         let (link, welcome, run) = driver::greet_agent(carrier, hello)
             .await

@@ -8,6 +8,7 @@
 
 pub mod args;
 pub mod attempt;
+mod attempts;
 pub mod config;
 pub mod connect;
 mod daemon;

@@ -1,7 +1,6 @@
 //! Keeps one link to one server, for as long as the agent runs.
 //!
-//! One loop, one state: the current link (or none), at most one attempt under way, and the
-//! moment of the next one. What can happen:
+//! One loop, one state: the current link (or none), and the attempts under way. What can happen:
 //! - The link is lost: an attempt after a short, growing, jittered pause.
 //! - The server drains: an attempt at once, while dials of the old link go on.
 //! - The link runs on tls though quic is wanted: an attempt by quic now and then, beside it.
@@ -21,13 +20,13 @@ use tokio::time::Instant;
 use towline_link::carrier::CarrierKind;
 use towline_link::driver::{Link, LinkState};
 use towline_link::process::drain::DrainWatch;
-use towline_proto::backoff::Backoff;
 use towline_proto::limits;
 use towline_proto::reason::Reason;
 use towline_proto::target::Target;
 use tracing::{debug, info, warn};
 
-use crate::attempt::{self, Attempt, AttemptError, Greeted, Keeping, Purpose, jitter, random};
+use crate::attempt::{AttemptError, Greeted, Keeping, Purpose};
+use crate::attempts::Attempts;
 use crate::farewell::farewell;
 use crate::links::Slot;
 use crate::probes::Probes;
@@ -45,8 +44,7 @@ struct Current {
 }
 
 enum Event {
-    Attempted(Result<Greeted, AttemptError>),
-    Due,
+    Attempted(Purpose, Result<Greeted, AttemptError>),
     Link(LinkState),
     Look,
     Files,
@@ -60,11 +58,7 @@ pub struct Keeper {
     slot: Slot,
     drain: DrainWatch,
     current: Option<Current>,
-    attempt: Option<(Purpose, Instant, Attempt)>,
-    next: Option<(Instant, Purpose)>,
-    backoff: Backoff,
-    /// Since when there has been no stable link; pauses grow with it.
-    outage: Instant,
+    attempts: Attempts,
     links: JoinSet<Reason>,
     probes: Probes,
     twin_told: bool,
@@ -74,17 +68,13 @@ pub struct Keeper {
 impl Keeper {
     /// For the server of the slot.
     pub fn new(keeping: Arc<Keeping>, slot: Slot, drain: DrainWatch) -> Self {
-        let now = Instant::now();
         Self {
             probes: Probes::new(keeping.carrier_probe),
+            attempts: Attempts::new(Arc::clone(&keeping), slot.server().clone()),
             keeping,
             slot,
             drain,
             current: None,
-            attempt: None,
-            next: Some((now, Purpose::Link)),
-            backoff: Backoff::new(random()),
-            outage: now,
             links: JoinSet::new(),
             twin_told: false,
             logged: None,
@@ -102,97 +92,64 @@ impl Keeper {
                 biased;
                 _ = &mut signalled => Event::Stop,
                 state = changed(self.current.as_ref()) => Event::Link(state),
-                result = attempted(self.attempt.as_mut()) => Event::Attempted(result),
+                (purpose, result) = self.attempts.ended() => Event::Attempted(purpose, result),
                 Some(ended) = self.links.join_next() => Event::Ended(ended.unwrap_or(Reason::Aborted)),
                 Ok(()) = files.changed() => Event::Files,
-                () = due(self.next.map(|(at, _)| at)), if self.attempt.is_none() => Event::Due,
                 () = tokio::time::sleep(LOOK), if self.wants_looks() => Event::Look,
             };
             match event {
                 Event::Stop => break,
                 Event::Link(state) => self.link_changed(state),
-                Event::Attempted(Ok(greeted)) => self.take(greeted),
-                Event::Attempted(Err(error)) => self.attempt_failed(&error),
+                Event::Attempted(purpose, Ok(greeted)) => self.take(purpose, greeted),
+                Event::Attempted(purpose, Err(error)) => self.attempt_failed(purpose, &error),
                 Event::Ended(reason) => {
                     debug!(server = %self.slot.server(), %reason, "link ended");
                     self.slot.sweep();
                 }
                 Event::Files => self.files_replaced(),
-                Event::Due => self.begin_attempt(),
                 Event::Look => self.look(),
             }
         }
-        self.attempt = None;
+        self.attempts.clear();
         farewell(&self.slot, &self.drain, &mut self.links).await;
     }
 
     // ---- attempts --------------------------------------------------------------------------
 
-    fn begin_attempt(&mut self) {
-        let Some((_, purpose)) = self.next.take() else {
-            return;
-        };
-        let server = self.slot.server().clone();
-        debug!(%server, ?purpose, "attempt");
-        let attempt = attempt::begin(Arc::clone(&self.keeping), server, purpose);
-        self.attempt = Some((purpose, Instant::now(), attempt));
-    }
-
-    fn attempt_failed(&mut self, error: &AttemptError) {
-        let Some((purpose, began, _)) = self.attempt.take() else {
-            return;
-        };
+    fn attempt_failed(&mut self, purpose: Purpose, error: &AttemptError) {
         let reason = error.reason();
-        let now = Instant::now();
-        match purpose {
-            Purpose::Probe => {
-                self.keeping.metrics.carrier_probe(false);
-                debug!(server = %self.slot.server(), %error, "quic does not work yet, the link stays on tls");
-                self.schedule_probe();
-            }
-            Purpose::Link | Purpose::Suspect | Purpose::Replace => {
-                self.keeping.metrics.attempt_failed(reason);
-                // Once per cause at `warn`; a server that is away for an hour is one line.
-                if purpose == Purpose::Link && self.logged != Some(reason) {
-                    self.logged = Some(reason);
-                    warn!(server = %self.slot.server(), %reason, %error, "no link, trying again");
-                } else {
-                    debug!(server = %self.slot.server(), %reason, %error, ?purpose, "attempt failed");
-                }
-                if purpose == Purpose::Link {
-                    self.slot.failed(reason, error.to_string());
-                }
-                // Counted from the beginning of the attempt: one that hung for its whole time
-                // was pause enough.
-                let pause = self.pause(reason);
-                let at = (began + pause).max(now + limits::BACKOFF_FIRST / 2);
-                self.next = Some((at, purpose));
-            }
+        if purpose == Purpose::Probe {
+            self.keeping.metrics.carrier_probe(false);
+            debug!(server = %self.slot.server(), %error, "quic does not work yet, the link stays on tls");
+            return self.plan_probe();
+        }
+        self.keeping.metrics.attempt_failed(reason);
+        // Once per cause at `warn`; a server that is away for an hour is one line.
+        if purpose == Purpose::Link && self.logged != Some(reason) {
+            self.logged = Some(reason);
+            warn!(server = %self.slot.server(), %reason, %error, "no link, trying again");
+        } else {
+            debug!(server = %self.slot.server(), %reason, %error, ?purpose, "attempt failed");
+        }
+        if purpose == Purpose::Link {
+            self.slot.failed(reason, error.to_string());
         }
     }
 
-    fn pause(&mut self, reason: Reason) -> Duration {
-        let pause = self.backoff.pause(self.outage.elapsed());
-        if reason.retry() {
-            return pause;
-        }
-        // Somebody has to change a file first. New files of ours are noticed without this.
-        limits::BACKOFF_CAP / 2 + jitter(limits::BACKOFF_CAP / 2)
-    }
-
-    fn schedule_probe(&mut self) {
+    fn plan_probe(&mut self) {
         let on_tls = self
             .current
             .as_ref()
             .is_some_and(|current| current.kind == CarrierKind::Tls);
-        self.next = (on_tls && self.keeping.reach.prefers_quic())
-            .then(|| (Instant::now() + self.probes.pause(), Purpose::Probe));
+        if on_tls && self.keeping.reach.prefers_quic() {
+            self.attempts.plan(Purpose::Probe, self.probes.pause());
+        }
     }
 
     // ---- links -----------------------------------------------------------------------------
 
-    fn take(&mut self, (link, welcome, run, trust): Greeted) {
-        let purpose = self.attempt.take().map(|(purpose, ..)| purpose);
+    fn take(&mut self, purpose: Purpose, (link, welcome, run, trust): Greeted) {
+        self.attempts.clear();
         let kind = link.carrier().kind();
         let peer = link.carrier().peer().identity().clone();
         if !self.twin_told
@@ -211,7 +168,7 @@ impl Keeper {
         self.keeping
             .metrics
             .linked(kind, self.current.as_ref().map(|current| current.kind));
-        if purpose == Some(Purpose::Probe) {
+        if purpose == Purpose::Probe {
             self.keeping.metrics.carrier_probe(true);
         }
         self.logged = None;
@@ -245,13 +202,13 @@ impl Keeper {
             let (reason, ()) = tokio::join!(run, serve);
             reason
         });
-        self.schedule_probe();
+        self.plan_probe();
         // Files may have been replaced while the attempt ran.
         self.files_replaced();
     }
 
     fn link_changed(&mut self, state: LinkState) {
-        let (reason, first) = match state {
+        let (reason, at_once) = match state {
             LinkState::Ready => return,
             // Our own drain; the slot was given to the next link before.
             LinkState::Draining { by_peer: false, .. } => return,
@@ -262,39 +219,27 @@ impl Keeper {
             } => {
                 info!(server = %self.slot.server(), %reason, "the server drains, connecting anew");
                 self.slot.retire();
-                (reason, Duration::ZERO)
+                (reason, true)
             }
             LinkState::Closed(reason) => {
                 warn!(server = %self.slot.server(), %reason, "link lost, connecting anew");
                 self.slot.lost(reason);
-                (reason, Duration::MAX)
+                (reason, false)
             }
         };
         self.keeping.metrics.reconnect(reason);
         self.note_quic_end();
         let lived = self.current.take().map(|current| current.since.elapsed());
-        if lived.is_some_and(|lived| lived >= limits::LINK_STABLE) || first.is_zero() {
-            self.backoff = Backoff::new(random());
-            self.outage = Instant::now();
+        if at_once || lived.is_some_and(|lived| lived >= limits::LINK_STABLE) {
+            self.attempts.outage_began(Instant::now());
         }
         let pause = match reason {
             // Another process holds our certificate: do not take part in a tug of war.
-            Reason::Superseded => self.pause(reason),
-            _ if first.is_zero() => Duration::ZERO,
-            _ => self.backoff.pause(self.outage.elapsed()),
+            Reason::Superseded => self.attempts.pause(reason),
+            _ if at_once => Duration::ZERO,
+            _ => self.attempts.pause(Reason::LinkLost),
         };
-        match &self.attempt {
-            // It looks for any link already.
-            Some((Purpose::Suspect | Purpose::Replace | Purpose::Link, ..)) => {
-                if let Some((purpose, ..)) = &mut self.attempt {
-                    *purpose = Purpose::Link;
-                }
-            }
-            Some((Purpose::Probe, ..)) | None => {
-                self.attempt = None;
-                self.next = Some((Instant::now() + pause, Purpose::Link));
-            }
-        }
+        self.attempts.plan_link(pause);
     }
 
     fn note_quic_end(&mut self) {
@@ -309,9 +254,8 @@ impl Keeper {
         let trust = self.keeping.trust.current();
         let Some(current) = &mut self.current else {
             // Whatever failed may work now.
-            if self.attempt.is_none() {
-                self.next = Some((Instant::now(), Purpose::Link));
-            }
+            self.attempts.clear();
+            self.attempts.plan(Purpose::Link, Duration::ZERO);
             return;
         };
         if Arc::ptr_eq(&current.trust, &trust) {
@@ -328,8 +272,8 @@ impl Keeper {
             current.trust = trust;
         } else {
             info!(server = %self.slot.server(), identity = %trust.identity(), "our identity changed, connecting anew");
-            self.attempt = None;
-            self.next = Some((Instant::now(), Purpose::Replace));
+            self.attempts.clear();
+            self.attempts.plan(Purpose::Replace, Duration::ZERO);
         }
     }
 
@@ -346,29 +290,15 @@ impl Keeper {
             return;
         };
         let received = current.link.carrier().stats().received_bytes;
-        let suspecting = |purpose| purpose == Purpose::Suspect;
         if received != current.received {
             current.received = received;
             current.heard = Instant::now();
             // It speaks: no second connection is wanted.
-            if self
-                .attempt
-                .as_ref()
-                .is_some_and(|(purpose, ..)| suspecting(*purpose))
-            {
-                self.attempt = None;
-            }
-            if self.next.is_some_and(|(_, purpose)| suspecting(purpose)) {
-                self.next = None;
-            }
-        } else if current.heard.elapsed() >= limits::LINK_SUSPECT
-            && self.attempt.is_none()
-            && self.next.is_none()
-        {
+            self.attempts.forget(Purpose::Suspect);
+        } else if current.heard.elapsed() >= limits::LINK_SUSPECT && !self.attempts.any() {
             debug!(server = %self.slot.server(), "the link is silent, connecting beside it");
-            self.outage = current.heard;
-            self.backoff = Backoff::new(random());
-            self.next = Some((Instant::now(), Purpose::Suspect));
+            self.attempts.outage_began(current.heard);
+            self.attempts.plan(Purpose::Suspect, Duration::ZERO);
         }
     }
 }
@@ -393,20 +323,4 @@ fn matter(state: LinkState) -> bool {
         state,
         LinkState::Closed(_) | LinkState::Draining { by_peer: true, .. }
     )
-}
-
-async fn attempted(
-    attempt: Option<&mut (Purpose, Instant, Attempt)>,
-) -> Result<Greeted, AttemptError> {
-    match attempt {
-        Some((_, _, attempt)) => attempt.await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn due(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
-    }
 }

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use prometheus_client::registry::Registry;
 use tokio::runtime::Handle;
