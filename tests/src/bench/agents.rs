@@ -95,7 +95,7 @@ fn config(
     name: &str,
 ) -> Result<Config> {
     let file = |ending: &str| directory.join(format!("{name}.{ending}")).into_os_string();
-    let arguments: [OsString; 13] = [
+    let arguments: [OsString; 15] = [
         "towline-agent".into(),
         "--server".into(),
         server.to_string().into(),
@@ -109,6 +109,8 @@ fn config(
         carrier.into(),
         "--http-proxy".into(),
         "off".into(),
+        "--health-bind".into(),
+        "127.0.0.1:0".into(),
     ];
     let args = Args::try_parse_from(arguments).during("flags")?;
     Config::from_args(args).during("configuration")
