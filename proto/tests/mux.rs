@@ -444,3 +444,49 @@ fn a_peer_that_provokes_answers_without_reading_makes_nothing_grow() {
     }
     assert_eq!(bytes_of(&mut server).len(), 16 + 10, "LIMITS and one RESET");
 }
+
+#[test]
+fn a_stream_that_was_reset_leaves_no_turn_behind() {
+    let mut server = Mux::new(Config::new(Side::Acceptor, 1));
+    server
+        .handle(&[4, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 9, 0, 1, 0, 0])
+        .expect("limits");
+    let mut batch = Batch::default();
+    let open = |server: &mut Mux| {
+        let key = server.open().expect("allowed");
+        let mut bytes = Bytes::from(vec![0; 60_000]);
+        server.send(key, &mut bytes).expect("credit");
+        key
+    };
+    let first = open(&mut server);
+    // LIMITS, and then one frame of the first stream; it still waits for its next turn.
+    server.transmit(&mut batch, 1);
+    let full = batch.len() + 1;
+    server.transmit(&mut batch, full);
+    server.reset(first, Reason::Done);
+    server.release_send(first);
+    server.release_recv(first);
+    server
+        .handle(&[2, 0, 0, 2, 0, 0, 0, 2, 0, 0])
+        .expect("reset");
+    let (unseen, other) = (open(&mut server), open(&mut server));
+    server.release_send(unseen);
+    server.release_recv(unseen);
+    let full = batch.len() + 1;
+    server.transmit(&mut batch, full);
+    let next = open(&mut server);
+    let before = batch.len();
+    server.transmit(&mut batch, usize::MAX);
+    let bytes: Vec<u8> = batch.slices().flatten().copied().collect();
+    let (mut rest, mut order) = (&bytes[before..], Vec::new());
+    while let [0, _, high, low, _, _, _, number, after @ ..] = rest {
+        order.push(*number);
+        rest = &after[usize::from(u16::from_be_bytes([*high, *low]))..];
+    }
+    assert!(
+        rest.is_empty(),
+        "DATA only, and nothing of the one that nobody saw"
+    );
+    assert_eq!(order, [4, 6, 4, 6, 4, 6, 4, 6]);
+    assert_eq!((server.stream_count(), other == next), (2, false));
+}

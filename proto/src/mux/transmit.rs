@@ -52,6 +52,10 @@ impl Mux {
         let Some(stream) = self.stream(key) else {
             return;
         };
+        if stream.is_unseen() {
+            // It is forgotten when its turn to send comes.
+            return;
+        }
         let resetting = match stream.sending {
             Sending::Resetting(reason) => Some(reason),
             _ => None,
@@ -96,7 +100,8 @@ impl Mux {
         };
         stream.in_schedule = false;
         if !stream.has_data() {
-            return;
+            // Reset since it was scheduled: this was the last list that it stood in.
+            return self.forget_if_over(key);
         }
         let length = stream.send_queue.len().min(MUX_FRAME_BYTES);
         let last = stream.sending == Sending::Ending && length == stream.send_queue.len();
