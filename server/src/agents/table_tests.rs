@@ -1,3 +1,5 @@
+//! Places, addresses and routes of the table. What needs links is in `server/tests/links.rs`.
+
 use super::*;
 use towline_proto::target::{Class, Host};
 

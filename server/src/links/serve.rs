@@ -103,7 +103,8 @@ impl Drop for Retire {
 /// Tells the agent that we stop; returns only when everything must end at once.
 async fn follow(entry: &AgentLink, drain: &DrainWatch) {
     if let Stage::Draining { deadline } = drain.signalled().await {
-        let left = deadline.saturating_duration_since(Instant::now());
+        // A little longer than the process's own deadline, which decides and counts what it cuts.
+        let left = deadline.saturating_duration_since(Instant::now()) + limits::CLOSE_LINGER;
         entry.link.drain(Reason::Shutdown, left);
     }
     if drain.closing().await == Stage::Closing {
