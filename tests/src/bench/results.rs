@@ -49,11 +49,6 @@ impl Results {
         Spread::of(self.metric(metric)?.values(peer)?)
     }
 
-    /// The unit of a metric.
-    pub fn unit(&self, metric: &str) -> Option<&'static str> {
-        self.metric(metric).map(|metric| metric.unit)
-    }
-
     fn metric(&self, name: &str) -> Option<&Metric> {
         self.metrics.iter().find(|metric| metric.name == name)
     }

@@ -8,12 +8,12 @@ use super::results::Results;
 /// What a metric is held against.
 #[derive(Clone, Copy, Debug)]
 enum Limit {
-    /// At least this much.
-    Floor(f64),
+    /// At least this much of this unit.
+    Floor(f64, &'static str),
     /// At least this part of the plain relay's median.
     FloorOfBase(f64),
-    /// At most this much.
-    Ceiling(f64),
+    /// At most this much of this unit.
+    Ceiling(f64, &'static str),
     /// At most this many times the plain relay's median.
     CeilingOfBase(f64),
 }
@@ -32,41 +32,41 @@ const TARGETS: &[(&str, &str, Limit)] = &[
     ("bulk.up.1", QUIC, FloorOfBase(0.30)),
     ("bulk.down.1", JUMBO, FloorOfBase(0.52)),
     ("bulk.up.1", JUMBO, FloorOfBase(0.52)),
-    ("bulk.down.1.cpu.relays", TLS, Ceiling(1.1)),
-    ("bulk.up.1.cpu.relays", TLS, Ceiling(1.1)),
-    ("bulk.down.1.cpu.relays", QUIC, Ceiling(1.9)),
-    ("bulk.up.1.cpu.relays", QUIC, Ceiling(1.9)),
+    ("bulk.down.1.cpu.relays", TLS, Ceiling(1.1, "s/GiB")),
+    ("bulk.up.1.cpu.relays", TLS, Ceiling(1.1, "s/GiB")),
+    ("bulk.down.1.cpu.relays", QUIC, Ceiling(1.9, "s/GiB")),
+    ("bulk.up.1.cpu.relays", QUIC, Ceiling(1.9, "s/GiB")),
     ("dial.p50", TLS, CeilingOfBase(1.5)),
     ("dial.p50", QUIC, CeilingOfBase(1.5)),
     ("ask.p50", TLS, CeilingOfBase(1.5)),
     ("ask.p50", QUIC, CeilingOfBase(1.5)),
-    ("stalled.1.ask.p99-ratio", TLS, Ceiling(2.0)),
-    ("stalled.1.ask.p99-ratio", QUIC, Ceiling(2.0)),
-    ("stalled.8.ask.p99-ratio", TLS, Ceiling(2.0)),
-    ("stalled.8.ask.p99-ratio", QUIC, Ceiling(2.0)),
-    ("stalled.64.ask.p99-ratio", TLS, Ceiling(2.0)),
-    ("stalled.64.ask.p99-ratio", QUIC, Ceiling(2.0)),
-    ("stalled.64.dial.p99-ratio", TLS, Ceiling(2.0)),
-    ("stalled.64.dial.p99-ratio", QUIC, Ceiling(2.0)),
-    ("stalled.64.errors", TLS, Ceiling(0.0)),
-    ("stalled.64.errors", QUIC, Ceiling(0.0)),
-    ("long.20ms.0.5%.4MiB.bulk", QUIC, Floor(60.0)),
-    ("long.20ms.0.5%.4MiB.p50", QUIC, Ceiling(25.0)),
-    ("long.20ms.0.5%.4MiB.p99", QUIC, Ceiling(50.0)),
-    ("memory.dials.idle.front", QUIC, Ceiling(12.0)),
-    ("memory.dials.idle.back", QUIC, Ceiling(12.0)),
-    ("memory.dials.idle.front", TLS, Ceiling(12.0)),
-    ("memory.dials.idle.back", TLS, Ceiling(12.0)),
-    ("memory.dials.each.front", QUIC, Ceiling(12.0)),
-    ("memory.dials.each.back", QUIC, Ceiling(12.0)),
-    ("memory.dials.each.front", TLS, Ceiling(12.0)),
-    ("memory.dials.each.back", TLS, Ceiling(12.0)),
-    ("memory.links.each.front", QUIC, Ceiling(64.0)),
-    ("memory.links.each.front", TLS, Ceiling(64.0)),
-    ("reconnect.sigterm", QUIC, Ceiling(1000.0)),
-    ("reconnect.sigterm", TLS, Ceiling(1000.0)),
-    ("reconnect.sigkill", QUIC, Ceiling(2000.0)),
-    ("reconnect.sigkill", TLS, Ceiling(2000.0)),
+    ("stalled.1.ask.p99-ratio", TLS, Ceiling(2.0, "x")),
+    ("stalled.1.ask.p99-ratio", QUIC, Ceiling(2.0, "x")),
+    ("stalled.8.ask.p99-ratio", TLS, Ceiling(2.0, "x")),
+    ("stalled.8.ask.p99-ratio", QUIC, Ceiling(2.0, "x")),
+    ("stalled.64.ask.p99-ratio", TLS, Ceiling(2.0, "x")),
+    ("stalled.64.ask.p99-ratio", QUIC, Ceiling(2.0, "x")),
+    ("stalled.64.dial.p99-ratio", TLS, Ceiling(2.0, "x")),
+    ("stalled.64.dial.p99-ratio", QUIC, Ceiling(2.0, "x")),
+    ("stalled.64.errors", TLS, Ceiling(0.0, "")),
+    ("stalled.64.errors", QUIC, Ceiling(0.0, "")),
+    ("long.20ms.0.5%.4MiB.bulk", QUIC, Floor(60.0, "MB/s")),
+    ("long.20ms.0.5%.4MiB.p50", QUIC, Ceiling(25.0, "ms")),
+    ("long.20ms.0.5%.4MiB.p99", QUIC, Ceiling(50.0, "ms")),
+    ("memory.dials.idle.front", QUIC, Ceiling(12.0, "MiB")),
+    ("memory.dials.idle.back", QUIC, Ceiling(12.0, "MiB")),
+    ("memory.dials.idle.front", TLS, Ceiling(12.0, "MiB")),
+    ("memory.dials.idle.back", TLS, Ceiling(12.0, "MiB")),
+    ("memory.dials.each.front", QUIC, Ceiling(12.0, "KiB")),
+    ("memory.dials.each.back", QUIC, Ceiling(12.0, "KiB")),
+    ("memory.dials.each.front", TLS, Ceiling(12.0, "KiB")),
+    ("memory.dials.each.back", TLS, Ceiling(12.0, "KiB")),
+    ("memory.links.each.front", QUIC, Ceiling(64.0, "KiB")),
+    ("memory.links.each.front", TLS, Ceiling(64.0, "KiB")),
+    ("reconnect.sigterm", QUIC, Ceiling(1000.0, "ms")),
+    ("reconnect.sigterm", TLS, Ceiling(1000.0, "ms")),
+    ("reconnect.sigkill", QUIC, Ceiling(2000.0, "ms")),
+    ("reconnect.sigkill", TLS, Ceiling(2000.0, "ms")),
 ];
 
 /// How one target came out.
@@ -94,14 +94,13 @@ fn verdict(results: &Results, metric: &'static str, peer: &'static str, limit: L
     let median = results.spread(metric, peer).map(|spread| spread.median);
     let base = results.spread(metric, BASE).map(|spread| spread.median);
     let ratio = median.zip(base).map(|(median, base)| median / base);
-    let unit = results.unit(metric).unwrap_or_default();
     let (target, measured, met) = match limit {
-        Floor(bound) => (
+        Floor(bound, unit) => (
             format!(">= {bound} {unit}"),
             median,
             median.map(|is| is >= bound),
         ),
-        Ceiling(bound) => (
+        Ceiling(bound, unit) => (
             format!("<= {bound} {unit}"),
             median,
             median.map(|is| is <= bound),
