@@ -139,7 +139,7 @@ pub struct Args {
     #[arg(long, env = "TOWLINE_DIAL_TIMEOUT", value_name = "TIME", default_value_t = TimeSpan(limits::DIAL_TIMEOUT), value_parser = TimeSpan::between(Duration::from_millis(100)..=limits::DIAL_TIMEOUT_MAX))]
     pub dial_timeout: TimeSpan,
 
-    /// How long live dials may go on when the server stops, or an agent is superseded
+    /// How long live dials may go on when the server stops
     #[arg(long, env = "TOWLINE_DRAIN_TIMEOUT", value_name = "TIME", default_value_t = TimeSpan(limits::DRAIN_TIMEOUT), value_parser = TimeSpan::between(Duration::ZERO..=limits::DRAIN_TIMEOUT_MAX))]
     pub drain_timeout: TimeSpan,
 

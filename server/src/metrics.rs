@@ -41,6 +41,11 @@ struct Why {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Kind {
+    carrier: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Outcome {
     result: &'static str,
 }
@@ -71,6 +76,7 @@ pub struct Metrics {
     bytes: Family<Direction, Counter>,
     retries: Counter,
     front_ends_refused: Family<DoorWhy, Counter>,
+    links_greeted: Family<Kind, Counter>,
     links_ended: Family<CarrierWhy, Counter>,
     links_refused: Family<CarrierWhy, Counter>,
     tls_handshakes_failed: Family<Why, Counter>,
@@ -94,6 +100,7 @@ impl Default for Metrics {
             bytes: Family::default(),
             retries: Counter::default(),
             front_ends_refused: Family::default(),
+            links_greeted: Family::default(),
             links_ended: Family::default(),
             links_refused: Family::default(),
             tls_handshakes_failed: Family::default(),
@@ -133,6 +140,11 @@ impl Metrics {
             "towline_server_front_ends_refused",
             "Door connections that were refused before a dial, by door and reason",
             self.front_ends_refused.clone(),
+        );
+        registry.register(
+            "towline_server_links_greeted",
+            "Links that were made, by carrier",
+            self.links_greeted.clone(),
         );
         registry.register(
             "towline_server_links_ended",
@@ -207,6 +219,13 @@ impl Metrics {
             reason,
         };
         self.front_ends_refused.get_or_create(&labels).inc();
+    }
+
+    pub(crate) fn link_greeted(&self, carrier: CarrierKind) {
+        let labels = Kind {
+            carrier: carrier.as_str(),
+        };
+        self.links_greeted.get_or_create(&labels).inc();
     }
 
     pub(crate) fn link_ended(&self, carrier: CarrierKind, reason: Reason) {

@@ -154,7 +154,7 @@ impl Server {
         let trust = Trust::new(trust);
         let (grants_path, grants) = grants.unzip();
         let directory = Arc::new(FileDirectory::new(prefixes.clone(), grants));
-        let agents = Agents::new(links.max_links, drain_timeout, metrics.clone());
+        let agents = Agents::new(links.max_links, metrics.clone());
         let live = LiveDials::new(memory_budget);
         Live::register(&mut registry, Arc::clone(&agents), live.clone());
         let max_dials = dials.per_link;

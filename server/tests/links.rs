@@ -4,7 +4,7 @@ mod fake;
 
 use std::time::SystemTime;
 
-use fake::{Cluster, FakeAgent, answer, connect, refusal, rest, soon};
+use fake::{Cluster, FakeAgent, answer, connect, hello, refusal, rest, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use towline_link::carrier::CarrierKind::{Quic, Tls};
@@ -180,4 +180,64 @@ async fn services_go_through_gateways_and_grants_change_live() {
         let mut stream = open(&server, &mut agent, target).await;
         echoes(&mut stream).await;
     }
+}
+
+/// The value of a metric as a scrape shows it.
+async fn metric(server: &Server, name: &str) -> Option<f64> {
+    let address = server.health_address();
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let text = String::from_utf8(rest(&mut stream).await).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.trim().parse().ok()
+}
+
+#[tokio::test]
+async fn instances_that_replace_each_other_raise_an_alarm() {
+    const ALARMS: &str = "towline_server_agent_replacement_alarms_total ";
+    let cluster = Cluster::new();
+    let server = cluster.server(&[]).await;
+    let mut agents = Vec::new();
+    for instance in 1..=4 {
+        agents.push(FakeAgent::start(&cluster, &server, "n1", instance, Tls).await);
+    }
+    assert_eq!(metric(&server, ALARMS).await, Some(0.0));
+    agents.push(FakeAgent::start(&cluster, &server, "n1", 5, Quic).await);
+    assert_eq!(metric(&server, ALARMS).await, Some(1.0));
+    let replaced = "towline_server_agent_replacements_total ";
+    assert_eq!(metric(&server, replaced).await, Some(4.0));
+}
+
+#[tokio::test]
+async fn links_beyond_the_limit_are_refused() {
+    let cluster = Cluster::new();
+    cluster.issue(towline_proto::id::Role::Agent, "n2", &["10.0.0.2"]);
+    let server = cluster.server(&["--max-links", "1"]).await;
+    let first = FakeAgent::start(&cluster, &server, "n1", 1, Quic).await;
+    let second = || FakeAgent::greet(&cluster, server.link_address(), hello("n2", 1), Tls);
+    let refused = soon("an answer", second()).await;
+    assert_eq!(refused.err().unwrap().reason, Reason::Overloaded);
+    drop(first);
+    let mut changes = server.control().status.agents.changes();
+    while server
+        .status()
+        .agents
+        .iter()
+        .any(|agent| !agent.links.is_empty())
+    {
+        soon("the link's end", changes.changed()).await.unwrap();
+    }
+    assert!(soon("an answer", second()).await.is_ok());
+}
+
+#[tokio::test]
+async fn changed_files_are_noticed() {
+    let cluster = Cluster::new();
+    cluster.write("deny", "");
+    let deny = cluster.text("deny");
+    let server = cluster.server(&["--deny-list", &deny]).await;
+    let agent = FakeAgent::start(&cluster, &server, "n1", 1, Quic).await;
+    cluster.write("deny", "spiffe://c1/towline/agent/n1\n");
+    assert_eq!(soon("its end", agent.link.closed()).await, Reason::Denied);
 }

@@ -69,8 +69,6 @@ pub struct Agents {
     /// Moves on whenever a link comes, goes or changes its verdict.
     changes: watch::Sender<u64>,
     max_links: usize,
-    /// For the dials of a superseded instance.
-    grace: Duration,
     metrics: Metrics,
     alarms: RateLimited<Name>,
 }
@@ -107,14 +105,13 @@ impl Known {
 
 impl Agents {
     /// An empty table.
-    pub fn new(max_links: usize, grace: Duration, metrics: Metrics) -> Arc<Self> {
+    pub fn new(max_links: usize, metrics: Metrics) -> Arc<Self> {
         Arc::new(Self {
             inner: Mutex::default(),
             routes: ArcSwap::default(),
             stale: AtomicBool::new(false),
             changes: watch::Sender::new(0),
             max_links,
-            grace,
             metrics,
             alarms: RateLimited::new(1, MINUTE),
         })
@@ -278,7 +275,10 @@ impl Agents {
         }
         for link in old.iter().filter(|link| link.instance != came.instance) {
             if link.supersede() {
-                link.link.drain(Reason::Superseded, self.grace);
+                // As long as it can be: what the old instance carries is none of the new one's
+                // business, and a process that ends has a deadline of its own.
+                link.link
+                    .drain(Reason::Superseded, limits::DRAIN_TIMEOUT_MAX);
             }
         }
         self.touch();

@@ -4,7 +4,7 @@ use super::*;
 use towline_proto::target::{Class, Host};
 
 fn table(max_links: usize) -> Arc<Agents> {
-    Agents::new(max_links, Duration::from_secs(30), Metrics::default())
+    Agents::new(max_links, Metrics::default())
 }
 
 fn name(text: &str) -> Name {

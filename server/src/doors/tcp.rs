@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
+use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -116,6 +117,7 @@ impl TcpDoor {
         address: std::net::SocketAddr,
         slot: &Slot,
     ) -> Option<(TlsStream<TcpStream>, VerifiedPeer)> {
+        keep_alive(&tcp);
         let tls = self.tls.load_full();
         let accepting = TlsAcceptor::from(Arc::clone(&tls.config)).accept(tcp);
         let cause = match tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, accepting).await {
@@ -147,6 +149,18 @@ impl TcpDoor {
         None
     }
 }
+
+/// A front end whose machine is gone is noticed. A socket that is gone already says so later.
+fn keep_alive(tcp: &TcpStream) {
+    let (idle, interval) = limits::TCP_KEEP_ALIVE;
+    let _ = sockopt::set_tcp_keepidle(tcp, idle)
+        .and_then(|()| sockopt::set_tcp_keepintvl(tcp, interval))
+        .and_then(|()| sockopt::set_tcp_user_timeout(tcp, USER_TIMEOUT_MS))
+        .and_then(|()| sockopt::set_socket_keepalive(tcp, true));
+}
+
+/// [`limits::TCP_UNACKNOWLEDGED`] as the kernel takes it.
+const USER_TIMEOUT_MS: u32 = limits::TCP_UNACKNOWLEDGED.as_secs() as u32 * 1000;
 
 struct Cause {
     word: &'static str,

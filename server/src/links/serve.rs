@@ -47,6 +47,7 @@ pub async fn serve(carrier: Arc<dyn Carrier>, greeter: Arc<Greeter>, drain: Drai
         return;
     };
     let entry = admission.register(link, &hello);
+    greeter.metrics.link_greeted(kind);
     tracing::info!(
         agent = %peer.identity().name,
         link = %entry.link.id(),
