@@ -46,13 +46,17 @@ pub struct Refused {
 impl FakeApiserver {
     /// Uses the Unix door.
     pub fn unix(path: &Path) -> Self {
-        Self { door: Door::Unix(path.to_owned()) }
+        Self {
+            door: Door::Unix(path.to_owned()),
+        }
     }
 
     /// Uses the TCP door as `own` (or with no certificate at all), trusting `root`.
     pub fn tcp(address: SocketAddr, own: Option<&Pair>, root: &CertificateDer<'static>) -> Self {
         let tls = client_config(own, root);
-        Self { door: Door::Tcp(address, TlsConnector::from(Arc::new(tls))) }
+        Self {
+            door: Door::Tcp(address, TlsConnector::from(Arc::new(tls))),
+        }
     }
 
     /// An open connection to the door on which nothing has been said.
@@ -70,7 +74,8 @@ impl FakeApiserver {
 
     /// Asks for `target` as kube-apiserver does.
     pub async fn dial(&self, target: &str) -> io::Result<Result<Pipe, Refused>> {
-        self.ask(format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n").as_bytes()).await
+        self.ask(format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n").as_bytes())
+            .await
     }
 
     /// Sends `request` as it stands and reads one answer head.
@@ -103,7 +108,9 @@ impl FakeApiserver {
 /// TLS as an ordinary client: the server must have the right name, the client shows what it has.
 pub fn client_config(own: Option<&Pair>, root: &CertificateDer<'static>) -> rustls::ClientConfig {
     let mut roots = rustls::RootCertStore::empty();
-    roots.add(root.clone()).expect("the kit's CA certificates are sound");
+    roots
+        .add(root.clone())
+        .expect("the kit's CA certificates are sound");
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -136,7 +143,11 @@ pub async fn read_answer(mut stream: Box<dyn Io>) -> io::Result<Result<Pipe, Ref
     let early = head.split_off(end);
     let (status, phrase) = status_line(&head).ok_or(io::ErrorKind::InvalidData)?;
     if status == 200 {
-        Ok(Ok(Pipe { early, at: 0, stream }))
+        Ok(Ok(Pipe {
+            early,
+            at: 0,
+            stream,
+        }))
     } else {
         Ok(Err(Refused { status, phrase }))
     }
@@ -164,7 +175,11 @@ impl Pipe {
 }
 
 impl AsyncRead for Pipe {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if self.at < self.early.len() {
             let n = buf.remaining().min(self.early.len() - self.at);
             buf.put_slice(&self.early[self.at..self.at + n]);
@@ -176,7 +191,11 @@ impl AsyncRead for Pipe {
 }
 
 impl AsyncWrite for Pipe {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType, SerialNumber,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType, SerialNumber,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use towline_proto::id::Role;
@@ -229,7 +229,13 @@ impl<'a> LeafPlan<'a> {
         let now = SystemTime::now();
         let agent = std::ptr::eq(self.issuer, &own.agents);
         match flaw {
-            Flaw::WrongCa => self.issuer = if agent { &stranger.agents } else { &stranger.others },
+            Flaw::WrongCa => {
+                self.issuer = if agent {
+                    &stranger.agents
+                } else {
+                    &stranger.others
+                }
+            }
             Flaw::WrongIssuer => self.issuer = if agent { &own.others } else { &own.agents },
             Flaw::WrongCluster => {
                 for uri in &mut self.uris {
@@ -266,7 +272,9 @@ impl<'a> LeafPlan<'a> {
             }
             Flaw::WrongUsage => {
                 self.usages = match self.usages.first() {
-                    Some(ExtendedKeyUsagePurpose::ServerAuth) => vec![ExtendedKeyUsagePurpose::ClientAuth],
+                    Some(ExtendedKeyUsagePurpose::ServerAuth) => {
+                        vec![ExtendedKeyUsagePurpose::ClientAuth]
+                    }
                     _ => vec![ExtendedKeyUsagePurpose::ServerAuth],
                 };
             }
@@ -278,9 +286,13 @@ impl<'a> LeafPlan<'a> {
     pub fn sign(self) -> Pair {
         let key = KeyPair::generate().expect("P-256 keys can be generated");
         let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, self.common_name.as_str());
+        params
+            .distinguished_name
+            .push(DnType::CommonName, self.common_name.as_str());
         if let Some(organisation) = &self.organisation {
-            params.distinguished_name.push(DnType::OrganizationName, organisation.as_str());
+            params
+                .distinguished_name
+                .push(DnType::OrganizationName, organisation.as_str());
         }
         for uri in &self.uris {
             let uri = uri.as_str().try_into().expect("identities are ASCII");
@@ -290,7 +302,9 @@ impl<'a> LeafPlan<'a> {
             let name = name.as_str().try_into().expect("names are ASCII");
             params.subject_alt_names.push(SanType::DnsName(name));
         }
-        params.subject_alt_names.extend(self.ips.iter().copied().map(SanType::IpAddress));
+        params
+            .subject_alt_names
+            .extend(self.ips.iter().copied().map(SanType::IpAddress));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = self.usages;
         params.use_authority_key_identifier_extension = true;
@@ -298,7 +312,9 @@ impl<'a> LeafPlan<'a> {
         params.not_after = self.not_after.into();
         let serial = next_serial();
         params.serial_number = Some(SerialNumber::from_slice(&serial));
-        let cert = params.signed_by(&key, &self.issuer.issuer).expect("a leaf can be signed");
+        let cert = params
+            .signed_by(&key, &self.issuer.issuer)
+            .expect("a leaf can be signed");
         Pair {
             cert_pem: format!("{}{}", cert.pem(), self.issuer.pem),
             key_pem: key.serialize_pem(),
@@ -315,10 +331,13 @@ fn next_serial() -> [u8; 16] {
     use std::sync::atomic::{AtomicU64, Ordering};
     static NEXT: AtomicU64 = AtomicU64::new(1);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
     let mut serial = [0; 16];
     serial[0] = 0x4b;
-    serial[1..9].copy_from_slice(&(since.as_nanos() as u64 ^ u64::from(std::process::id())).to_be_bytes());
+    serial[1..9]
+        .copy_from_slice(&(since.as_nanos() as u64 ^ u64::from(std::process::id())).to_be_bytes());
     serial[9..].copy_from_slice(&number.to_be_bytes()[1..]);
     serial
 }

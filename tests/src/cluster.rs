@@ -16,7 +16,7 @@ use crate::authority::{Authority, Pair, PairFiles};
 use crate::forwarder::Forwarder;
 use crate::kubelet::FakeKubelet;
 use crate::network::{MappedNetwork, Wire};
-use crate::scenario::expect;
+use crate::scenario::{eventually, expect};
 use crate::scratch::{self, Scratch};
 use crate::target::{Behaviour, Target};
 
@@ -98,13 +98,15 @@ impl Plan {
 
     /// Flags of every server.
     pub fn server_flags(mut self, flags: &[&str]) -> Self {
-        self.server_flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        self.server_flags
+            .extend(flags.iter().map(|flag| (*flag).to_owned()));
         self
     }
 
     /// Flags of every agent.
     pub fn agent_flags(mut self, flags: &[&str]) -> Self {
-        self.agent_flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        self.agent_flags
+            .extend(flags.iter().map(|flag| (*flag).to_owned()));
         self
     }
 
@@ -122,7 +124,10 @@ impl Plan {
             cluster.start_server(index).await;
         }
         if let Some(kind) = cluster.plan.path {
-            let server = cluster.servers[0].as_ref().expect("just started").link_address();
+            let server = cluster.servers[0]
+                .as_ref()
+                .expect("just started")
+                .link_address();
             let path = match kind {
                 PathKind::Clear => Forwarder::start(server).await,
                 PathKind::WithoutUdp => Forwarder::start_without_udp(server).await,
@@ -158,7 +163,9 @@ impl Cluster {
         let authority = Authority::new("kit.example");
         let scratch = Scratch::new().expect("a temporary directory");
         for (name, role) in [("agents", Role::Agent), ("servers", Role::Server)] {
-            scratch.write(&format!("{name}.ca"), authority.issuer(role).pem()).expect("a file");
+            scratch
+                .write(&format!("{name}.ca"), authority.issuer(role).pem())
+                .expect("a file");
         }
         scratch.write("deny", "").expect("a file");
         Self {
@@ -265,18 +272,33 @@ impl Cluster {
     /// A certificate of node `n<number>`.
     pub fn agent_pair(&self, name: &str) -> Pair {
         let number = name.trim_start_matches('n').parse().unwrap_or(1);
-        self.authority.leaf(Role::Agent, name).ips(&[node_ip(number)]).sign()
+        self.authority
+            .leaf(Role::Agent, name)
+            .ips(&[node_ip(number)])
+            .sign()
     }
 
     /// Starts server `index` for the first time, or again on its old address.
     pub async fn start_server(&mut self, index: usize) {
-        let pair = self.server_pair(index).write(&self.scratch, &format!("s{index}")).expect("files");
+        let pair = self
+            .server_pair(index)
+            .write(&self.scratch, &format!("s{index}"))
+            .expect("files");
         self.pairs.insert(format!("s{index}"), pair.clone());
         let listen = match self.addresses.get(index) {
             Some(address) => address.to_string(),
             None => "127.0.0.1:0".to_owned(),
         };
-        let server = start_server(&self.server_args(index, &pair, &listen)).await.expect("the server starts");
+        let args = self.server_args(index, &pair, &listen);
+        let server = if index < self.addresses.len() {
+            // The sockets of a killed server go when its aborted tasks do, a moment later.
+            eventually("the server's start on its old port", || async {
+                start_server(&args).await.ok()
+            })
+            .await
+        } else {
+            start_server(&args).await.expect("the server starts")
+        };
         if index == self.addresses.len() {
             self.addresses.push(server.link_address());
             self.servers.push(Some(server));
@@ -308,7 +330,9 @@ impl Cluster {
     pub async fn second_agent(&self, name: &str, files: &PairFiles) -> Agent {
         let number = name.trim_start_matches('n').parse().unwrap_or(1);
         let network = MappedNetwork::new(&self.wire, &[node_ip(number)]);
-        start_agent(&self.agent_args(files), network).await.expect("the agent starts")
+        start_agent(&self.agent_args(files), network)
+            .await
+            .expect("the agent starts")
     }
 
     /// Ends an agent at once, as a crash does.
@@ -374,8 +398,11 @@ impl Cluster {
 
     /// A target with this behaviour at a pod, service or node address.
     pub async fn target(&self, address: &str, behaviour: Behaviour) -> Target {
-        let target = Target::start(behaviour).await.expect("a target on loopback");
-        self.wire.lead(address.parse().expect("ip:port"), target.address());
+        let target = Target::start(behaviour)
+            .await
+            .expect("a target on loopback");
+        self.wire
+            .lead(address.parse().expect("ip:port"), target.address());
         target
     }
 
@@ -384,19 +411,27 @@ impl Cluster {
         let node = format!("n{number}");
         let ip = node_ip(number);
         let bind = ([127, 0, 0, 1], 0).into();
-        let kubelet = FakeKubelet::start(&self.authority, &node, &[ip], bind).await.expect("a kubelet on loopback");
-        self.wire.lead(SocketAddr::new(ip, KUBELET_PORT), kubelet.address());
+        let kubelet = FakeKubelet::start(&self.authority, &node, &[ip], bind)
+            .await
+            .expect("a kubelet on loopback");
+        self.wire
+            .lead(SocketAddr::new(ip, KUBELET_PORT), kubelet.address());
         kubelet
     }
 
-    /// Has every daemon look at its files now. A file that is refused is the scenario's affair.
-    pub async fn reload(&self) {
-        for server in self.servers.iter().flatten() {
-            let _ = server.reloader().reload(std::time::SystemTime::now());
-        }
+    /// Has every daemon look at its files now, and gives what was wrong with them.
+    pub async fn reload(&self) -> Vec<String> {
+        let now = std::time::SystemTime::now();
+        let servers = self
+            .servers
+            .iter()
+            .flatten()
+            .filter_map(|server| server.reloader().reload(now).err());
+        let mut errors: Vec<String> = servers.map(|error| error.to_string()).collect();
         for agent in self.agents.values() {
-            let _ = agent.reload();
+            errors.extend(agent.reload().await.err().map(|error| error.to_string()));
         }
+        errors
     }
 
     /// Puts entries on the servers' deny list.
@@ -431,14 +466,22 @@ pub async fn links_of(agent: &Agent, count: usize) {
 
 /// A server from a command line.
 pub async fn start_server(args: &[String]) -> Result<Server, String> {
-    let args = towline_server::args::Args::try_parse_from(args).map_err(|error| error.to_string())?;
-    let config = towline_server::config::Config::from_args(args).map_err(|error| error.to_string())?;
-    Server::start(config).await.map_err(|error| error.to_string())
+    let args =
+        towline_server::args::Args::try_parse_from(args).map_err(|error| error.to_string())?;
+    let config =
+        towline_server::config::Config::from_args(args).map_err(|error| error.to_string())?;
+    Server::start(config)
+        .await
+        .map_err(|error| error.to_string())
 }
 
 /// An agent from a command line.
 pub async fn start_agent(args: &[String], network: Arc<MappedNetwork>) -> Result<Agent, String> {
-    let args = towline_agent::args::Args::try_parse_from(args).map_err(|error| error.to_string())?;
-    let config = towline_agent::config::Config::from_args(args).map_err(|error| error.to_string())?;
-    Agent::start(config, network).await.map_err(|error| error.to_string())
+    let args =
+        towline_agent::args::Args::try_parse_from(args).map_err(|error| error.to_string())?;
+    let config =
+        towline_agent::config::Config::from_args(args).map_err(|error| error.to_string())?;
+    Agent::start(config, network)
+        .await
+        .map_err(|error| error.to_string())
 }

@@ -56,11 +56,26 @@ impl Forwarder {
     async fn start_as(server: SocketAddr, udp: bool, tcp: bool) -> io::Result<Self> {
         let (listener, socket) = both_on_one_port().await?;
         let address = listener.local_addr()?;
-        let weather = watch::Sender::new(Weather { udp, tcp, age: 0, place: 1 });
+        let weather = watch::Sender::new(Weather {
+            udp,
+            tcp,
+            age: 0,
+            place: 1,
+        });
         let passed = Arc::new(Passed::default());
         let tasks = [
-            tokio::spawn(forward_tcp(listener, server, weather.subscribe(), Arc::clone(&passed))),
-            tokio::spawn(forward_udp(Arc::new(socket), server, weather.subscribe(), Arc::clone(&passed))),
+            tokio::spawn(forward_tcp(
+                listener,
+                server,
+                weather.subscribe(),
+                Arc::clone(&passed),
+            )),
+            tokio::spawn(forward_udp(
+                Arc::new(socket),
+                server,
+                weather.subscribe(),
+                Arc::clone(&passed),
+            )),
         ];
         Ok(Self {
             address,
@@ -82,12 +97,14 @@ impl Forwarder {
 
     /// Nothing passes any more.
     pub fn cut(&self) {
-        self.weather.send_modify(|weather| (weather.udp, weather.tcp) = (false, false));
+        self.weather
+            .send_modify(|weather| (weather.udp, weather.tcp) = (false, false));
     }
 
     /// Everything passes again.
     pub fn heal(&self) {
-        self.weather.send_modify(|weather| (weather.udp, weather.tcp) = (true, true));
+        self.weather
+            .send_modify(|weather| (weather.udp, weather.tcp) = (true, true));
     }
 
     /// Resets every TCP connection.
@@ -144,7 +161,11 @@ async fn forward_tcp(
     }
 }
 
-async fn one_connection(client: TcpStream, server: SocketAddr, mut weather: watch::Receiver<Weather>) {
+async fn one_connection(
+    client: TcpStream,
+    server: SocketAddr,
+    mut weather: watch::Receiver<Weather>,
+) {
     let age = weather.borrow_and_update().age;
     let killed = weather.clone();
     let relay = async {
@@ -183,7 +204,11 @@ async fn one_connection(client: TcpStream, server: SocketAddr, mut weather: watc
 
 /// Copies while the path is open; an error of one side becomes an end of the other, and both
 /// are dropped, which resets what was unread.
-async fn one_way(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, weather: &mut watch::Receiver<Weather>) {
+async fn one_way(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    weather: &mut watch::Receiver<Weather>,
+) {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let Ok(n) = from.read(&mut buffer).await else {
@@ -230,13 +255,17 @@ async fn forward_udp(
         }
         let known = {
             let ways = ways.lock().expect("no holder panics");
-            ways.get(&client).filter(|way| way.place == now.place).map(|way| Arc::clone(&way.socket))
+            ways.get(&client)
+                .filter(|way| way.place == now.place)
+                .map(|way| Arc::clone(&way.socket))
         };
         let socket = match known {
             Some(socket) => socket,
             None => {
                 let from = Ipv4Addr::new(127, 0, 0, now.place);
-                let Ok(socket) = UdpSocket::bind((from, 0)).await else { continue };
+                let Ok(socket) = UdpSocket::bind((from, 0)).await else {
+                    continue;
+                };
                 let socket = Arc::new(socket);
                 let back = tokio::spawn(bring_back(
                     Arc::clone(&socket),
@@ -294,28 +323,41 @@ mod tests {
         let mut stream = TcpStream::connect(path.address()).await.unwrap();
         let mut buffer = [0; 4];
         stream.write_all(b"ping").await.unwrap();
-        expect("the echo", stream.read_exact(&mut buffer)).await.unwrap();
+        expect("the echo", stream.read_exact(&mut buffer))
+            .await
+            .unwrap();
         path.cut();
         stream.write_all(b"pong").await.unwrap();
         path.heal();
-        expect("the echo", stream.read_exact(&mut buffer)).await.unwrap();
+        expect("the echo", stream.read_exact(&mut buffer))
+            .await
+            .unwrap();
         assert_eq!(&buffer, b"pong");
         path.kill_tcp();
-        assert!(!matches!(expect("the reset", stream.read(&mut buffer)).await, Ok(1..)));
+        assert!(!matches!(
+            expect("the reset", stream.read(&mut buffer)).await,
+            Ok(1..)
+        ));
     }
 
     #[tokio::test]
     async fn a_moved_client_comes_from_another_address() {
         let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-        let path = Forwarder::start(server.local_addr().unwrap()).await.unwrap();
+        let path = Forwarder::start(server.local_addr().unwrap())
+            .await
+            .unwrap();
         let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let mut buffer = [0; 16];
         let mut seen = Vec::new();
         for _ in 0..2 {
             client.send_to(b"x", path.address()).await.unwrap();
-            let (_, from) = expect("the packet", server.recv_from(&mut buffer)).await.unwrap();
+            let (_, from) = expect("the packet", server.recv_from(&mut buffer))
+                .await
+                .unwrap();
             server.send_to(b"y", from).await.unwrap();
-            expect("the answer", client.recv_from(&mut buffer)).await.unwrap();
+            expect("the answer", client.recv_from(&mut buffer))
+                .await
+                .unwrap();
             seen.push(from.ip());
             path.move_clients();
         }

@@ -22,7 +22,11 @@ pub struct Kubelet {
 
 impl Kubelet {
     /// TLS inside an open dial; the kubelet has to prove that it is at `ip`.
-    pub async fn connect(pipe: Pipe, ip: IpAddr, root: &CertificateDer<'static>) -> io::Result<Self> {
+    pub async fn connect(
+        pipe: Pipe,
+        ip: IpAddr,
+        root: &CertificateDer<'static>,
+    ) -> io::Result<Self> {
         let connector = TlsConnector::from(Arc::new(client_config(None, root)));
         let stream = connector.connect(ServerName::from(ip), pipe).await?;
         Ok(Self {
@@ -43,7 +47,11 @@ impl Kubelet {
     /// Bytes up to and with `end`.
     async fn until(&mut self, end: &[u8]) -> io::Result<Vec<u8>> {
         loop {
-            if let Some(at) = self.rest.windows(end.len()).position(|window| window == end) {
+            if let Some(at) = self
+                .rest
+                .windows(end.len())
+                .position(|window| window == end)
+            {
                 return Ok(self.rest.drain(..at + end.len()).collect());
             }
             if self.stream.read_buf(&mut self.rest).await? == 0 {
@@ -55,8 +63,12 @@ impl Kubelet {
     /// A page: status line and body.
     pub async fn get(&mut self, path: &str) -> io::Result<(String, String)> {
         let head = self.ask(path, "").await?;
-        let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: "));
-        let length: usize = length.and_then(|length| length.trim().parse().ok()).unwrap_or(0);
+        let length = head
+            .lines()
+            .find_map(|line| line.strip_prefix("Content-Length: "));
+        let length: usize = length
+            .and_then(|length| length.trim().parse().ok())
+            .unwrap_or(0);
         while self.rest.len() < length {
             if self.stream.read_buf(&mut self.rest).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
@@ -69,7 +81,9 @@ impl Kubelet {
 
     /// Begins to follow the log of a container.
     pub async fn follow(mut self) -> io::Result<Logs> {
-        let head = self.ask("/containerLogs/default/web/app?follow=true", "").await?;
+        let head = self
+            .ask("/containerLogs/default/web/app?follow=true", "")
+            .await?;
         if !head.starts_with("HTTP/1.1 200 ") {
             return Err(io::Error::other(head));
         }
@@ -85,7 +99,10 @@ impl Kubelet {
         );
         let path = format!("/exec/default/web/app?command={command}&input=1&output=1");
         let head = self.ask(&path, &upgrade).await?;
-        let accepted = head.contains(&format!("Sec-WebSocket-Accept: {}\r\n", websocket::accept_key(key)));
+        let accepted = head.contains(&format!(
+            "Sec-WebSocket-Accept: {}\r\n",
+            websocket::accept_key(key)
+        ));
         // A command that prints at once may have its first frame in the packet of the head.
         if head.starts_with("HTTP/1.1 101 ") && accepted {
             Ok(WebSocket::client_with(self.stream, self.rest))

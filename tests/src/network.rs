@@ -94,7 +94,10 @@ impl Network for MappedNetwork {
         let (place, swallowed) = {
             let mut state = self.wire.lock();
             state.tried.push(address);
-            (state.places.get(&address).copied(), state.black_holes.contains(&address))
+            (
+                state.places.get(&address).copied(),
+                state.black_holes.contains(&address),
+            )
         };
         if swallowed {
             std::future::pending::<()>().await;

@@ -49,7 +49,11 @@ impl Check {
             let (now, rest) = piece.split_at(piece.len().min(CHUNK));
             let wanted = bytes(self.received, now.len() as u64);
             if now != wanted && self.wrong_at.is_none() {
-                let offset = now.iter().zip(wanted).position(|(a, b)| a != b).unwrap_or(0);
+                let offset = now
+                    .iter()
+                    .zip(wanted)
+                    .position(|(a, b)| a != b)
+                    .unwrap_or(0);
                 self.wrong_at = Some(self.received + offset as u64);
             }
             self.received += now.len() as u64;
@@ -71,7 +75,11 @@ mod tests {
     fn a_whole_transfer_is_recognised_whatever_the_pieces() {
         let mut check = Check::default();
         let mut at = 0;
-        for size in [1_u64, 65_536, 1_000, 17, 65_535].into_iter().cycle().take(200) {
+        for size in [1_u64, 65_536, 1_000, 17, 65_535]
+            .into_iter()
+            .cycle()
+            .take(200)
+        {
             let piece = bytes(at, size);
             check.feed(piece);
             at += piece.len() as u64;

@@ -19,7 +19,7 @@ use towline_pki::tls::presenting;
 use towline_pki::{Anchors, DenyList, PeerVerifier};
 use towline_proto::control::{Hello, Welcome};
 use towline_proto::dial::{Dial, DialRequest};
-use towline_proto::id::{DialId, InstanceId, Role};
+use towline_proto::id::{DialId, InstanceId, Name, Role};
 use towline_proto::reason::Reason;
 use towline_proto::target::{Class, Target};
 use towline_proto::version::{Capabilities, VERSION_MAX, VERSION_MIN};
@@ -42,21 +42,24 @@ pub struct RogueServer {
 }
 
 impl RogueServer {
-    /// Listens with this certificate and takes agents of `authority`.
+    /// Listens with this certificate, greets as server `s9` and takes agents of `authority`.
     pub async fn start(kind: CarrierKind, authority: &Authority, pair: &Pair) -> io::Result<Self> {
         let agents = verifier(authority, Role::Agent);
-        let config = presenting::link_server(pair.chain.clone(), pair.key(), Arc::clone(&agents)).map_err(io::Error::other)?;
+        let config = presenting::link_server(pair.chain.clone(), pair.key(), Arc::clone(&agents))
+            .map_err(io::Error::other)?;
+        let server: Name = "s9".parse().map_err(io::Error::other)?;
         let (deliver, links) = mpsc::unbounded_channel();
         let (address, task) = match kind {
             CarrierKind::Quic => {
                 let keys = EndpointKeys::ephemeral().map_err(io::Error::other)?;
                 let any = SocketAddr::from(([127, 0, 0, 1], 0));
-                let listener = QuicListener::bind(any, config, agents, &keys, Options::default()).map_err(io::Error::other)?;
+                let listener = QuicListener::bind(any, config, agents, &keys, Options::default())
+                    .map_err(io::Error::other)?;
                 let address = listener.local_address()?;
                 let accepting = async move {
                     let mut links = tokio::task::JoinSet::new();
                     while let Some(carrier) = listener.accept().await {
-                        links.spawn(greet(Arc::new(carrier), deliver.clone()));
+                        links.spawn(greet(Arc::new(carrier), server.clone(), deliver.clone()));
                     }
                 };
                 (address, tokio::spawn(accepting))
@@ -67,10 +70,13 @@ impl RogueServer {
                 let accepting = async move {
                     let mut links = tokio::task::JoinSet::new();
                     while let Ok((tcp, _)) = listener.accept().await {
-                        let (config, agents, deliver) = (Arc::clone(&config), Arc::clone(&agents), deliver.clone());
+                        let (config, agents) = (Arc::clone(&config), Arc::clone(&agents));
+                        let (server, deliver) = (server.clone(), deliver.clone());
                         links.spawn(async move {
-                            if let Ok(carrier) = tls::accept(tcp, config, agents, &TlsOptions::server()).await {
-                                greet(carrier, deliver).await;
+                            if let Ok(carrier) =
+                                tls::accept(tcp, config, agents, &TlsOptions::server()).await
+                            {
+                                greet(carrier, server, deliver).await;
                             }
                         });
                     }
@@ -92,15 +98,20 @@ impl RogueServer {
 
     /// The next agent that was greeted.
     pub async fn link(&self) -> Link {
-        self.links.lock().await.recv().await.expect("the rogue runs as long as this value lives")
+        self.links
+            .lock()
+            .await
+            .recv()
+            .await
+            .expect("the rogue runs as long as this value lives")
     }
 }
 
-async fn greet(carrier: Arc<dyn Carrier>, deliver: mpsc::UnboundedSender<Link>) {
+async fn greet(carrier: Arc<dyn Carrier>, server: Name, deliver: mpsc::UnboundedSender<Link>) {
     let welcome = Welcome {
         version: VERSION_MAX,
         capabilities: Capabilities::OURS,
-        server: carrier.peer().identity().name.clone(),
+        server,
         servers: Vec::new(),
         routes: Vec::new(),
         max_dials: 100,
@@ -123,7 +134,12 @@ pub async fn ask(link: &Link, target: &str, class: Class) -> Result<OpenDial, Op
         timeout,
         trace: None,
     });
-    dial::open(&**link.carrier(), &request, tokio::time::Instant::now() + timeout).await
+    dial::open(
+        &**link.carrier(),
+        &request,
+        tokio::time::Instant::now() + timeout,
+    )
+    .await
 }
 
 /// A greeting that an honest agent of this name would send.
@@ -148,18 +164,28 @@ pub async fn connect(
 ) -> Result<Arc<dyn Carrier>, String> {
     let servers = verifier(authority, Role::Server);
     let own = pair.map(|pair| (pair.chain.clone(), pair.key()));
-    let config = presenting::link_client(own, Arc::clone(&servers)).map_err(|error| error.to_string())?;
+    let config =
+        presenting::link_client(own, Arc::clone(&servers)).map_err(|error| error.to_string())?;
     match kind {
         CarrierKind::Quic => {
             let any = SocketAddr::from(([127, 0, 0, 1], 0));
-            let endpoint = QuicEndpoint::bind(any, Options::default()).map_err(|error| error.to_string())?;
-            let link = endpoint.connect(server, config, &servers).await.map_err(|error| error.to_string())?;
+            let endpoint =
+                QuicEndpoint::bind(any, Options::default()).map_err(|error| error.to_string())?;
+            let link = endpoint
+                .connect(server, config, &servers)
+                .await
+                .map_err(|error| error.to_string())?;
             Ok(Arc::new(link))
         }
         CarrierKind::Tls => {
-            let target = server.to_string().parse().map_err(|_| "an address is a target".to_owned())?;
+            let target = server
+                .to_string()
+                .parse()
+                .map_err(|_| "an address is a target".to_owned())?;
             let options = TlsOptions::agent();
-            tls::connect(&target, config, servers, None, &options).await.map_err(|error| error.to_string())
+            tls::connect(&target, config, servers, None, &options)
+                .await
+                .map_err(|error| error.to_string())
         }
     }
 }

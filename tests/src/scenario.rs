@@ -19,7 +19,10 @@ pub async fn run(name: &str, body: impl Future<Output = ()>) {
 
 /// The output of `event`, or a failure that says what did not happen.
 #[track_caller]
-pub fn expect<'a, T>(what: &'a str, event: impl Future<Output = T> + 'a) -> impl Future<Output = T> + 'a {
+pub fn expect<'a, T>(
+    what: &'a str,
+    event: impl Future<Output = T> + 'a,
+) -> impl Future<Output = T> + 'a {
     let at = std::panic::Location::caller();
     async move {
         match tokio::time::timeout(EVENT_LIMIT, event).await {
@@ -32,7 +35,10 @@ pub fn expect<'a, T>(what: &'a str, event: impl Future<Output = T> + 'a) -> impl
 /// Looks until `look` gives something. For states that have no event, such as a metric; the
 /// pause between two looks is no synchronisation, only politeness.
 #[track_caller]
-pub fn eventually<'a, T, F>(what: &'a str, mut look: impl FnMut() -> F + 'a) -> impl Future<Output = T> + 'a
+pub fn eventually<'a, T, F>(
+    what: &'a str,
+    mut look: impl FnMut() -> F + 'a,
+) -> impl Future<Output = T> + 'a
 where
     F: Future<Output = Option<T>>,
     T: 'a,

@@ -20,7 +20,8 @@ impl Scratch {
     pub fn new() -> io::Result<Self> {
         loop {
             let number = NEXT.fetch_add(1, Ordering::Relaxed);
-            let path = std::env::temp_dir().join(format!("towline-{}-{number}", std::process::id()));
+            let path =
+                std::env::temp_dir().join(format!("towline-{}-{number}", std::process::id()));
             match fs::DirBuilder::new().mode(0o700).create(&path) {
                 Ok(()) => return Ok(Self { path }),
                 // Left behind by a killed process that had our number.

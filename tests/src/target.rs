@@ -102,7 +102,10 @@ impl Target {
     /// How the next connection to end has ended.
     pub async fn outcome(&self) -> Outcome {
         let mut outcomes = self.outcomes.lock().await;
-        outcomes.recv().await.expect("the target runs as long as this value lives")
+        outcomes
+            .recv()
+            .await
+            .expect("the target runs as long as this value lives")
     }
 }
 
@@ -166,11 +169,17 @@ async fn attend(mut stream: TcpStream, behaviour: Behaviour) -> Outcome {
         Behaviour::ResetsAfter(count) => {
             let end = read_all(&mut stream, &mut check, count).await;
             let _ = stream.set_zero_linger();
-            if check.received >= count { End::Own } else { end }
+            if check.received >= count {
+                End::Own
+            } else {
+                end
+            }
         }
         Behaviour::BreaksOffAfter(count) => {
             let begun = stream.read_u8().await;
-            let sent = send_pattern(&mut stream, count).await.and(begun.map(|_| ()));
+            let sent = send_pattern(&mut stream, count)
+                .await
+                .and(begun.map(|_| ()));
             let _ = stream.set_zero_linger();
             if sent.is_ok() { End::Own } else { End::Reset }
         }
@@ -211,7 +220,11 @@ async fn echo(stream: &mut TcpStream, check: &mut Check, pause: Option<Duration>
 }
 
 /// Reads and checks until the end or until `limit` bytes have come.
-pub async fn read_all(read: &mut (impl AsyncReadExt + Unpin), check: &mut Check, limit: u64) -> End {
+pub async fn read_all(
+    read: &mut (impl AsyncReadExt + Unpin),
+    check: &mut Check,
+    limit: u64,
+) -> End {
     let mut buffer = vec![0; 256 * 1024];
     while check.received < limit {
         match read.read(&mut buffer).await {
@@ -239,4 +252,3 @@ pub async fn refusing_address() -> io::Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     listener.local_addr()
 }
-

@@ -36,10 +36,17 @@ fn base64(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
     for group in bytes.chunks(3) {
-        let number = group.iter().fold(0_u32, |number, byte| number << 8 | u32::from(*byte)) << (8 * (3 - group.len()));
+        let number = group
+            .iter()
+            .fold(0_u32, |number, byte| number << 8 | u32::from(*byte))
+            << (8 * (3 - group.len()));
         for place in 0..4 {
             let symbol = ALPHABET[(number >> (18 - 6 * place)) as usize & 63];
-            text.push(if place <= group.len() { symbol as char } else { '=' });
+            text.push(if place <= group.len() {
+                symbol as char
+            } else {
+                '='
+            });
         }
     }
     text
@@ -91,7 +98,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
 
     /// Says that this side is done (status 1000).
     pub async fn close(&mut self) -> io::Result<()> {
-        self.frame(CLOSE_FRAME, 1000_u16.to_be_bytes().to_vec()).await?;
+        self.frame(CLOSE_FRAME, 1000_u16.to_be_bytes().to_vec())
+            .await?;
         self.stream.get_mut().1.shutdown().await
     }
 
@@ -166,7 +174,10 @@ mod tests {
     #[test]
     fn the_accept_key_is_that_of_the_standard() {
         // RFC 6455 section 1.3.
-        assert_eq!(accept_key("dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        assert_eq!(
+            accept_key("dGhlIHNhbXBsZSBub25jZQ=="),
+            "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+        );
     }
 
     #[tokio::test]
@@ -176,9 +187,15 @@ mod tests {
         for len in [0, 124, 125, 65_534, 65_535, 70_000] {
             let bytes = vec![7; len];
             client.send(STDIN, &bytes).await.unwrap();
-            assert_eq!(server.receive().await.unwrap(), Message::Data(STDIN, bytes.clone()));
+            assert_eq!(
+                server.receive().await.unwrap(),
+                Message::Data(STDIN, bytes.clone())
+            );
             server.send(STDOUT, &bytes).await.unwrap();
-            assert_eq!(client.receive().await.unwrap(), Message::Data(STDOUT, bytes));
+            assert_eq!(
+                client.receive().await.unwrap(),
+                Message::Data(STDOUT, bytes)
+            );
         }
     }
 }

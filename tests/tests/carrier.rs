@@ -16,7 +16,9 @@ const POD: &str = "10.244.0.5:8080";
 async fn echoes(pipe: &mut Pipe) {
     let mut echo = [0; 4];
     pipe.write_all(b"ping").await.unwrap();
-    expect("the echo", pipe.read_exact(&mut echo)).await.unwrap();
+    expect("the echo", pipe.read_exact(&mut echo))
+        .await
+        .unwrap();
     assert_eq!(&echo, b"ping");
 }
 
@@ -24,12 +26,18 @@ async fn echoes(pipe: &mut Pipe) {
 fn ready_on(cluster: &Cluster) -> Vec<&'static str> {
     let servers = cluster.agent("n1").links().status();
     let links = servers.iter().flat_map(|server| &server.links);
-    links.filter(|link| link.state == "ready").map(|link| link.carrier).collect()
+    links
+        .filter(|link| link.state == "ready")
+        .map(|link| link.carrier)
+        .collect()
 }
 
 async fn until_on(cluster: &Cluster, carrier: &'static str) {
     let what = format!("a link on {carrier}");
-    eventually(&what, || async { (ready_on(cluster) == [carrier]).then_some(()) }).await;
+    eventually(&what, || async {
+        (ready_on(cluster) == [carrier]).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -38,7 +46,11 @@ async fn a_link_falls_back_to_tls_within_three_seconds_when_udp_is_blocked() {
     let begun = Instant::now();
     cluster.start_agent("n1").await;
     cluster.linked().await;
-    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        begun.elapsed()
+    );
     assert_eq!(ready_on(&cluster), ["tls"]);
 }
 
@@ -50,7 +62,11 @@ async fn a_link_takes_quic_where_it_works() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn new_dials_move_to_quic_when_udp_opens_and_old_ones_stay_whole() {
-    let cluster = Plan::on_auto().path_without_udp().agent_flags(&["--carrier-probe", "300ms"]).start().await;
+    let cluster = Plan::on_auto()
+        .path_without_udp()
+        .agent_flags(&["--carrier-probe", "300ms"])
+        .start()
+        .await;
     let _echo = cluster.target(POD, Behaviour::Echo).await;
     let mut old = cluster.apiserver().pipe(POD).await;
     echoes(&mut old).await;
@@ -61,7 +77,10 @@ async fn new_dials_move_to_quic_when_udp_opens_and_old_ones_stay_whole() {
     echoes(&mut new).await;
     let before = cluster.path().udp_packets();
     echoes(&mut new).await;
-    assert!(cluster.path().udp_packets() > before, "the new dial does not run on quic");
+    assert!(
+        cluster.path().udp_packets() > before,
+        "the new dial does not run on quic"
+    );
     echoes(&mut old).await;
 }
 
@@ -82,13 +101,23 @@ async fn streams_survive_a_change_of_the_agents_address_on_quic() {
     let mut pipe = cluster.apiserver().pipe(POD).await;
     echoes(&mut pipe).await;
     let address = || cluster.server(0).status().agents[0].links[0].address;
-    let (before, link) = (address(), cluster.server(0).status().agents[0].links[0].id.clone());
+    let (before, link) = (
+        address(),
+        cluster.server(0).status().agents[0].links[0].id.clone(),
+    );
     for _ in 0..3 {
         cluster.path().move_clients();
         echoes(&mut pipe).await;
     }
-    eventually("the new address in the status", || async { (address() != before).then_some(()) }).await;
-    assert_eq!(cluster.server(0).status().agents[0].links[0].id, link, "it is another link");
+    eventually("the new address in the status", || async {
+        (address() != before).then_some(())
+    })
+    .await;
+    assert_eq!(
+        cluster.server(0).status().agents[0].links[0].id,
+        link,
+        "it is another link"
+    );
 }
 
 scenarios! {

@@ -32,9 +32,13 @@ async fn refusal(front: &FakeApiserver, request: &[u8]) -> Refused {
 #[tokio::test]
 async fn the_unix_door_is_for_its_owner_only() {
     let cluster = cluster().await;
-    let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let mode =
+        |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(cluster.server(0).door_unix().unwrap()), 0o600);
-    let wider = Plan::on(CarrierKind::Tls).server_flags(&["--door-unix-mode", "0660"]).start().await;
+    let wider = Plan::on(CarrierKind::Tls)
+        .server_flags(&["--door-unix-mode", "0660"])
+        .start()
+        .await;
     assert_eq!(mode(wider.server(0).door_unix().unwrap()), 0o660);
 }
 
@@ -54,12 +58,18 @@ async fn the_unix_door_knows_its_callers() {
         if allowed {
             flags.extend(["--door-unix-uid", "4242"]);
         }
-        let cluster = Plan::on(CarrierKind::Tls).server_flags(&flags).start().await;
+        let cluster = Plan::on(CarrierKind::Tls)
+            .server_flags(&flags)
+            .start()
+            .await;
         let _echo = cluster.target(POD, Behaviour::Echo).await;
         let request = format!("CONNECT {POD} HTTP/1.1\r\n\r\n");
         let script = "import socket,sys\ns=socket.socket(socket.AF_UNIX)\ns.connect(sys.argv[1])\ns.sendall(sys.argv[2].encode())\nprint(s.recv(100))";
         let asking = tokio::task::spawn_blocking(move || {
-            Command::new("python3").args(["-c", script, &door, &request]).uid(OTHER).output()
+            Command::new("python3")
+                .args(["-c", script, &door, &request])
+                .uid(OTHER)
+                .output()
         });
         let output = match expect("the other user", asking).await.unwrap() {
             Ok(output) => output,
@@ -69,7 +79,12 @@ async fn the_unix_door_knows_its_callers() {
             }
         };
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert_eq!(said.contains("HTTP/1.1 200"), granted, "{said} {:?}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(
+            said.contains("HTTP/1.1 200"),
+            granted,
+            "{said} {:?}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 }
 
@@ -82,17 +97,35 @@ async fn the_tcp_door_is_for_named_clients_only() {
     let client = || authority.leaf(Role::Client, "kube-apiserver");
     let mut strangers = vec![
         ("no certificate", None),
-        ("another name", Some(authority.leaf(Role::Client, "someone-else").sign())),
-        ("an agent", Some(authority.leaf(Role::Agent, "kube-apiserver").sign())),
-        ("an operator", Some(authority.leaf(Role::Operator, "kube-apiserver").sign())),
-        ("a server", Some(authority.leaf(Role::Server, "kube-apiserver").sign())),
+        (
+            "another name",
+            Some(authority.leaf(Role::Client, "someone-else").sign()),
+        ),
+        (
+            "an agent",
+            Some(authority.leaf(Role::Agent, "kube-apiserver").sign()),
+        ),
+        (
+            "an operator",
+            Some(authority.leaf(Role::Operator, "kube-apiserver").sign()),
+        ),
+        (
+            "a server",
+            Some(authority.leaf(Role::Server, "kube-apiserver").sign()),
+        ),
     ];
     for flaw in Flaw::ALL {
-        strangers.push(("a flawed certificate", Some(client().flawed(flaw, authority, &cluster.stranger).sign())));
+        strangers.push((
+            "a flawed certificate",
+            Some(client().flawed(flaw, authority, &cluster.stranger).sign()),
+        ));
     }
     for (who, pair) in strangers {
         let front = cluster.apiserver_with(pair.as_ref());
-        let granted = matches!(expect("the door's answer", front.dial(POD)).await, Ok(Ok(_)));
+        let granted = matches!(
+            expect("the door's answer", front.dial(POD)).await,
+            Ok(Ok(_))
+        );
         assert!(!granted, "{who} was let in");
     }
 }
@@ -105,8 +138,15 @@ async fn a_revoked_client_loses_its_dial() {
     cluster.deny(&cluster.authority.identity(Role::Client, "kube-apiserver"));
     cluster.reload().await;
     let mut buffer = [0; 1];
-    assert!(expect("the end of the dial", pipe.read(&mut buffer)).await.is_err());
-    assert!(!matches!(cluster.apiserver_tcp().dial(POD).await, Ok(Ok(_))));
+    assert!(
+        expect("the end of the dial", pipe.read(&mut buffer))
+            .await
+            .is_err()
+    );
+    assert!(!matches!(
+        cluster.apiserver_tcp().dial(POD).await,
+        Ok(Ok(_))
+    ));
 }
 
 #[tokio::test]
@@ -121,8 +161,14 @@ async fn a_front_end_that_dawdles_is_told_and_holds_nobody_up() {
     }
     let begun = Instant::now();
     cluster.apiserver().pipe(POD).await;
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
-    let answer = expect("the time-out", read_answer(slow.remove(0))).await.unwrap();
+    assert!(
+        begun.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        begun.elapsed()
+    );
+    let answer = expect("the time-out", read_answer(slow.remove(0)))
+        .await
+        .unwrap();
     assert_eq!(answer.err().unwrap().status, 408);
 }
 
@@ -130,9 +176,16 @@ async fn a_front_end_that_dawdles_is_told_and_holds_nobody_up() {
 async fn heads_without_end_are_refused() {
     let cluster = cluster().await;
     let front = cluster.apiserver();
-    let long = [b"CONNECT 10.0.0.1:1 HTTP/1.1\r\nX: ".to_vec(), vec![b'a'; 40_000]].concat();
+    let long = [
+        b"CONNECT 10.0.0.1:1 HTTP/1.1\r\nX: ".to_vec(),
+        vec![b'a'; 40_000],
+    ]
+    .concat();
     assert_eq!(refusal(&front, &long).await.status, 431);
-    let many = format!("CONNECT 10.0.0.1:1 HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(200));
+    let many = format!(
+        "CONNECT 10.0.0.1:1 HTTP/1.1\r\n{}\r\n",
+        "a: b\r\n".repeat(200)
+    );
     assert_eq!(refusal(&front, many.as_bytes()).await.status, 431);
 }
 
@@ -143,7 +196,11 @@ async fn other_protocols_are_told_what_this_door_speaks() {
     for (request, status, words) in [
         (&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], 505, "HTTP/2"),
         (b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", 405, "CONNECT"),
-        (b"POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n", 405, "CONNECT"),
+        (
+            b"POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n",
+            405,
+            "CONNECT",
+        ),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", 400, "TLS"),
         (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", 400, ""),
         (b"CONNECT 10.0.0.1:1 HTTP/3.7\r\n\r\n", 400, ""),
@@ -151,7 +208,11 @@ async fn other_protocols_are_told_what_this_door_speaks() {
         (b"CONNECT 10.0.0.1:1 HTTP/1.1\r\n: x\r\n\r\n", 400, ""),
     ] {
         let refused = refusal(&front, request).await;
-        assert!(refused.status == status && refused.phrase.contains(words), "{:?}: {refused:?}", String::from_utf8_lossy(request));
+        assert!(
+            refused.status == status && refused.phrase.contains(words),
+            "{:?}: {refused:?}",
+            String::from_utf8_lossy(request)
+        );
     }
 }
 
@@ -160,12 +221,37 @@ async fn odd_authorities_are_refused_before_anybody_resolves_them() {
     let cluster = cluster().await;
     let front = cluster.apiserver();
     for target in [
-        "2130706433:80", "0177.0.0.1:80", "0x7f.0.0.1:80", "127.1:80", "0x7f000001:80", "10.0.0.256:1", "010.0.0.1:10250",
-        "[fe80::1%eth0]:80", "[::1:80", "::1:80", "10.0.0.1", "10.0.0.1:", "10.0.0.1:0", "10.0.0.1:65536", "10.0.0.1:+1",
-        "10.0.0.1:80:80", "user@10.0.0.1:80", "http://10.0.0.1:80/", "10.0.0.1:80/path", "-a:1", "a..b:1", "*:1", ":80", "a\u{e4}:1",
+        "2130706433:80",
+        "0177.0.0.1:80",
+        "0x7f.0.0.1:80",
+        "127.1:80",
+        "0x7f000001:80",
+        "10.0.0.256:1",
+        "010.0.0.1:10250",
+        "[fe80::1%eth0]:80",
+        "[::1:80",
+        "::1:80",
+        "10.0.0.1",
+        "10.0.0.1:",
+        "10.0.0.1:0",
+        "10.0.0.1:65536",
+        "10.0.0.1:+1",
+        "10.0.0.1:80:80",
+        "user@10.0.0.1:80",
+        "http://10.0.0.1:80/",
+        "10.0.0.1:80/path",
+        "-a:1",
+        "a..b:1",
+        "*:1",
+        ":80",
+        "a\u{e4}:1",
     ] {
         let request = format!("CONNECT {target} HTTP/1.1\r\n\r\n");
-        assert_eq!(refusal(&front, request.as_bytes()).await.status, 400, "{target}");
+        assert_eq!(
+            refusal(&front, request.as_bytes()).await.status,
+            400,
+            "{target}"
+        );
     }
     assert!(cluster.wire.resolved().is_empty() && cluster.wire.tried().is_empty());
 }
@@ -177,12 +263,20 @@ async fn bytes_behind_the_request_belong_to_the_target() {
     for (head, body) in [
         ("", "at once"),
         ("Content-Length: 3\r\n", "at once"),
-        ("Transfer-Encoding: chunked\r\n", "0\r\n\r\nCONNECT 169.254.169.254:80 HTTP/1.1\r\n\r\n"),
+        (
+            "Transfer-Encoding: chunked\r\n",
+            "0\r\n\r\nCONNECT 169.254.169.254:80 HTTP/1.1\r\n\r\n",
+        ),
     ] {
         let request = format!("CONNECT {POD} HTTP/1.1\r\n{head}\r\n{body}");
-        let mut pipe = expect("the answer", cluster.apiserver().ask(request.as_bytes())).await.unwrap().unwrap();
+        let mut pipe = expect("the answer", cluster.apiserver().ask(request.as_bytes()))
+            .await
+            .unwrap()
+            .unwrap();
         let mut echo = vec![0; body.len()];
-        expect("the echo", pipe.read_exact(&mut echo)).await.unwrap();
+        expect("the echo", pipe.read_exact(&mut echo))
+            .await
+            .unwrap();
         assert_eq!(String::from_utf8(echo).unwrap(), body);
     }
     assert_eq!(cluster.wire.tried().len(), 3);
@@ -192,10 +286,16 @@ async fn bytes_behind_the_request_belong_to_the_target() {
 async fn the_request_line_decides_whatever_the_host_header_says() {
     let cluster = cluster().await;
     let _target = cluster.target(POD, Behaviour::SpeaksFirst("pod")).await;
-    let request = format!("CONNECT {POD} HTTP/1.1\r\nHost: 169.254.169.254:80\r\nHost: 10.0.0.1:22\r\n\r\n");
-    let mut pipe = expect("the answer", cluster.apiserver().ask(request.as_bytes())).await.unwrap().unwrap();
+    let request =
+        format!("CONNECT {POD} HTTP/1.1\r\nHost: 169.254.169.254:80\r\nHost: 10.0.0.1:22\r\n\r\n");
+    let mut pipe = expect("the answer", cluster.apiserver().ask(request.as_bytes()))
+        .await
+        .unwrap()
+        .unwrap();
     let mut said = [0; 3];
-    expect("the greeting", pipe.read_exact(&mut said)).await.unwrap();
+    expect("the greeting", pipe.read_exact(&mut said))
+        .await
+        .unwrap();
     assert_eq!(&said, b"pod");
 }
 
@@ -204,13 +304,31 @@ async fn a_front_end_that_leaves_gives_its_dial_up() {
     let cluster = Plan::on(CarrierKind::Tls).start().await;
     cluster.wire.swallow("10.244.9.8:1".parse().unwrap());
     let mut stream = cluster.apiserver().connect().await.unwrap();
-    stream.write_all(b"CONNECT 10.244.9.8:1 HTTP/1.1\r\n\r\n").await.unwrap();
-    towline_tests::scenario::eventually("the attempt", || async { (!cluster.wire.tried().is_empty()).then_some(()) }).await;
+    stream
+        .write_all(b"CONNECT 10.244.9.8:1 HTTP/1.1\r\n\r\n")
+        .await
+        .unwrap();
+    towline_tests::scenario::eventually("the attempt", || async {
+        (!cluster.wire.tried().is_empty()).then_some(())
+    })
+    .await;
     let begun = Instant::now();
     drop(stream);
     towline_tests::scenario::eventually("the end of the attempt", || async {
-        let dials: u32 = cluster.server(0).status().agents.iter().flat_map(|agent| &agent.links).map(|link| link.dials).sum();
+        let dials: u32 = cluster
+            .server(0)
+            .status()
+            .agents
+            .iter()
+            .flat_map(|agent| &agent.links)
+            .map(|link| link.dials)
+            .sum();
         (dials == 0).then_some(())
-    }).await;
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    })
+    .await;
+    assert!(
+        begun.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        begun.elapsed()
+    );
 }

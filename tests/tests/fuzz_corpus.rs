@@ -33,11 +33,15 @@ fn mutate(input: &[u8], state: &mut u64) -> Vec<u8> {
         let at = (next(state) % (bytes.len() as u64 + 1)) as usize;
         match next(state) % 6 {
             0 if at < bytes.len() => bytes[at] ^= 1 << (next(state) % 8),
-            1 if at < bytes.len() => bytes[at] = [0, 1, 0x7f, 0x80, 0xff, b'\n', b'"', b'%'][(next(state) % 8) as usize],
+            1 if at < bytes.len() => {
+                bytes[at] = [0, 1, 0x7f, 0x80, 0xff, b'\n', b'"', b'%'][(next(state) % 8) as usize]
+            }
             2 => bytes.truncate(at),
             3 => bytes.extend_from_within(at..),
             4 => bytes.insert(at, next(state) as u8),
-            _ => bytes.extend((0..next(state) % 16).map(|byte| (byte as u8).wrapping_mul(at as u8))),
+            _ => {
+                bytes.extend((0..next(state) % 16).map(|byte| (byte as u8).wrapping_mul(at as u8)))
+            }
         }
         bytes.truncate(64 * 1024);
     }
@@ -46,17 +50,26 @@ fn mutate(input: &[u8], state: &mut u64) -> Vec<u8> {
 
 /// Runs `body` over the corpus of this name and over `more`.
 fn over(name: &str, more: &[Vec<u8>], body: impl Fn(&[u8])) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(name);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("corpus")
+        .join(name);
     let mut inputs = more.to_vec();
     for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
         inputs.push(fs::read(entry.path()).expect("a readable corpus"));
     }
     inputs.push(Vec::new());
-    assert!(inputs.len() > 1, "no corpus for {name} in {}", folder.display());
+    assert!(
+        inputs.len() > 1,
+        "no corpus for {name} in {}",
+        folder.display()
+    );
     let mut state = 0x9e37_79b9_7f4a_7c15;
     let run = |input: &[u8]| {
         if catch_unwind(AssertUnwindSafe(|| body(input))).is_err() {
-            panic!("{name} panics on {input:?} (text {:?})", String::from_utf8_lossy(input));
+            panic!(
+                "{name} panics on {input:?} (text {:?})",
+                String::from_utf8_lossy(input)
+            );
         }
     };
     for input in &inputs {
@@ -102,7 +115,9 @@ fn control_messages() {
 #[test]
 fn sessions() {
     let now = Instant::now();
-    over("control", &control(), |data| towline_proto::session::fuzz_session(now, hello(), data));
+    over("control", &control(), |data| {
+        towline_proto::session::fuzz_session(now, hello(), data)
+    });
 }
 
 #[test]
@@ -116,13 +131,20 @@ fn dial_requests() {
     });
     let refused = DialReply::Refused(Refused::new(Reason::TargetRefused)).encode();
     let bodies = [request.encode(), DialRequest::Probe.encode(), refused];
-    let samples: Vec<_> = bodies.iter().flat_map(|whole| [whole.clone(), whole[2..].to_vec()]).collect();
+    let samples: Vec<_> = bodies
+        .iter()
+        .flat_map(|whole| [whole.clone(), whole[2..].to_vec()])
+        .collect();
     over("dial", &samples, towline_proto::dial::fuzz_dial);
 }
 
 #[test]
 fn multiplexer_frames() {
-    let frames = vec![(0_u8..=255).collect(), vec![0; 64], (0..64).map(|at| at % 8).collect()];
+    let frames = vec![
+        (0_u8..=255).collect(),
+        vec![0; 64],
+        (0..64).map(|at| at % 8).collect(),
+    ];
     over("mux", &frames, towline_proto::mux::fuzz::fuzz_mux);
 }
 
@@ -150,15 +172,28 @@ fn grants_files() {
 #[test]
 fn certificates_and_keys() {
     let authority = Authority::new("fuzz.example");
-    let pair = authority.leaf(Role::Agent, "n1").ips(&[[10, 0, 0, 1].into()]).sign();
-    let pems = [pair.cert_pem.clone().into_bytes(), pair.key_pem.clone().into_bytes()];
+    let pair = authority
+        .leaf(Role::Agent, "n1")
+        .ips(&[[10, 0, 0, 1].into()])
+        .sign();
+    let pems = [
+        pair.cert_pem.clone().into_bytes(),
+        pair.key_pem.clone().into_bytes(),
+    ];
     over("pem", &pems, towline_pki::fuzz::pem);
     let der = [pair.chain[0].to_vec(), pair.chain[1].to_vec()];
     over("certificate", &der, towline_pki::fuzz::certificate);
     let anchors = Anchors::new(&[authority.issuer(Role::Agent).der().clone()]).unwrap();
-    let verifier = PeerVerifier::new("fuzz.example".parse().unwrap(), Role::Agent, anchors, DenyList::default());
+    let verifier = PeerVerifier::new(
+        "fuzz.example".parse().unwrap(),
+        Role::Agent,
+        anchors,
+        DenyList::default(),
+    );
     let now = SystemTime::now();
-    over("certificate", &der, |data| towline_pki::fuzz::presented(&verifier, data, now));
+    over("certificate", &der, |data| {
+        towline_pki::fuzz::presented(&verifier, data, now)
+    });
 }
 
 #[test]

@@ -14,20 +14,37 @@ use towline_tests::scenario::{eventually, expect};
 use towline_tests::scenarios;
 
 /// Tries to link as `n9` with such a certificate.
-async fn as_agent(cluster: &Cluster, carrier: CarrierKind, flaw: Option<Flaw>) -> Result<(), String> {
+async fn as_agent(
+    cluster: &Cluster,
+    carrier: CarrierKind,
+    flaw: Option<Flaw>,
+) -> Result<(), String> {
     let leaf = cluster.authority.leaf(Role::Agent, "n9").ips(&[node_ip(9)]);
     let pair = match flaw {
-        Some(flaw) => leaf.flawed(flaw, &cluster.authority, &cluster.stranger).sign(),
+        Some(flaw) => leaf
+            .flawed(flaw, &cluster.authority, &cluster.stranger)
+            .sign(),
         None => leaf.sign(),
     };
     let server = cluster.server(0).link_address();
-    let entering = rogue::enter(carrier, server, &cluster.authority, Some(&pair), rogue::hello("n9"));
+    let entering = rogue::enter(
+        carrier,
+        server,
+        &cluster.authority,
+        Some(&pair),
+        rogue::hello("n9"),
+    );
     expect("the server's verdict", entering).await
 }
 
 /// Whether the server has ever listed an agent of this name.
 fn listed(cluster: &Cluster, name: &str) -> bool {
-    cluster.server(0).status().agents.iter().any(|agent| agent.name == name)
+    cluster
+        .server(0)
+        .status()
+        .agents
+        .iter()
+        .any(|agent| agent.name == name)
 }
 
 scenarios! {
@@ -120,26 +137,55 @@ scenarios! {
 
 /// An agent of the cluster that is told to link to `rogue`.
 async fn rogue_agent(cluster: &Cluster, rogue: &RogueServer) -> towline_agent::run::Agent {
-    let files = cluster.agent_pair("n1").write(cluster.scratch(), "n1").unwrap();
+    let files = cluster
+        .agent_pair("n1")
+        .write(cluster.scratch(), "n1")
+        .unwrap();
     let mut args = cluster.agent_args(&files);
     let at = args.iter().position(|arg| arg == "--server").unwrap();
     args[at + 1] = rogue.address().to_string();
     let network = towline_tests::network::MappedNetwork::new(&cluster.wire, &[node_ip(1)]);
-    towline_tests::cluster::start_agent(&args, network).await.unwrap()
+    towline_tests::cluster::start_agent(&args, network)
+        .await
+        .unwrap()
 }
 
 /// A daemon whose own certificate is bad says so and does not start.
 #[tokio::test]
 async fn no_daemon_starts_with_a_bad_certificate_of_its_own() {
     let cluster = Plan::on(CarrierKind::Tls).agents(0).start().await;
-    for flaw in [Flaw::WrongRole, Flaw::Expired, Flaw::NotYetValid, Flaw::TwoIdentities, Flaw::NoIdentity, Flaw::WrongUsage] {
-        let leaf = |role| cluster.authority.leaf(role, "x1").flawed(flaw, &cluster.authority, &cluster.stranger).sign();
-        let files = leaf(Role::Server).write(cluster.scratch(), "bad-server").unwrap();
-        let error = towline_tests::cluster::start_server(&cluster.server_args(7, &files, "127.0.0.1:0")).await.err().unwrap();
+    for flaw in [
+        Flaw::WrongRole,
+        Flaw::Expired,
+        Flaw::NotYetValid,
+        Flaw::TwoIdentities,
+        Flaw::NoIdentity,
+        Flaw::WrongUsage,
+    ] {
+        let leaf = |role| {
+            cluster
+                .authority
+                .leaf(role, "x1")
+                .flawed(flaw, &cluster.authority, &cluster.stranger)
+                .sign()
+        };
+        let files = leaf(Role::Server)
+            .write(cluster.scratch(), "bad-server")
+            .unwrap();
+        let error =
+            towline_tests::cluster::start_server(&cluster.server_args(7, &files, "127.0.0.1:0"))
+                .await
+                .err()
+                .unwrap();
         assert!(error.contains("bad-server.crt"), "{flaw:?}: {error}");
-        let files = leaf(Role::Agent).write(cluster.scratch(), "bad-agent").unwrap();
+        let files = leaf(Role::Agent)
+            .write(cluster.scratch(), "bad-agent")
+            .unwrap();
         let network = towline_tests::network::MappedNetwork::new(&cluster.wire, &[]);
-        let error = towline_tests::cluster::start_agent(&cluster.agent_args(&files), network).await.err().unwrap();
+        let error = towline_tests::cluster::start_agent(&cluster.agent_args(&files), network)
+            .await
+            .err()
+            .unwrap();
         assert!(error.contains("bad-agent.crt"), "{flaw:?}: {error}");
     }
 }
@@ -152,7 +198,11 @@ async fn resumption_is_refused_by_every_tls_listener() {
     let root = cluster.authority.issuer(Role::Server).der();
     for (port, role, alpn) in [
         (cluster.server(0).link_address(), Role::Agent, "towline/1"),
-        (cluster.server(0).door_tcp().unwrap(), Role::Client, "http/1.1"),
+        (
+            cluster.server(0).door_tcp().unwrap(),
+            Role::Client,
+            "http/1.1",
+        ),
     ] {
         let pair = cluster.authority.leaf(role, "kube-apiserver").sign();
         let mut config = client_config(Some(&pair), root);
@@ -164,11 +214,21 @@ async fn resumption_is_refused_by_every_tls_listener() {
             let name = rustls::pki_types::ServerName::from(port.ip());
             let mut tls = connector.connect(name, tcp).await.unwrap();
             // Whatever the server sends after the handshake would carry its tickets in front.
-            tokio::io::AsyncWriteExt::write_all(&mut tls, b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+            tokio::io::AsyncWriteExt::write_all(&mut tls, b"GET / HTTP/1.1\r\n\r\n")
+                .await
+                .unwrap();
             let mut answer = Vec::new();
-            let _ = expect("the server's answer", tokio::io::AsyncReadExt::read_to_end(&mut tls, &mut answer)).await;
+            let _ = expect(
+                "the server's answer",
+                tokio::io::AsyncReadExt::read_to_end(&mut tls, &mut answer),
+            )
+            .await;
             let (_, state) = tls.get_ref();
-            assert_eq!(state.handshake_kind(), Some(rustls::HandshakeKind::Full), "{alpn}");
+            assert_eq!(
+                state.handshake_kind(),
+                Some(rustls::HandshakeKind::Full),
+                "{alpn}"
+            );
             assert_eq!(state.tls13_tickets_received(), 0, "{alpn}");
             assert!(!state.is_early_data_accepted(), "{alpn}");
         }
@@ -187,7 +247,9 @@ async fn resumption_is_refused_on_quic() {
     let server = cluster.server(0).link_address();
     let endpoint = quinn::Endpoint::client(([127, 0, 0, 1], 0).into()).unwrap();
     for _ in 0..3 {
-        let connecting = endpoint.connect_with(config.clone(), server, "localhost").unwrap();
+        let connecting = endpoint
+            .connect_with(config.clone(), server, "localhost")
+            .unwrap();
         let connecting = match connecting.into_0rtt() {
             Ok(_) => panic!("a ticket was kept"),
             Err(connecting) => connecting,

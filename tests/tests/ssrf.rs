@@ -110,10 +110,18 @@ scenarios! {
 }
 
 /// An agent whose one server asks for whatever it likes.
-async fn hostile(cluster: &Cluster, carrier: towline_link::carrier::CarrierKind) -> (RogueServer, towline_agent::run::Agent) {
+async fn hostile(
+    cluster: &Cluster,
+    carrier: towline_link::carrier::CarrierKind,
+) -> (RogueServer, towline_agent::run::Agent) {
     let pair = cluster.authority.leaf(Role::Server, "s9").sign();
-    let rogue = RogueServer::start(carrier, &cluster.authority, &pair).await.unwrap();
-    let files = cluster.agent_pair("n1").write(cluster.scratch(), "hostile").unwrap();
+    let rogue = RogueServer::start(carrier, &cluster.authority, &pair)
+        .await
+        .unwrap();
+    let files = cluster
+        .agent_pair("n1")
+        .write(cluster.scratch(), "hostile")
+        .unwrap();
     let mut args = cluster.agent_args(&files);
     let at = args.iter().position(|arg| arg == "--server").unwrap();
     args[at + 1] = rogue.address().to_string();

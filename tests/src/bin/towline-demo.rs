@@ -7,7 +7,12 @@ use std::process::ExitCode;
 #[tokio::main]
 async fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let keep = match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+    let keep = match args
+        .iter()
+        .map(String::as_str)
+        .collect::<Vec<_>>()
+        .as_slice()
+    {
         [] => false,
         ["--keep"] => true,
         _ => {

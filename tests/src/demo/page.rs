@@ -3,7 +3,7 @@
 use std::cell::Cell;
 
 /// Width of the text column of a hop.
-const TEXT: usize = 50;
+const TEXT: usize = 57;
 /// Width of the first column.
 const WHO: usize = 10;
 

@@ -16,20 +16,28 @@ pub(super) struct Request {
 impl Request {
     /// The value of a header.
     pub(super) fn header(&self, name: &str) -> Option<&str> {
-        let found = self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+        let found = self
+            .headers
+            .iter()
+            .find(|(key, _)| key.eq_ignore_ascii_case(name));
         found.map(|(_, value)| value.as_str())
     }
 
     /// The value of a query parameter; nothing is unescaped.
     pub(super) fn query(&self, name: &str) -> Option<&str> {
         let (_, query) = self.path.split_once('?')?;
-        query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+        query
+            .split('&')
+            .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
     }
 }
 
 /// The next request, or `None` when the client has ended in between. `rest` carries bytes that
 /// came with the previous head.
-pub(super) async fn read_request<S>(stream: &mut S, rest: &mut Vec<u8>) -> io::Result<Option<Request>>
+pub(super) async fn read_request<S>(
+    stream: &mut S,
+    rest: &mut Vec<u8>,
+) -> io::Result<Option<Request>>
 where
     S: AsyncRead + Unpin,
 {
@@ -44,7 +52,11 @@ where
         let mut buffer = [0; 4096];
         let n = stream.read(&mut buffer).await?;
         if n == 0 {
-            return if rest.is_empty() { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+            return if rest.is_empty() {
+                Ok(None)
+            } else {
+                Err(io::ErrorKind::UnexpectedEof.into())
+            };
         }
         rest.extend_from_slice(&buffer[..n]);
     }
@@ -57,12 +69,21 @@ fn parse(head: &[u8]) -> io::Result<Request> {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Ok(Request {
         path: request.path.unwrap_or_default().to_owned(),
-        headers: request.headers.iter().map(|header| (header.name.to_owned(), text(header.value))).collect(),
+        headers: request
+            .headers
+            .iter()
+            .map(|header| (header.name.to_owned(), text(header.value)))
+            .collect(),
     })
 }
 
 /// A whole answer.
-pub(super) async fn answer<S: AsyncWrite + Unpin>(stream: &mut S, status: u16, phrase: &str, body: &str) -> io::Result<()> {
+pub(super) async fn answer<S: AsyncWrite + Unpin>(
+    stream: &mut S,
+    status: u16,
+    phrase: &str,
+    body: &str,
+) -> io::Result<()> {
     let text = format!(
         "HTTP/1.1 {status} {phrase}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
@@ -74,7 +95,9 @@ pub(super) async fn answer<S: AsyncWrite + Unpin>(stream: &mut S, status: u16, p
 /// The head of an answer of unknown length.
 pub(super) async fn begin_chunks<S: AsyncWrite + Unpin>(stream: &mut S) -> io::Result<()> {
     stream
-        .write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n")
+        .write_all(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n",
+        )
         .await?;
     stream.flush().await
 }

@@ -33,7 +33,12 @@ struct Logs {
 
 impl FakeKubelet {
     /// Serves node `node` on `bind` with a good certificate for `ips`.
-    pub async fn start(authority: &Authority, node: &str, ips: &[IpAddr], bind: SocketAddr) -> io::Result<Self> {
+    pub async fn start(
+        authority: &Authority,
+        node: &str,
+        ips: &[IpAddr],
+        bind: SocketAddr,
+    ) -> io::Result<Self> {
         Self::start_with(node, &authority.kubelet_leaf(node, ips).sign(), bind).await
     }
 
@@ -42,7 +47,11 @@ impl FakeKubelet {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut tls = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .and_then(|builder| builder.with_no_client_auth().with_single_cert(pair.chain.clone(), pair.key()))
+            .and_then(|builder| {
+                builder
+                    .with_no_client_auth()
+                    .with_single_cert(pair.chain.clone(), pair.key())
+            })
             .map_err(io::Error::other)?;
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         let listener = TcpListener::bind(bind).await?;
@@ -121,7 +130,11 @@ where
 }
 
 /// The log so far; with `follow=true` also what is added later, until the client goes away.
-async fn send_logs<S: AsyncWrite + Unpin>(stream: &mut S, request: &Request, logs: &Logs) -> io::Result<()> {
+async fn send_logs<S: AsyncWrite + Unpin>(
+    stream: &mut S,
+    request: &Request,
+    logs: &Logs,
+) -> io::Result<()> {
     let follow = request.query("follow") == Some("true");
     let mut changed = logs.changed.subscribe();
     http::begin_chunks(stream).await?;
@@ -147,10 +160,21 @@ async fn exec<S>(mut stream: S, request: &Request, node: &str) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let upgrade = request.header("upgrade").is_some_and(|value| value.eq_ignore_ascii_case("websocket"));
+    let upgrade = request
+        .header("upgrade")
+        .is_some_and(|value| value.eq_ignore_ascii_case("websocket"));
     let protocol = request.header("sec-websocket-protocol") == Some(websocket::SUBPROTOCOL);
-    let Some(key) = request.header("sec-websocket-key").filter(|_| upgrade && protocol) else {
-        return http::answer(&mut stream, 400, "Bad Request", "exec needs a WebSocket upgrade\n").await;
+    let Some(key) = request
+        .header("sec-websocket-key")
+        .filter(|_| upgrade && protocol)
+    else {
+        return http::answer(
+            &mut stream,
+            400,
+            "Bad Request",
+            "exec needs a WebSocket upgrade\n",
+        )
+        .await;
     };
     let head = format!(
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {}\r\nSec-WebSocket-Protocol: {}\r\n\r\n",
@@ -161,17 +185,23 @@ where
     stream.flush().await?;
     let mut socket = WebSocket::server(stream);
     if request.query("command") == Some("hostname") {
-        socket.send(websocket::STDOUT, format!("{node}\n").as_bytes()).await?;
+        socket
+            .send(websocket::STDOUT, format!("{node}\n").as_bytes())
+            .await?;
     } else {
         loop {
             match socket.receive().await? {
-                Message::Data(websocket::STDIN, bytes) => socket.send(websocket::STDOUT, &bytes).await?,
+                Message::Data(websocket::STDIN, bytes) => {
+                    socket.send(websocket::STDOUT, &bytes).await?
+                }
                 Message::Data(websocket::CLOSE, channel) if channel == [websocket::STDIN] => break,
                 Message::Data(..) => {}
                 Message::Close => return socket.close().await,
             }
         }
     }
-    socket.send(websocket::STATUS, br#"{"metadata":{},"status":"Success"}"#).await?;
+    socket
+        .send(websocket::STATUS, br#"{"metadata":{},"status":"Success"}"#)
+        .await?;
     socket.close().await
 }

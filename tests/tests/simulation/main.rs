@@ -25,14 +25,20 @@ use towline_link::carrier::CarrierKind;
 const SEEDS: u64 = 40;
 
 fn tell(kind: CarrierKind) {
-    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let number = |name| {
+        std::env::var(name)
+            .ok()
+            .and_then(|text| text.parse::<u64>().ok())
+    };
     let seeds = match number("TOWLINE_SEED") {
         Some(seed) => seed..seed + 1,
         None => 0..number("TOWLINE_SEEDS").unwrap_or(SEEDS),
     };
     let trust = Arc::new(process::Trust::new());
     for seed in seeds {
-        let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| story::run(seed, kind, &trust)));
+        let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            story::run(seed, kind, &trust)
+        }));
         if told.is_err() {
             panic!("the {kind} story of seed {seed} failed; TOWLINE_SEED={seed} tells it again");
         }

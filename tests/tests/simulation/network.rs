@@ -153,7 +153,13 @@ impl Network {
         let mut state = self.lock();
         state.sockets += 1;
         let owner = state.sockets;
-        state.inboxes.insert(address, Inbox { owner, ..Inbox::default() });
+        state.inboxes.insert(
+            address,
+            Inbox {
+                owner,
+                ..Inbox::default()
+            },
+        );
         Arc::new(Socket {
             network: self.clone(),
             address,
@@ -204,20 +210,29 @@ impl Network {
 impl State {
     /// When something sent now arrives; `None` when it does not.
     fn arrival(&mut self) -> Option<Instant> {
-        let Weather { delay, jitter, loss, cut, .. } = self.weather;
+        let Weather {
+            delay,
+            jitter,
+            loss,
+            cut,
+            ..
+        } = self.weather;
         let arrives = Instant::now() + delay + self.chance.time(jitter);
         let lost = self.chance.per_mille(loss);
         (!cut && !lost).then_some(arrives)
     }
 
     fn send(&mut self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
-        let copies = 1 + u64::from(self.weather.doubled > 0 && self.chance.per_mille(self.weather.doubled));
+        let copies =
+            1 + u64::from(self.weather.doubled > 0 && self.chance.per_mille(self.weather.doubled));
         for _ in 0..copies {
             self.number += 1;
             let number = self.number;
             let Some(due) = self.arrival() else { continue };
             // Nobody there: a closed port is silent, as behind a firewall.
-            let Some(inbox) = self.inboxes.get_mut(&to) else { continue };
+            let Some(inbox) = self.inboxes.get_mut(&to) else {
+                continue;
+            };
             if inbox.packets.len() < INBOX {
                 inbox.packets.push(Reverse(Packet {
                     due,
@@ -273,10 +288,17 @@ impl AsyncUdpSocket for Socket {
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         let mut state = self.network.lock();
-        if state.inboxes.get(&self.address).is_none_or(|inbox| inbox.owner != self.owner) {
+        if state
+            .inboxes
+            .get(&self.address)
+            .is_none_or(|inbox| inbox.owner != self.owner)
+        {
             return Ok(());
         }
-        let segment = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
+        let segment = transmit
+            .segment_size
+            .unwrap_or(transmit.contents.len())
+            .max(1);
         for datagram in transmit.contents.chunks(segment) {
             state.send(self.address, transmit.destination, datagram);
         }
@@ -290,7 +312,11 @@ impl AsyncUdpSocket for Socket {
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
         let mut state = self.network.lock();
-        let Some(inbox) = state.inboxes.get_mut(&self.address).filter(|inbox| inbox.owner == self.owner) else {
+        let Some(inbox) = state
+            .inboxes
+            .get_mut(&self.address)
+            .filter(|inbox| inbox.owner == self.owner)
+        else {
             return Poll::Pending;
         };
         let now = Instant::now();
@@ -299,7 +325,9 @@ impl AsyncUdpSocket for Socket {
             if inbox.packets.peek().is_none_or(|next| next.0.due > now) {
                 break;
             }
-            let Some(Reverse(packet)) = inbox.packets.pop() else { break };
+            let Some(Reverse(packet)) = inbox.packets.pop() else {
+                break;
+            };
             let len = packet.bytes.len().min(buffer.len());
             buffer[..len].copy_from_slice(&packet.bytes[..len]);
             *meta = RecvMeta {
@@ -351,7 +379,10 @@ struct Direction {
 impl Direction {
     fn close(&mut self, how: Closed) {
         self.closed.get_or_insert(how);
-        for waker in [self.reader.take(), self.writer.take()].into_iter().flatten() {
+        for waker in [self.reader.take(), self.writer.take()]
+            .into_iter()
+            .flatten()
+        {
             waker.wake();
         }
     }
@@ -371,7 +402,11 @@ fn reset() -> io::Error {
 }
 
 impl AsyncRead for Pipe {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let next = {
             let mut state = self.network.lock();
             if state.breaks != self.breaks {
@@ -422,7 +457,11 @@ impl AsyncRead for Pipe {
 }
 
 impl AsyncWrite for Pipe {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let mut state = self.network.lock();
         let mut write = self.write.lock().expect("no holder panics");
         if state.breaks != self.breaks || write.closed.is_some() {
@@ -453,7 +492,10 @@ impl AsyncWrite for Pipe {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.write.lock().expect("no holder panics").close(Closed::Finished);
+        self.write
+            .lock()
+            .expect("no holder panics")
+            .close(Closed::Finished);
         Poll::Ready(Ok(()))
     }
 }
@@ -461,7 +503,10 @@ impl AsyncWrite for Pipe {
 impl Drop for Pipe {
     fn drop(&mut self) {
         for direction in [&self.write, &self.read] {
-            direction.lock().expect("no holder panics").close(Closed::Broken);
+            direction
+                .lock()
+                .expect("no holder panics")
+                .close(Closed::Broken);
         }
     }
 }

@@ -54,8 +54,10 @@ impl Trust {
         };
         let (agents, servers) = (verifier(Role::Agent), verifier(Role::Server));
         Self {
-            server: towline_pki::tls::link_server(&own(Role::Server, "s1"), Arc::clone(&agents)).unwrap(),
-            agent: towline_pki::tls::link_client(&own(Role::Agent, "n1"), Arc::clone(&servers)).unwrap(),
+            server: towline_pki::tls::link_server(&own(Role::Server, "s1"), Arc::clone(&agents))
+                .unwrap(),
+            agent: towline_pki::tls::link_client(&own(Role::Agent, "n1"), Arc::clone(&servers))
+                .unwrap(),
             agents,
             servers,
         }
@@ -83,7 +85,10 @@ impl ServerProcess {
         let (trust, current) = (Arc::clone(trust), Arc::clone(current));
         let task = match kind {
             CarrierKind::Quic => {
-                let options = Options { seed: Some(seed), ..Options::default() };
+                let options = Options {
+                    seed: Some(seed),
+                    ..Options::default()
+                };
                 let socket = network.socket(SERVER.into());
                 let listener = QuicListener::with_socket(
                     socket,
@@ -94,9 +99,13 @@ impl ServerProcess {
                 );
                 tokio::spawn(serve_quic(listener.unwrap(), current))
             }
-            CarrierKind::Tls => tokio::spawn(serve_tls(network.listen(SERVER.into()), trust, current)),
+            CarrierKind::Tls => {
+                tokio::spawn(serve_tls(network.listen(SERVER.into()), trust, current))
+            }
         };
-        Self { _task: AbortOnDropHandle::new(task) }
+        Self {
+            _task: AbortOnDropHandle::new(task),
+        }
     }
 }
 
@@ -118,7 +127,9 @@ async fn serve_tls(
         links.spawn(async move {
             let remote = SocketAddr::from(([10, 0, 0, 9], 40_000));
             let (config, verifier) = (Arc::clone(&trust.server), Arc::clone(&trust.agents));
-            if let Ok(carrier) = tls::accept_on(pipe, remote, config, verifier, &TlsOptions::server()).await {
+            if let Ok(carrier) =
+                tls::accept_on(pipe, remote, config, verifier, &TlsOptions::server()).await
+            {
                 serve_link(carrier, current).await;
             }
         });
@@ -135,7 +146,9 @@ async fn serve_link(carrier: Arc<dyn Carrier>, current: Arc<Current>) {
         max_dials: 1000,
         software: "simulation".into(),
     };
-    let Ok((link, _, run)) = greet_server(carrier, |_| Ok(welcome)).await else { return };
+    let Ok((link, _, run)) = greet_server(carrier, |_| Ok(welcome)).await else {
+        return;
+    };
     let id = link.id();
     current.send_replace(Some(link));
     run.await;
@@ -157,7 +170,11 @@ pub(crate) async fn dial(
 ) -> Result<Local, dial::OpenError> {
     let guard = link.begin_dial(u32::MAX);
     let timeout = std::time::Duration::from_secs(10);
-    let target = Target::new(towline_proto::target::Host::Ip([10, 1, 0, 1].into()), number).unwrap();
+    let target = Target::new(
+        towline_proto::target::Host::Ip([10, 1, 0, 1].into()),
+        number,
+    )
+    .unwrap();
     let request = DialRequest::Dial(Dial {
         id: towline_proto::id::DialId::new(u64::from(number)).unwrap(),
         target,
@@ -165,11 +182,19 @@ pub(crate) async fn dial(
         timeout,
         trace: None,
     });
-    let open = dial::open(&**link.carrier(), &request, tokio::time::Instant::now() + timeout).await?;
+    let open = dial::open(
+        &**link.carrier(),
+        &request,
+        tokio::time::Instant::now() + timeout,
+    )
+    .await?;
     let (ours, theirs) = local::pair();
     let live = live.register();
     tasks.spawn(async move {
-        let early = Early { to_peer: Bytes::new(), to_local: open.early };
+        let early = Early {
+            to_peer: Bytes::new(),
+            to_local: open.early,
+        };
         splice(theirs, open.stream, LocalSide::FrontEnd, early, &live).await;
         drop(guard);
     });
@@ -199,7 +224,10 @@ impl AgentProcess {
         reached: &mpsc::UnboundedSender<Reached>,
     ) -> Self {
         let endpoint = (kind == CarrierKind::Quic).then(|| {
-            let options = Options { seed: Some(chance.bytes()), ..Options::default() };
+            let options = Options {
+                seed: Some(chance.bytes()),
+                ..Options::default()
+            };
             Arc::new(QuicEndpoint::with_socket(network.socket(address), options).unwrap())
         });
         let agent = Agent {
@@ -218,7 +246,9 @@ impl AgentProcess {
     /// The node's address changes under the process (QUIC only).
     pub(crate) fn move_to(&self, network: &Network, address: SocketAddr) {
         if let Some(endpoint) = &self.endpoint {
-            endpoint.rebind_with_socket(network.socket(address)).unwrap();
+            endpoint
+                .rebind_with_socket(network.socket(address))
+                .unwrap();
         }
     }
 }
@@ -260,16 +290,30 @@ impl Agent {
         let tls_config = Arc::clone(&self.trust.agent);
         match &self.endpoint {
             Some(endpoint) => {
-                let link = endpoint.connect(SERVER.into(), tls_config, &self.trust.servers).await;
+                let link = endpoint
+                    .connect(SERVER.into(), tls_config, &self.trust.servers)
+                    .await;
                 link.ok().map(|link| Arc::new(link) as Arc<dyn Carrier>)
             }
             None => {
                 let pipe = self.network.connect(SERVER.into());
-                let pipe = tokio::time::timeout(towline_proto::limits::HANDSHAKE_TIMEOUT, pipe).await.ok()?.ok()?;
+                let pipe = tokio::time::timeout(towline_proto::limits::HANDSHAKE_TIMEOUT, pipe)
+                    .await
+                    .ok()?
+                    .ok()?;
                 let address = SocketAddr::from(SERVER);
                 let name: Target = address.to_string().parse().unwrap();
                 let verifier = Arc::clone(&self.trust.servers);
-                tls::connect_on(pipe, address, &name, tls_config, verifier, &TlsOptions::agent()).await.ok()
+                tls::connect_on(
+                    pipe,
+                    address,
+                    &name,
+                    tls_config,
+                    verifier,
+                    &TlsOptions::agent(),
+                )
+                .await
+                .ok()
             }
         }
     }
@@ -299,13 +343,29 @@ impl Agent {
     }
 }
 
-async fn answer(dial: Dial, pending: PendingDial, live: &LiveDials, reached: &mpsc::UnboundedSender<Reached>) {
+async fn answer(
+    dial: Dial,
+    pending: PendingDial,
+    live: &LiveDials,
+    reached: &mpsc::UnboundedSender<Reached>,
+) {
     let (ours, theirs) = local::pair();
     let live = live.register();
-    let Ok(open) = pending.accepted().await else { return };
+    let Ok(open) = pending.accepted().await else {
+        return;
+    };
     let number = dial.target.port();
-    if reached.send(Reached { number, end: theirs }).is_ok() {
-        let early = Early { to_peer: Bytes::new(), to_local: open.early };
+    if reached
+        .send(Reached {
+            number,
+            end: theirs,
+        })
+        .is_ok()
+    {
+        let early = Early {
+            to_peer: Bytes::new(),
+            to_local: open.early,
+        };
         splice(ours, open.stream, LocalSide::Target, early, &live).await;
     }
 }

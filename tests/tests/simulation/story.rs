@@ -46,7 +46,11 @@ impl Plan {
             begins: chance.time(Duration::from_secs(30)),
             up: chance.below(400_000),
             down: chance.below(400_000),
-            pause: if chance.per_mille(300) { Duration::ZERO } else { chance.time(Duration::from_millis(300)) },
+            pause: if chance.per_mille(300) {
+                Duration::ZERO
+            } else {
+                chance.time(Duration::from_millis(300))
+            },
             up_aborts: chance.per_mille(100),
             down_aborts: chance.per_mille(100),
         }
@@ -133,11 +137,17 @@ impl World {
         let mut weather = self.network.weather();
         match self.chance.below(8) {
             0 => weather.loss = self.chance.below(80),
-            1 => (weather.delay, weather.jitter) = (self.chance.time(Duration::from_millis(80)), Duration::ZERO),
+            1 => {
+                (weather.delay, weather.jitter) =
+                    (self.chance.time(Duration::from_millis(80)), Duration::ZERO)
+            }
             2 => weather.jitter = self.chance.time(Duration::from_millis(30)),
             3 => weather.doubled = self.chance.below(50),
             4 => {
-                let cut = Weather { cut: true, ..weather };
+                let cut = Weather {
+                    cut: true,
+                    ..weather
+                };
                 self.network.set(cut);
                 sleep(self.chance.time(Duration::from_secs(14))).await;
             }
@@ -176,8 +186,11 @@ async fn tell(mut chance: Chance, kind: CarrierKind, trust: &Arc<Trust>) -> Endi
     world.start_server();
     world.start_agent();
 
-    let plans: Arc<BTreeMap<u16, Plan>> =
-        Arc::new((1..=DIALS).map(|number| (number, Plan::draw(&mut chance))).collect());
+    let plans: Arc<BTreeMap<u16, Plan>> = Arc::new(
+        (1..=DIALS)
+            .map(|number| (number, Plan::draw(&mut chance)))
+            .collect(),
+    );
     // Faultless stories have to end well in every dial.
     let faults = chance.below(8);
 
@@ -190,7 +203,10 @@ async fn tell(mut chance: Chance, kind: CarrierKind, trust: &Arc<Trust>) -> Endi
                 let plan = plans.get(&number).copied();
                 running.spawn(async move {
                     let plan = plan.unwrap_or(FINAL);
-                    (number, converse(end, plan.down, plan.pause, plan.down_aborts).await)
+                    (
+                        number,
+                        converse(end, plan.down, plan.pause, plan.down_aborts).await,
+                    )
                 });
             }
             while let Some(result) = running.join_next().await {
@@ -215,8 +231,12 @@ async fn tell(mut chance: Chance, kind: CarrierKind, trust: &Arc<Trust>) -> Endi
 
     world.network.set(Weather::FAIR);
     let last = timeout(HEALS_IN, final_dial(&world.current, &world.live[0])).await;
-    let last = last.unwrap_or_else(|_| panic!("no dial worked within {HEALS_IN:?} of fair weather"));
-    assert!(last.clean && last.check.is_exactly(FINAL.down), "the dial after the storm: {last:?}");
+    let last =
+        last.unwrap_or_else(|_| panic!("no dial worked within {HEALS_IN:?} of fair weather"));
+    assert!(
+        last.clean && last.check.is_exactly(FINAL.down),
+        "the dial after the storm: {last:?}"
+    );
 
     let mut front = BTreeMap::new();
     let all = timeout(DIAL_LIMIT, async {
@@ -225,16 +245,26 @@ async fn tell(mut chance: Chance, kind: CarrierKind, trust: &Arc<Trust>) -> Endi
             front.insert(number, seen);
         }
     });
-    assert!(all.await.is_ok(), "dials hang: {} of {DIALS} ended", front.len());
+    assert!(
+        all.await.is_ok(),
+        "dials hang: {} of {DIALS} ended",
+        front.len()
+    );
     nothing_left(&world).await;
 
     let sent_packets = world.network.sent();
     assert!(sent_packets > 0);
     drop((world.server.take(), world.agent.take()));
     drop(world);
-    let back: Vec<_> = timeout(DIAL_LIMIT, targets).await.expect("targets hang").unwrap();
+    let back: Vec<_> = timeout(DIAL_LIMIT, targets)
+        .await
+        .expect("targets hang")
+        .unwrap();
     let completed = judge(&plans, &front, &back, faults == 0);
-    Ending { completed, took: began.elapsed() }
+    Ending {
+        completed,
+        took: began.elapsed(),
+    }
 }
 
 /// The dial that proves that the link healed.
@@ -249,7 +279,10 @@ const FINAL: Plan = Plan {
 
 async fn live_link(current: &Current) -> Link {
     let mut watching = current.subscribe();
-    let link = watching.wait_for(Option::is_some).await.expect("the world holds the sender");
+    let link = watching
+        .wait_for(Option::is_some)
+        .await
+        .expect("the world holds the sender");
     link.clone().expect("just looked")
 }
 
@@ -257,7 +290,9 @@ async fn live_link(current: &Current) -> Link {
 async fn attempt(current: &Current, number: u16, plan: Plan, live: &LiveDials) -> Option<Seen> {
     let link = live_link(current).await;
     let mut splices = JoinSet::new();
-    let end = process::dial(&link, number, live, &mut splices).await.ok()?;
+    let end = process::dial(&link, number, live, &mut splices)
+        .await
+        .ok()?;
     drop(link);
     let seen = converse(end, plan.up, plan.pause, plan.up_aborts).await;
     while splices.join_next().await.is_some() {}
@@ -322,7 +357,11 @@ async fn nothing_left(world: &World) {
         }
     });
     let counts = || world.live.iter().map(LiveDials::len).collect::<Vec<_>>();
-    assert!(gone.await.is_ok(), "live dials left at server and agent: {:?}", counts());
+    assert!(
+        gone.await.is_ok(),
+        "live dials left at server and agent: {:?}",
+        counts()
+    );
     let link = live_link(&world.current).await;
     assert_eq!(link.dials(), 0, "dials left in the link's count");
 }
@@ -337,17 +376,37 @@ fn judge(
     let mut completed = 0;
     for (number, plan) in plans {
         let told = |seen: &Seen, who: &str, wanted: u64, aborted: bool| {
-            assert_eq!(seen.check.wrong_at, None, "dial {number}, {who}: {seen:?} of {plan:?}");
+            assert_eq!(
+                seen.check.wrong_at, None,
+                "dial {number}, {who}: {seen:?} of {plan:?}"
+            );
             if seen.clean {
-                assert!(seen.check.is_exactly(wanted), "dial {number}, {who}: a truncated end looked clean: {seen:?} of {plan:?}");
-                assert!(!aborted, "dial {number}, {who}: an abort looked clean: {seen:?} of {plan:?}");
+                assert!(
+                    seen.check.is_exactly(wanted),
+                    "dial {number}, {who}: a truncated end looked clean: {seen:?} of {plan:?}"
+                );
+                assert!(
+                    !aborted,
+                    "dial {number}, {who}: an abort looked clean: {seen:?} of {plan:?}"
+                );
             } else {
-                assert!(seen.check.received <= wanted, "dial {number}, {who}: {seen:?} of {plan:?}");
+                assert!(
+                    seen.check.received <= wanted,
+                    "dial {number}, {who}: {seen:?} of {plan:?}"
+                );
             }
         };
         let ours = front.get(number).copied().flatten();
-        let theirs: Vec<_> = back.iter().filter(|(of, _)| of == number).map(|(_, seen)| *seen).collect();
-        assert!(theirs.len() <= 1, "dial {number} reached its target {} times", theirs.len());
+        let theirs: Vec<_> = back
+            .iter()
+            .filter(|(of, _)| of == number)
+            .map(|(_, seen)| *seen)
+            .collect();
+        assert!(
+            theirs.len() <= 1,
+            "dial {number} reached its target {} times",
+            theirs.len()
+        );
         if let Some(seen) = &ours {
             told(seen, "front end", plan.down, plan.down_aborts);
         }
@@ -356,7 +415,10 @@ fn judge(
         }
         let both = ours.is_some_and(|seen| seen.clean) && theirs.iter().all(|seen| seen.clean);
         if faultless && !plan.up_aborts && !plan.down_aborts {
-            assert!(both, "dial {number} failed although nothing went wrong: {ours:?} {theirs:?} of {plan:?}");
+            assert!(
+                both,
+                "dial {number} failed although nothing went wrong: {ours:?} {theirs:?} of {plan:?}"
+            );
         }
         completed += usize::from(both);
     }
