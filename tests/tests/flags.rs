@@ -1,0 +1,229 @@
+//! README, units and manifests say what the programs really take and tell.
+//!
+//! The tables in README are made from the programs: when this test fails it prints the block
+//! that belongs there.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::{Command, CommandFactory};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use towline_link::carrier::CarrierKind;
+use towline_tests::cluster::{Cluster, Plan};
+use towline_tests::target::Behaviour;
+
+const POD: &str = "10.244.0.5:8080";
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the workspace")
+        .to_path_buf()
+}
+
+fn readme() -> String {
+    fs::read_to_string(root().join("README.md")).expect("a README")
+}
+
+fn commands() -> [Command; 2] {
+    [
+        towline_server::args::Args::command(),
+        towline_agent::args::Args::command(),
+    ]
+}
+
+fn cell(text: &str) -> String {
+    text.split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
+        .replace('|', "\\|")
+}
+
+fn flag_table(command: &Command) -> String {
+    let mut table = String::from("| flag | environment | default | meaning |\n|---|---|---|---|\n");
+    for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()) {
+        let Some(long) = arg
+            .get_long()
+            .filter(|long| !["help", "version"].contains(long))
+        else {
+            continue;
+        };
+        let env = arg
+            .get_env()
+            .and_then(|name| name.to_str())
+            .expect("every flag has an environment name");
+        let default: Vec<_> = arg
+            .get_default_values()
+            .iter()
+            .map(|value| value.to_string_lossy())
+            .collect();
+        let default = match default.join(", ") {
+            none if none.is_empty() => String::new(),
+            some => format!("`{some}`"),
+        };
+        let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+        writeln!(
+            table,
+            "| `--{long}` | `{env}` | {default} | {} |",
+            cell(&help)
+        )
+        .expect("a string");
+    }
+    table
+}
+
+fn assert_in_readme(what: &str, block: &str) {
+    assert!(
+        readme().contains(block),
+        "README.md does not hold the {what}. It is:\n\n{block}"
+    );
+}
+
+#[test]
+fn readme_lists_every_flag() {
+    for command in commands() {
+        assert_in_readme(
+            &format!("flags of {}", command.get_name()),
+            &flag_table(&command),
+        );
+    }
+}
+
+/// `--flag` words of a file, without those of comments.
+fn flags_in(path: &Path) -> BTreeSet<String> {
+    let text = fs::read_to_string(path).expect("a file");
+    text.lines()
+        .filter(|line| !line.trim_start().starts_with('#'))
+        .flat_map(|line| line.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-')))
+        .filter_map(|word| word.strip_prefix("--"))
+        .filter(|word| word.chars().any(|c| c != '-'))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn manifests_and_units_use_only_flags_that_exist() {
+    let [server, agent] = commands();
+    let known = |command: &Command| -> BTreeSet<String> {
+        command
+            .get_arguments()
+            .filter_map(|arg| arg.get_long())
+            .map(str::to_owned)
+            .collect()
+    };
+    // kube-apiserver's own.
+    let foreign = "egress-selector-config-file";
+    for (command, files) in [
+        (
+            &server,
+            &[
+                "server/deploy/static-pod.yaml",
+                "server/deploy/sidecar.yaml",
+                "systemd/towline-server.service",
+            ][..],
+        ),
+        (
+            &agent,
+            &[
+                "agent/deploy/daemonset.yaml",
+                "systemd/towline-agent.service",
+            ][..],
+        ),
+    ] {
+        for file in files {
+            let (used, known) = (flags_in(&root().join(file)), known(command));
+            let unknown: Vec<_> = used
+                .difference(&known)
+                .filter(|flag| *flag != foreign)
+                .collect();
+            assert!(unknown.is_empty(), "{file}: {unknown:?}");
+        }
+    }
+}
+
+#[test]
+fn environment_files_of_the_units_name_only_variables_that_exist() {
+    for command in commands() {
+        let known: BTreeSet<_> = command
+            .get_arguments()
+            .filter_map(|arg| arg.get_env())
+            .map(|env| env.to_string_lossy().into_owned())
+            .collect();
+        let name = command.get_name().trim_start_matches("towline-").to_owned();
+        let text = fs::read_to_string(root().join(format!("systemd/towline-{name}.env.example")))
+            .or_else(|_| fs::read_to_string(root().join(format!("systemd/{name}.env.example"))))
+            .expect("an example");
+        for line in text.lines().map(|line| line.trim_start_matches(['#', ' '])) {
+            if let Some((variable, _)) = line
+                .split_once('=')
+                .filter(|(variable, _)| variable.starts_with("TOWLINE_"))
+            {
+                assert!(known.contains(variable), "{name}: {variable}");
+            }
+        }
+    }
+}
+
+async fn scrape(address: std::net::SocketAddr) -> String {
+    let mut stream = tokio::net::TcpStream::connect(address)
+        .await
+        .expect("the health port");
+    stream
+        .write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        .await
+        .expect("a request");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.expect("an answer");
+    text
+}
+
+/// Every family of both daemons after a dial and a refusal: name, type, help.
+fn families(scraped: &str, into: &mut BTreeSet<(String, String, String)>) {
+    for line in scraped.lines() {
+        let Some((name, help)) = line
+            .strip_prefix("# HELP ")
+            .and_then(|rest| rest.split_once(' '))
+        else {
+            continue;
+        };
+        let kind = scraped
+            .lines()
+            .find_map(|line| {
+                line.strip_prefix("# TYPE ")?
+                    .strip_prefix(name)?
+                    .strip_prefix(' ')
+            })
+            .unwrap_or("unknown");
+        into.insert((name.to_owned(), kind.to_owned(), cell(help)));
+    }
+}
+
+async fn used_cluster(carrier: CarrierKind) -> Cluster {
+    let cluster = Plan::on(carrier).start().await;
+    let _echo = cluster.target(POD, Behaviour::SpeaksFirst("hello")).await;
+    drop(cluster.apiserver().pipe(POD).await);
+    drop(cluster.apiserver_tcp().pipe(POD).await);
+    cluster.apiserver().refusal("n9:10250").await;
+    cluster
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readme_lists_every_metric() {
+    let mut all = BTreeSet::new();
+    for carrier in [CarrierKind::Quic, CarrierKind::Tls] {
+        let cluster = used_cluster(carrier).await;
+        families(&scrape(cluster.server(0).health_address()).await, &mut all);
+        families(
+            &scrape(cluster.agent("n1").health_address()).await,
+            &mut all,
+        );
+    }
+    assert!(all.len() > 20, "{all:?}");
+    let mut table = String::from("| metric | type | meaning |\n|---|---|---|\n");
+    for (name, kind, help) in &all {
+        writeln!(table, "| `{name}` | {kind} | {help} |").expect("a string");
+    }
+    assert_in_readme("metrics", &table);
+}
