@@ -170,7 +170,7 @@ impl Session {
         if self.state == State::Closed {
             return;
         }
-        if self.timers.silent <= now {
+        if self.timers.silent <= now || self.unheard().is_some_and(|at| at <= now) {
             return self.end(Reason::PeerSilent, true);
         }
         if self.timers.certificate.is_some_and(|at| at <= now) {
@@ -316,6 +316,7 @@ impl Session {
             self.timers.greeting,
             self.timers.heartbeat,
             Some(self.timers.silent),
+            self.unheard(),
             self.timers.certificate,
             self.timers.drain.map(|(at, _)| at),
         ]
@@ -335,6 +336,12 @@ impl Session {
     }
 
     // ---- inside ----------------------------------------------------------------------------
+
+    /// When a peer that sends but does not read counts as dead: its heartbeats echo ours.
+    fn unheard(&self) -> Option<Instant> {
+        let (_, sent_at) = self.heartbeat.sent_at?;
+        Some(sent_at + limits::PEER_SILENT + limits::HEARTBEAT)
+    }
 
     fn ready(&mut self, now: Instant) {
         self.state = State::Ready;

@@ -152,6 +152,32 @@ fn a_cut_shorter_than_that_is_nothing() {
 }
 
 #[test]
+fn a_peer_that_sends_but_does_not_read_is_dead_too() {
+    let mut pair = Pair::ready();
+    let begun = pair.now;
+    for sequence in 100.. {
+        if pair.server.state() == State::Closed {
+            break;
+        }
+        let beat = Heartbeat {
+            sequence,
+            echo: 0,
+            live_dials: 0,
+            healthy: true,
+        };
+        pair.now += limits::HEARTBEAT;
+        let bytes = Message::Heartbeat(beat).encode();
+        pair.server.handle_bytes(pair.now, &bytes);
+        pair.server.handle_time(pair.now);
+        while let Some(output) = pair.server.poll() {
+            pair.seen.push(("server", output));
+        }
+    }
+    assert_eq!(pair.closed("server"), Some(Reason::PeerSilent));
+    assert!(pair.now - begun <= limits::PEER_SILENT + 3 * limits::HEARTBEAT);
+}
+
+#[test]
 fn a_greeting_that_does_not_come_ends_the_link() {
     let mut pair = Pair::new();
     pair.cut = true;
