@@ -16,6 +16,7 @@ pub mod directory;
 pub mod doors;
 pub mod grants;
 pub mod links;
+pub mod listen;
 pub mod metrics;
 pub mod pick;
 pub mod policy;

@@ -10,7 +10,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use arc_swap::ArcSwap;
 use towline_link::driver::{Link, LinkState};
 use towline_link::quic::{OptionsError, QuicListener};
 use towline_pki::Files;
@@ -20,7 +19,6 @@ use towline_proto::reason::Reason;
 use crate::agents::Agents;
 use crate::directory::{Directory, FileDirectory};
 use crate::doors::front_ends::FrontEnds;
-use crate::doors::tcp::DoorTls;
 use crate::grants::{Grants, GrantsError};
 use crate::trust::{Snapshot, Trust, TrustError};
 
@@ -61,9 +59,7 @@ pub struct Reloader {
     pub agents: Arc<Agents>,
     /// New handshakes on quic.
     pub quic: Option<Arc<QuicListener>>,
-    /// New handshakes at the TCP door.
-    pub door: Option<Arc<ArcSwap<DoorTls>>>,
-    /// Who is connected there.
+    /// Who is connected at the TCP door.
     pub front_ends: FrontEnds,
 }
 
@@ -85,9 +81,6 @@ impl Reloader {
         let snapshot = self.trust.snapshot();
         if let Some(quic) = &self.quic {
             quic.replace_config(Arc::clone(&snapshot.link_tls), Arc::clone(&snapshot.agents))?;
-        }
-        if let (Some(door), Some(new)) = (&self.door, &snapshot.door) {
-            door.store(Arc::clone(new));
         }
         if let Some(grants) = grants {
             self.directory.replace(grants);

@@ -5,23 +5,21 @@
 //! say goodbye. On the second signal, or at the deadline, dials are ended with a reason.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
-use arc_swap::ArcSwap;
 use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
 use towline_link::live::LiveDials;
 use towline_link::process::accept::AcceptMetrics;
-use towline_link::process::admin::{Admin, AdminConfig, AdminError, AdminParts, AdminSockets};
+use towline_link::process::admin::{Admin, AdminParts};
 use towline_link::process::drain::{Drain, DrainView, Outcome};
 use towline_link::process::expiry;
 use towline_link::process::live::LiveProbe;
 use towline_link::process::panics;
 use towline_link::process::ready::Readiness;
 use towline_link::process::reload::{self, ReloadMetrics};
-use towline_link::process::unix::{AllowedUids, UnixSocket, UnixSocketError};
 use towline_link::process::watch::Watch;
 use towline_link::quic::QuicListener;
 use towline_proto::limits;
@@ -36,8 +34,9 @@ use crate::doors::connect::Desk;
 use crate::doors::front_ends::FrontEnds;
 use crate::doors::{tcp, unix};
 use crate::links::accept::{self, TlsLinks};
-use crate::links::bind::{self, ListenError, Sockets};
+use crate::links::bind::Sockets;
 use crate::links::greet::Greeter;
+use crate::listen::{Addresses, Listening};
 use crate::metrics::{Live, Metrics};
 use crate::policy::Policy;
 use crate::ready;
@@ -45,19 +44,7 @@ use crate::reload::Reloader;
 use crate::status::{Source, Status};
 use crate::trust::Trust;
 
-/// Why the server did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The link listener, or the TCP door's.
-    #[error(transparent)]
-    Listen(#[from] ListenError),
-    /// The Unix door.
-    #[error("--door-unix: {0}")]
-    DoorUnix(#[from] UnixSocketError),
-    /// Health and admin.
-    #[error(transparent)]
-    Admin(#[from] AdminError),
-}
+pub use crate::listen::StartError;
 
 /// Why the server ended other than by order.
 #[derive(Debug, thiserror::Error)]
@@ -87,12 +74,6 @@ pub struct Server {
     _tasks: JoinSet<()>,
 }
 
-struct Addresses {
-    link: SocketAddr,
-    door_unix: Option<PathBuf>,
-    door_tcp: Option<SocketAddr>,
-}
-
 impl Server {
     /// Starts everything: when it returns, doors and carriers take connections.
     pub async fn start(config: Config) -> Result<Self, StartError> {
@@ -117,6 +98,7 @@ impl Server {
             drain_timeout,
             process,
         } = config;
+        let connections = doors.max_connections;
         let mut registry = Registry::default();
         more(&mut registry);
         panics::register(&mut registry);
@@ -128,29 +110,17 @@ impl Server {
         let accepted = AcceptMetrics::register(&mut registry);
 
         // What can fail comes first: sockets.
-        let admin = AdminSockets::bind(AdminConfig {
-            health: process.health,
-            socket: process.admin_socket,
-            allowed: AllowedUids::default_set(),
-        })?;
-        let Sockets { quic, tcp, address } = bind::bind(&links, &trust)?;
-        if let Some(quic) = &quic {
-            quic.register(&mut registry);
-            if let Some(warning) = quic.buffers().and_then(|buffers| buffers.warning()) {
-                tracing::warn!("{warning}");
-            }
-        }
-        let door_unix = match doors.unix {
-            Some(door) => Some((UnixSocket::bind(&door.path, door.mode)?, door)),
-            None => None,
-        };
-        let door_tcp = match doors.tcp {
-            Some(door) => Some((bind::bind_tcp(door.address)?, door)),
-            None => None,
-        };
+        let listening = Listening::bind(&links, doors, &process, &trust)?;
+        listening.register(&mut registry);
+        let Listening {
+            admin,
+            links: Sockets { quic, tcp, address },
+            door_unix,
+            door_tcp,
+            addresses,
+        } = listening;
 
         // What everything else is made of.
-        let server = trust.identity().name.clone();
         let trust = Trust::new(trust);
         let (grants_path, grants) = grants.unzip();
         let directory = Arc::new(FileDirectory::new(prefixes.clone(), grants));
@@ -174,7 +144,7 @@ impl Server {
             Arc::clone(&agents),
             Arc::clone(&directory) as _,
             metrics.clone(),
-            server,
+            trust.clone(),
             links.advertise,
             max_dials,
         ));
@@ -195,31 +165,14 @@ impl Server {
 
         // Front ends come in.
         let desk = Arc::new(Desk::new(dialer, metrics.clone()));
-        let mut addresses = Addresses {
-            link: address,
-            door_unix: None,
-            door_tcp: None,
-        };
-        let connections = doors.max_connections;
-        if let Some((socket, door)) = door_unix {
-            addresses.door_unix = Some(door.path);
+        if let Some((socket, allowed)) = door_unix {
             let desk = Arc::clone(&desk);
             let (counted, watch) = (accepted.clone(), drain.watch());
-            serving.spawn(unix::run(
-                socket,
-                door.allowed,
-                connections,
-                counted,
-                desk,
-                watch,
-            ));
+            let door = unix::run(socket, allowed, connections, counted, desk, watch);
+            serving.spawn(door);
         }
-        let mut door_tls = None;
-        if let (Some((listener, door)), Some(tls)) = (door_tcp, trust.snapshot().door.clone()) {
-            addresses.door_tcp = Some(bind::local(&listener, door.address)?);
-            let tls = Arc::new(ArcSwap::new(tls));
-            door_tls = Some(Arc::clone(&tls));
-            let door = tcp::TcpDoor::new(tls, door.allow, front_ends.clone(), desk);
+        if let Some((listener, allow)) = door_tcp {
+            let door = tcp::TcpDoor::new(trust.clone(), allow, front_ends.clone(), desk);
             serving.spawn(door.run(listener, connections, accepted.clone(), drain.watch()));
         }
 
@@ -231,7 +184,6 @@ impl Server {
             directory,
             agents: Arc::clone(&agents),
             quic: quic.clone(),
-            door: door_tls,
             front_ends,
         });
         let watch = Watch::since(reloader.paths(), seen);

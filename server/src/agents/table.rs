@@ -11,11 +11,10 @@
 //!
 //! Dials read a snapshot and never wait for the table.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
@@ -30,10 +29,9 @@ use towline_proto::limits;
 use towline_proto::reason::Reason;
 
 use super::node::{AgentLink, Ended, Node, NodeState};
+use super::replacements::{Replacements, WINDOW};
 use crate::metrics::Metrics;
 use crate::pick::{Route, Routes};
-
-const MINUTE: Duration = Duration::from_secs(60);
 
 /// Why an agent was not let in.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -85,7 +83,7 @@ struct Known {
     node: Arc<Node>,
     route: Route,
     reserved: usize,
-    replacements: VecDeque<Instant>,
+    replacements: Replacements,
     /// Who came last.
     newest: Option<Newest>,
 }
@@ -113,7 +111,7 @@ impl Agents {
             changes: watch::Sender::new(0),
             max_links,
             metrics,
-            alarms: RateLimited::new(1, MINUTE),
+            alarms: RateLimited::new(1, WINDOW),
         })
     }
 
@@ -194,7 +192,7 @@ impl Agents {
             node: Arc::new(Node::new(name.clone())),
             route: Route::default(),
             reserved: 0,
-            replacements: VecDeque::new(),
+            replacements: Replacements::default(),
             newest: None,
         });
         let new = known.newest.is_none() && known.reserved == 0;
@@ -287,17 +285,7 @@ impl Agents {
 
     fn replaced(&self, name: &Name, known: &mut Known, before: &Newest, came: &Newest) {
         self.metrics.replacement();
-        let now = Instant::now();
-        known.replacements.push_back(now);
-        while known
-            .replacements
-            .front()
-            .is_some_and(|at| now.duration_since(*at) > MINUTE)
-            || known.replacements.len() > limits::REPLACEMENTS_PER_MINUTE + 1
-        {
-            known.replacements.pop_front();
-        }
-        if known.replacements.len() <= limits::REPLACEMENTS_PER_MINUTE {
+        if !known.replacements.count(Instant::now()) {
             return;
         }
         self.metrics.replacement_alarm();

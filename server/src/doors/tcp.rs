@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use arc_swap::ArcSwap;
 use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
@@ -19,6 +18,7 @@ use towline_proto::limits;
 use super::connect::{Desk, FrontEnd, Visit, serve};
 use super::front_ends::FrontEnds;
 use crate::dial::Door;
+use crate::trust::Trust;
 
 impl FrontEnd for TlsStream<TcpStream> {
     fn is_gone(&self) -> bool {
@@ -32,7 +32,7 @@ impl FrontEnd for TlsStream<TcpStream> {
     }
 }
 
-/// How a handshake is made and judged; replaced as a whole by a reload.
+/// How a handshake is made and judged; part of what a reload replaces.
 pub struct DoorTls {
     /// For the handshake.
     pub config: Arc<rustls::ServerConfig>,
@@ -40,16 +40,12 @@ pub struct DoorTls {
     pub verifier: Arc<PeerVerifier>,
 }
 
-/// What the door is told at start.
+/// The door. `--client-ca` was given, or it would not be there.
 pub struct TcpDoor {
-    /// See [`DoorTls`].
-    pub tls: Arc<ArcSwap<DoorTls>>,
-    /// Names of clients that may use the door.
-    pub allow: Vec<Name>,
-    /// Who is connected.
-    pub front_ends: FrontEnds,
-    /// Behind the door.
-    pub desk: Arc<Desk>,
+    trust: Trust,
+    allow: Vec<Name>,
+    front_ends: FrontEnds,
+    desk: Arc<Desk>,
     refused: RateLimited<&'static str>,
 }
 
@@ -57,15 +53,10 @@ pub struct TcpDoor {
 const REFUSAL_LINES: u32 = 10;
 
 impl TcpDoor {
-    /// A door with its rules.
-    pub fn new(
-        tls: Arc<ArcSwap<DoorTls>>,
-        allow: Vec<Name>,
-        front_ends: FrontEnds,
-        desk: Arc<Desk>,
-    ) -> Self {
+    /// A door with its rules: whom we trust, and whose names may use it.
+    pub fn new(trust: Trust, allow: Vec<Name>, front_ends: FrontEnds, desk: Arc<Desk>) -> Self {
         Self {
-            tls,
+            trust,
             allow,
             front_ends,
             desk,
@@ -98,6 +89,12 @@ impl TcpDoor {
                     return;
                 };
                 let certified = door.front_ends.add(peer.clone());
+                // A reload may have come since the handshake; it checks only who is in the list.
+                let trusted = door.tls.load().verifier.verify(peer.chain(), SystemTime::now());
+                if let Err(error) = trusted {
+                    tracing::warn!(peer = %peer.identity(), %error, "front end is no longer trusted");
+                    return;
+                }
                 let visit = Visit {
                     door: Door::ConnectTcp,
                     caller: format!("{} at {address}", peer.identity()),
@@ -118,7 +115,7 @@ impl TcpDoor {
         slot: &Slot,
     ) -> Option<(TlsStream<TcpStream>, VerifiedPeer)> {
         keep_alive(&tcp);
-        let tls = self.tls.load_full();
+        let tls = self.trust.snapshot().door.clone()?;
         let accepting = TlsAcceptor::from(Arc::clone(&tls.config)).accept(tcp);
         let cause = match tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, accepting).await {
             Ok(Ok(stream)) => {

@@ -1,7 +1,7 @@
 //! Whether a verified agent becomes a link: its claims, its place, our Welcome.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use towline_link::carrier::CarrierKind;
 use towline_link::error::detail;
@@ -16,6 +16,7 @@ use towline_proto::version::{self, Capabilities};
 use crate::agents::{Admission, Agents};
 use crate::directory::{Directory, check_claims};
 use crate::metrics::Metrics;
+use crate::trust::Trust;
 
 /// What every greeting needs.
 pub struct Greeter {
@@ -25,6 +26,8 @@ pub struct Greeter {
     pub directory: Arc<dyn Directory>,
     /// What is counted.
     pub metrics: Metrics,
+    /// Whom we trust now.
+    trust: Trust,
     /// Our name.
     server: Name,
     /// Told to agents.
@@ -42,19 +45,36 @@ impl Greeter {
         agents: Arc<Agents>,
         directory: Arc<dyn Directory>,
         metrics: Metrics,
-        server: Name,
+        trust: Trust,
         servers: Vec<String>,
         max_dials: u32,
     ) -> Self {
+        let server = trust.snapshot().identity().name.clone();
         Self {
             agents,
             directory,
             metrics,
+            trust,
             server,
             servers,
             max_dials,
             refusals: RateLimited::new(3, Duration::from_secs(60)),
         }
+    }
+
+    /// Whether an agent is trusted by the files that are in force now. It was verified in its
+    /// handshake, but a reload may have come since; a reload itself checks only what is in the
+    /// table, so this is asked after the link got its place there.
+    pub fn check_again(&self, peer: &VerifiedPeer) -> Result<(), Reason> {
+        let checked = self
+            .trust
+            .snapshot()
+            .agents
+            .verify(peer.chain(), SystemTime::now());
+        checked.map(drop).map_err(|error| {
+            tracing::warn!(peer = %peer.identity(), %error, "agent is no longer trusted, its link is closed");
+            error.reason()
+        })
     }
 
     /// The answer to Hello, and the reserved place of the link.

@@ -47,6 +47,9 @@ pub async fn serve(carrier: Arc<dyn Carrier>, greeter: Arc<Greeter>, drain: Drai
         return;
     };
     let entry = admission.register(link, &hello);
+    if let Err(reason) = greeter.check_again(&peer) {
+        entry.link.close(reason);
+    }
     greeter.metrics.link_greeted(kind);
     tracing::info!(
         agent = %peer.identity().name,
