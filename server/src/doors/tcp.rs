@@ -90,8 +90,7 @@ impl TcpDoor {
                 };
                 let certified = door.front_ends.add(peer.clone());
                 // A reload may have come since the handshake; it checks only who is in the list.
-                let trusted = door.tls.load().verifier.verify(peer.chain(), SystemTime::now());
-                if let Err(error) = trusted {
+                if let Err(error) = door.check_again(&peer) {
                     tracing::warn!(peer = %peer.identity(), %error, "front end is no longer trusted");
                     return;
                 }
@@ -106,6 +105,16 @@ impl TcpDoor {
             }
         })
         .await;
+    }
+
+    fn check_again(&self, peer: &VerifiedPeer) -> Result<(), PeerError> {
+        match &self.trust.snapshot().door {
+            Some(tls) => tls
+                .verifier
+                .verify(peer.chain(), SystemTime::now())
+                .map(drop),
+            None => Ok(()),
+        }
     }
 
     async fn handshake(

@@ -1,0 +1,109 @@
+//! All sockets, bound before anything else begins: a taken port or path is a start error that
+//! leaves nothing behind.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use towline_link::process::admin::{AdminConfig, AdminError, AdminSockets};
+use towline_link::process::unix::{AllowedUids, UnixSocket, UnixSocketError};
+use towline_proto::id::Name;
+
+use crate::config::{DoorConfig, LinkConfig, ProcessConfig};
+use crate::links::bind::{self, ListenError, Sockets};
+use crate::trust::Snapshot;
+
+/// Why the server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The link listener, or the TCP door's.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The Unix door.
+    #[error("--door-unix: {0}")]
+    DoorUnix(#[from] UnixSocketError),
+    /// Health and admin.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+}
+
+/// Where everything is.
+#[derive(Clone, Debug)]
+pub struct Addresses {
+    /// Agents.
+    pub link: SocketAddr,
+    /// Front ends.
+    pub door_unix: Option<PathBuf>,
+    /// Front ends.
+    pub door_tcp: Option<SocketAddr>,
+}
+
+/// Everything that was bound.
+pub struct Listening {
+    /// Health and admin.
+    pub admin: AdminSockets,
+    /// Agents.
+    pub links: Sockets,
+    /// Front ends, and who may use it.
+    pub door_unix: Option<(UnixSocket, AllowedUids)>,
+    /// Front ends, and whose names may use it.
+    pub door_tcp: Option<(TcpListener, Vec<Name>)>,
+    /// Where.
+    pub addresses: Addresses,
+}
+
+impl Listening {
+    /// Binds every socket. Must be called inside a runtime.
+    pub fn bind(
+        links: &LinkConfig,
+        doors: DoorConfig,
+        process: &ProcessConfig,
+        trust: &Snapshot,
+    ) -> Result<Self, StartError> {
+        let admin = AdminSockets::bind(AdminConfig {
+            health: process.health,
+            socket: process.admin_socket.clone(),
+            allowed: AllowedUids::default_set(),
+        })?;
+        let links = bind::bind(links, trust)?;
+        let mut addresses = Addresses {
+            link: links.address,
+            door_unix: None,
+            door_tcp: None,
+        };
+        let door_unix = match doors.unix {
+            Some(door) => {
+                let socket = UnixSocket::bind(&door.path, door.mode)?;
+                addresses.door_unix = Some(door.path);
+                Some((socket, door.allowed))
+            }
+            None => None,
+        };
+        let door_tcp = match doors.tcp {
+            Some(door) => {
+                let listener = bind::bind_tcp(door.address)?;
+                addresses.door_tcp = Some(bind::local(&listener, door.address)?);
+                Some((listener, door.allow))
+            }
+            None => None,
+        };
+        Ok(Self {
+            admin,
+            links,
+            door_unix,
+            door_tcp,
+            addresses,
+        })
+    }
+
+    /// Adds what is known about the UDP socket to what a scrape shows, and warns when the kernel
+    /// granted it too little.
+    pub fn register(&self, registry: &mut Registry) {
+        let Some(quic) = &self.links.quic else { return };
+        quic.register(registry);
+        if let Some(warning) = quic.buffers().and_then(|buffers| buffers.warning()) {
+            tracing::warn!("{warning}");
+        }
+    }
+}
