@@ -102,17 +102,39 @@ scenarios! {
         cluster.linked().await;
     }
 
+    async fn silent_connections_keep_nobody_out(carrier) {
+        let mut cluster = Plan::on(carrier).start().await;
+        let _echo = cluster.target(POD, Behaviour::Echo).await;
+        let server = cluster.server(0).link_address();
+        let door = cluster.server(0).door_tcp().unwrap();
+        let mut silent = Vec::new();
+        for number in 0..600 {
+            let port = if number % 2 == 0 { server } else { door };
+            silent.push(TcpStream::connect(port).await.unwrap());
+        }
+        echoes(&mut cluster.apiserver().pipe(POD).await).await;
+        echoes(&mut cluster.apiserver_tcp().pipe(POD).await).await;
+        cluster.start_agent("n2").await;
+        cluster.linked().await;
+    }
+
     async fn an_agent_that_talks_nonsense_loses_its_link_and_no_other_does(carrier) {
         let cluster = Plan::on(carrier).start().await;
         let _echo = cluster.target(POD, Behaviour::Echo).await;
         let mut pipe = cluster.apiserver().pipe(POD).await;
         let pair = cluster.authority.leaf(Role::Agent, "n9").ips(&[node_ip(9)]).sign();
         let server = cluster.server(0).link_address();
+        let mut liars = tokio::task::JoinSet::new();
         for bytes in nonsense() {
             let link = rogue::connect(carrier, server, &cluster.authority, Some(&pair)).await.unwrap();
-            let mut control = link.open().await.unwrap();
-            let _ = control.send.send(Bytes::from(bytes)).await;
-            expect("the end of the link", link.closed()).await;
+            liars.spawn(async move {
+                let mut control = link.open().await.unwrap();
+                let _ = control.send.send(Bytes::from(bytes)).await;
+                expect("the end of the link", link.closed()).await;
+            });
+        }
+        while let Some(result) = liars.join_next().await {
+            result.unwrap();
         }
         echoes(&mut pipe).await;
     }

@@ -1,0 +1,387 @@
+//! The programs as an operator has them: started from flags, stopped by signals, killed, asked
+//! over HTTP. They are those of the last build of the workspace; `cargo test --workspace` makes
+//! them anew.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+use towline_link::carrier::CarrierKind;
+use towline_proto::id::Role;
+use towline_tests::apiserver::{FakeApiserver, Pipe};
+use towline_tests::authority::Authority;
+use towline_tests::kubectl::Kubelet;
+use towline_tests::kubelet::FakeKubelet;
+use towline_tests::scenario::{eventually, expect};
+use towline_tests::scenarios;
+use towline_tests::scratch::Scratch;
+
+const NODE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
+
+/// Where a program of the workspace is; built when there is none yet.
+fn program(name: &str) -> PathBuf {
+    static BUILT: OnceLock<()> = OnceLock::new();
+    let mut folder = std::env::current_exe().expect("a path of our own");
+    folder.pop();
+    if folder.ends_with("deps") {
+        folder.pop();
+    }
+    let path = folder.join(name);
+    BUILT.get_or_init(|| {
+        if !folder.join("towline-server").exists() || !folder.join("towline-agent").exists() {
+            let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+            let built = std::process::Command::new(cargo)
+                .args([
+                    "build",
+                    "--quiet",
+                    "--package",
+                    "towline-server",
+                    "--package",
+                    "towline-agent",
+                ])
+                .status();
+            assert!(
+                built.is_ok_and(|status| status.success()),
+                "the programs cannot be built"
+            );
+        }
+    });
+    path
+}
+
+/// A TCP and UDP port that was free a moment ago.
+fn free_port() -> u16 {
+    loop {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        if UdpSocket::bind(address).is_ok() {
+            return address.port();
+        }
+    }
+}
+
+/// One server and one agent as programs, and the kubelet of the agent's node.
+struct World {
+    carrier: CarrierKind,
+    authority: Authority,
+    scratch: Scratch,
+    link: SocketAddr,
+    health: [SocketAddr; 2],
+    kubelet: FakeKubelet,
+}
+
+impl World {
+    async fn new(carrier: CarrierKind) -> Self {
+        let authority = Authority::new("kit.example");
+        let scratch = Scratch::new().unwrap();
+        scratch
+            .write("agents.ca", authority.issuer(Role::Agent).pem())
+            .unwrap();
+        scratch
+            .write("servers.ca", authority.issuer(Role::Server).pem())
+            .unwrap();
+        authority
+            .leaf(Role::Server, "s1")
+            .sign()
+            .write(&scratch, "s1")
+            .unwrap();
+        authority
+            .leaf(Role::Agent, "n1")
+            .ips(&[NODE])
+            .sign()
+            .write(&scratch, "n1")
+            .unwrap();
+        let kubelet = FakeKubelet::start(&authority, "n1", &[NODE], (NODE, 0).into())
+            .await
+            .unwrap();
+        let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        Self {
+            carrier,
+            authority,
+            scratch,
+            link: local(free_port()),
+            health: [local(free_port()), local(free_port())],
+            kubelet,
+        }
+    }
+
+    fn flags(&self, own: &str, more: &[(&str, String)]) -> Vec<String> {
+        let file = |name: &str| self.scratch.join(name).display().to_string();
+        let mut flags = vec![
+            "--cert".to_owned(),
+            file(&format!("{own}.crt")),
+            "--key".to_owned(),
+            file(&format!("{own}.key")),
+        ];
+        flags.extend([
+            "--kubelet-port".to_owned(),
+            self.kubelet.address().port().to_string(),
+        ]);
+        for (flag, value) in more {
+            flags.extend([(*flag).to_owned(), value.clone()]);
+        }
+        flags
+    }
+
+    fn server_flags(&self) -> Vec<String> {
+        let file = |name: &str| self.scratch.join(name).display().to_string();
+        self.flags(
+            "s1",
+            &[
+                ("--agent-ca", file("agents.ca")),
+                ("--listen", self.link.to_string()),
+                ("--state-dir", file("state")),
+                ("--door-unix", file("door")),
+                ("--health-bind", self.health[0].to_string()),
+            ],
+        )
+    }
+
+    fn agent_flags(&self) -> Vec<String> {
+        self.flags(
+            "n1",
+            &[
+                ("--server", self.link.to_string()),
+                (
+                    "--server-ca",
+                    self.scratch.join("servers.ca").display().to_string(),
+                ),
+                ("--carrier", self.carrier.to_string()),
+                ("--http-proxy", "off".into()),
+                ("--health-bind", self.health[1].to_string()),
+            ],
+        )
+    }
+
+    fn start(&self, name: &str, flags: &[String]) -> Child {
+        let mut command = Command::new(program(name));
+        command
+            .args(flags)
+            .args(["--log-level", "error"])
+            .kill_on_drop(true);
+        command.spawn().expect("the program starts")
+    }
+
+    fn server(&self) -> Child {
+        self.start("towline-server", &self.server_flags())
+    }
+
+    fn agent(&self) -> Child {
+        self.start("towline-agent", &self.agent_flags())
+    }
+
+    fn front(&self) -> FakeApiserver {
+        FakeApiserver::unix(&self.scratch.join("door"))
+    }
+
+    /// The first dial that works.
+    async fn pipe(&self) -> Pipe {
+        let front = self.front();
+        let target = self.kubelet.address().to_string();
+        eventually("a dial", || async { front.dial(&target).await.ok()?.ok() }).await
+    }
+
+    async fn kubelet(&self) -> Kubelet {
+        let connecting = Kubelet::connect(self.pipe().await, NODE, self.authority.kubelets().der());
+        expect("the kubelet's handshake", connecting).await.unwrap()
+    }
+
+    /// Status code of a page of the health listener, and the page.
+    async fn page(&self, of: usize, path: &str) -> Option<(u16, String)> {
+        let mut stream = TcpStream::connect(self.health[of]).await.ok()?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        let status = answer.split(' ').nth(1)?.parse().ok()?;
+        Some((status, answer))
+    }
+}
+
+fn signal(child: &Child, signal: Signal) {
+    let pid = child
+        .id()
+        .and_then(|id| Pid::from_raw(id.cast_signed()))
+        .expect("a running child");
+    kill_process(pid, signal).expect("a child of ours");
+}
+
+async fn end_of(child: &mut Child) -> ExitStatus {
+    expect("the end of the program", child.wait())
+        .await
+        .unwrap()
+}
+
+scenarios! {
+    async fn a_killed_server_is_linked_again_within_two_seconds_of_its_return(carrier) {
+        let world = World::new(carrier).await;
+        let mut server = world.server();
+        let _agent = world.agent();
+        drop(world.pipe().await);
+        server.kill().await.unwrap();
+        let _server = world.server();
+        let front = world.front();
+        eventually("the door", || async { front.connect().await.ok() }).await;
+        let begun = Instant::now();
+        drop(world.pipe().await);
+        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    }
+
+    async fn a_server_that_was_told_to_stop_is_linked_again_within_a_second_of_its_return(carrier) {
+        let world = World::new(carrier).await;
+        let mut server = world.server();
+        let _agent = world.agent();
+        drop(world.pipe().await);
+        signal(&server, Signal::TERM);
+        assert_eq!(end_of(&mut server).await.code(), Some(0));
+        let _server = world.server();
+        let front = world.front();
+        eventually("the door", || async { front.connect().await.ok() }).await;
+        let begun = Instant::now();
+        drop(world.pipe().await);
+        assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    }
+
+    async fn sigterm_lets_an_open_log_go_on_and_the_end_is_good(carrier) {
+        let world = World::new(carrier).await;
+        let (mut server, mut agent) = (world.server(), world.agent());
+        let mut logs = world.kubelet().await.follow().await.unwrap();
+        for child in [&agent, &server] {
+            signal(child, Signal::TERM);
+        }
+        for number in 0..5 {
+            world.kubelet.log(format!("line {number}"));
+            assert_eq!(expect("a line", logs.line()).await.unwrap(), Some(format!("line {number}")));
+        }
+        assert!(server.try_wait().unwrap().is_none() && agent.try_wait().unwrap().is_none());
+        drop(logs);
+        assert_eq!(end_of(&mut server).await.code(), Some(0));
+        assert_eq!(end_of(&mut agent).await.code(), Some(0));
+    }
+
+    async fn a_second_sigterm_ends_at_once(carrier) {
+        for stopped in ["server", "agent"] {
+            let world = World::new(carrier).await;
+            let (mut server, mut agent) = (world.server(), world.agent());
+            let _logs = world.kubelet().await.follow().await.unwrap();
+            let child = if stopped == "server" { &mut server } else { &mut agent };
+            signal(child, Signal::TERM);
+            // Signals of one kind that come together are one signal.
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            assert!(child.try_wait().unwrap().is_none(), "the first signal drains");
+            signal(child, Signal::TERM);
+            let begun = Instant::now();
+            end_of(child).await;
+            assert!(begun.elapsed() < Duration::from_secs(3), "{stopped}: {:?}", begun.elapsed());
+        }
+    }
+
+    async fn health_tells_what_a_link_is_worth(carrier) {
+        let world = World::new(carrier).await;
+        let _server = world.server();
+        for path in ["/healthz", "/metrics"] {
+            eventually(path, || async { (world.page(0, path).await?.0 == 200).then_some(()) }).await;
+        }
+        assert_eq!(world.page(0, "/readyz").await.unwrap().0, 503, "ready without an agent");
+        let mut agent = world.agent();
+        for of in 0..2 {
+            eventually("readiness", || async { (world.page(of, "/readyz").await?.0 == 200).then_some(()) }).await;
+            let (_, metrics) = world.page(of, "/metrics").await.unwrap();
+            assert!(metrics.contains("# TYPE towline_") && metrics.trim_end().ends_with("# EOF"), "{metrics}");
+        }
+        agent.kill().await.unwrap();
+        eventually("the loss of readiness", || async { (world.page(0, "/readyz").await?.0 == 503).then_some(()) }).await;
+        assert_eq!(world.page(0, "/healthz").await.unwrap().0, 200);
+    }
+}
+
+#[tokio::test]
+async fn exit_codes_tell_usage_from_configuration() {
+    let world = World::new(CarrierKind::Tls).await;
+    for (name, good) in [
+        ("towline-server", world.server_flags()),
+        ("towline-agent", world.agent_flags()),
+    ] {
+        let code = |flags: Vec<String>| async move {
+            let output = Command::new(program(name))
+                .args(flags)
+                .output()
+                .await
+                .unwrap();
+            (
+                output.status.code(),
+                String::from_utf8_lossy(&output.stderr).into_owned(),
+            )
+        };
+        let with = |more: &[&str]| {
+            [
+                good.clone(),
+                more.iter().map(|flag| (*flag).to_owned()).collect(),
+            ]
+            .concat()
+        };
+        assert_eq!(code(with(&["--check-config"])).await.0, Some(0), "{name}");
+        let (status, said) = code(with(&["--no-such-flag"])).await;
+        assert!(
+            status == Some(2) && said.contains("--no-such-flag"),
+            "{name}: {status:?} {said}"
+        );
+        let (status, said) = code(with(&["--deny-list", "/no/such/file", "--check-config"])).await;
+        assert!(
+            status == Some(3) && said.contains("/no/such/file"),
+            "{name}: {status:?} {said}"
+        );
+        assert_eq!(
+            said.trim_end().lines().count(),
+            1,
+            "{name}: one clear error: {said}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_service_manager_is_told() {
+    let world = World::new(CarrierKind::Tls).await;
+    for (name, flags) in [
+        ("towline-server", world.server_flags()),
+        ("towline-agent", world.agent_flags()),
+    ] {
+        let path = world.scratch.join(format!("notify-{name}"));
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        let mut child = Command::new(program(name))
+            .args(flags)
+            .env("NOTIFY_SOCKET", &path)
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut told = String::new();
+        let until = |word: &'static str, mut told: String| {
+            let socket = socket.try_clone().unwrap();
+            tokio::task::spawn_blocking(move || {
+                let mut buffer = [0; 4096];
+                while !told.contains(word) {
+                    let n = socket
+                        .recv(&mut buffer)
+                        .unwrap_or_else(|error| panic!("{word} never came: {error}; {told}"));
+                    told.push_str(&String::from_utf8_lossy(&buffer[..n]));
+                    told.push('\n');
+                }
+                told
+            })
+        };
+        told = until("READY=1", told).await.unwrap();
+        signal(&child, Signal::TERM);
+        until("STOPPING=1", told).await.unwrap();
+        end_of(&mut child).await;
+    }
+}
