@@ -5,6 +5,7 @@
 //! address that may not be reached refuses the whole dial, so that a name cannot be used to
 //! smuggle one in beside others.
 
+use std::cell::LazyCell;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -198,11 +199,12 @@ impl Policy {
             Some(refusal) => return Err(Denial::Forbidden(ip, refusal)),
             None => {}
         }
-        let local = facts.is_local(ip);
-        if facts.is_server(address) || self.is_health(address, local) {
+        // Asks the kernel, so only when it decides something.
+        let local = LazyCell::new(|| facts.is_local(ip));
+        if facts.is_server(address) || self.is_health(address, || *local) {
             return Err(Denial::Tunnel(address));
         }
-        if !self.classes(ip, port, kubelet, local).has(said) {
+        if !self.classes(ip, port, kubelet, || *local).has(said) {
             return Err(Denial::Mismatch(ip, said));
         }
         if !self.0.allowed.has(said) {
@@ -214,19 +216,18 @@ impl Policy {
         })
     }
 
-    fn is_health(&self, address: SocketAddr, local: bool) -> bool {
+    fn is_health(&self, address: SocketAddr, local: impl Fn() -> bool) -> bool {
         self.0.health.is_some_and(|health| {
             health.port() == address.port()
                 && (address::canonical(health.ip()) == address.ip()
-                    || (health.ip().is_unspecified() && local))
+                    || (health.ip().is_unspecified() && local()))
         })
     }
 
     /// What the address can be, by our own knowledge. More than one class only where the
     /// operator gave no prefixes to tell them apart.
-    fn classes(&self, ip: IpAddr, port: u16, kubelet: bool, local: bool) -> Classes {
+    fn classes(&self, ip: IpAddr, port: u16, kubelet: bool, local: impl Fn() -> bool) -> Classes {
         let within = |prefixes: &[IpNet]| prefixes.iter().any(|prefix| prefix.contains(&ip));
-        let any_local = self.0.kubelet_addresses.is_empty() && local && port == self.0.kubelet_port;
         if kubelet {
             return Classes::of(&[Class::Kubelet]);
         }
@@ -234,12 +235,10 @@ impl Policy {
         if within(&self.0.service_prefixes) {
             return Classes::of(&[Class::Service]);
         }
-        if any_local {
-            return Classes::of(&[Class::Kubelet]);
-        }
         // Before the pod prefixes: the bridge of the pod network is an address of the node.
-        if local {
-            return Classes::of(&[Class::Node]);
+        if local() {
+            let any = self.0.kubelet_addresses.is_empty() && port == self.0.kubelet_port;
+            return Classes::of(&[if any { Class::Kubelet } else { Class::Node }]);
         }
         if within(&self.0.pod_prefixes) {
             return Classes::of(&[Class::Pod]);
