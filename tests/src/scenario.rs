@@ -55,7 +55,7 @@ where
 
 /// Declares scenarios; each runs as `quic::<name>` and as `tls::<name>`.
 ///
-/// ```ignore
+/// ```text
 /// scenarios! {
 ///     async fn bytes_arrive_once_and_in_order(carrier) { ... }
 /// }

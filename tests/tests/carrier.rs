@@ -1,9 +1,14 @@
 //! Links find the carrier that works, move to the better one, and outlive what happens to the
 //! path, with the dials on them.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio_util::task::AbortOnDropHandle;
 use towline_link::carrier::CarrierKind;
 use towline_tests::apiserver::Pipe;
 use towline_tests::cluster::{Cluster, Plan};
@@ -118,6 +123,48 @@ async fn streams_survive_a_change_of_the_agents_address_on_quic() {
         link,
         "it is another link"
     );
+}
+
+/// A proxy that opens tunnels, and counts them.
+async fn http_proxy() -> (std::net::SocketAddr, Arc<AtomicU64>, AbortOnDropHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let tunnels = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&tunnels);
+    let task = tokio::spawn(async move {
+        let mut running = JoinSet::new();
+        while let Ok((mut client, _)) = listener.accept().await {
+            counted.fetch_add(1, Ordering::Relaxed);
+            running.spawn(async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(client.read_u8().await.ok()?);
+                }
+                let head = String::from_utf8(head).ok()?;
+                let target = head.strip_prefix("CONNECT ")?.split(' ').next()?;
+                let mut server = TcpStream::connect(target).await.ok()?;
+                client
+                    .write_all(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                    .await
+                    .ok()?;
+                tokio::io::copy_bidirectional(&mut client, &mut server)
+                    .await
+                    .ok()
+            });
+        }
+    });
+    (address, tunnels, AbortOnDropHandle::new(task))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tls_link_goes_through_the_http_proxy() {
+    let (proxy, tunnels, _task) = http_proxy().await;
+    let proxy = format!("http://{proxy}");
+    let plan = Plan::on(CarrierKind::Tls).agent_flags(&["--http-proxy", &proxy]);
+    let cluster = plan.start().await;
+    let _echo = cluster.target(POD, Behaviour::Echo).await;
+    echoes(&mut cluster.apiserver().pipe(POD).await).await;
+    assert_eq!(tunnels.load(Ordering::Relaxed), 1);
 }
 
 scenarios! {

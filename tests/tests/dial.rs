@@ -229,6 +229,43 @@ scenarios! {
         }
     }
 
+    async fn the_longest_stalled_dial_gives_way_when_memory_runs_out(carrier) {
+        let cluster = Plan::on(carrier).server_flags(&["--memory-budget", "8MiB"]).start().await;
+        let source = cluster.target("10.244.0.6:80", Behaviour::Source(u64::MAX)).await;
+        let _echo = cluster.target(POD, Behaviour::Echo).await;
+        let mut stalled = Vec::new();
+        // Two windows fit into the budget.
+        for _ in 0..3 {
+            stalled.push(cluster.apiserver_tcp().pipe("10.244.0.6:80").await);
+        }
+        let outcome = expect("the end of one dial", source.outcome()).await;
+        assert_eq!(outcome.end, End::Reset);
+        expect("its front end's share", async {
+            let mut cut = 0;
+            for pipe in &mut stalled {
+                let mut check = Check::default();
+                let end = read_all(pipe, &mut check, 20_000_000).await;
+                assert_eq!(check.wrong_at, None);
+                cut += u32::from(end == End::Reset);
+            }
+            assert_eq!(cut, 1);
+        }).await;
+        let mut pipe = cluster.apiserver().pipe(POD).await;
+        pipe.write_all(b"ping").await.unwrap();
+        expect("an echo", pipe.read_exact(&mut [0; 4])).await.unwrap();
+    }
+
+    async fn more_dials_than_allowed_are_refused_as_busy(carrier) {
+        let cluster = Plan::on(carrier).server_flags(&["--max-dials", "2"]).start().await;
+        let _echo = cluster.target(POD, Behaviour::Echo).await;
+        let front = cluster.apiserver();
+        let pipes = [front.pipe(POD).await, front.pipe(POD).await];
+        let refused = front.refusal(POD).await;
+        assert!(refused.status == 503 && refused.phrase.contains("as many dials as"), "{refused:?}");
+        drop(pipes);
+        towline_tests::scenario::eventually("a place", || async { front.dial(POD).await.ok()?.ok() }).await;
+    }
+
     async fn a_thousand_dials_at_once_all_work(carrier) {
         let cluster = Plan::on(carrier).start().await;
         let _echo = cluster.target(POD, Behaviour::Echo).await;
