@@ -1,6 +1,7 @@
 //! The whole agent in start order, and in stop order.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use prometheus_client::registry::Registry;
@@ -70,6 +71,8 @@ pub struct Agent {
     readiness: Readiness,
     quic: Option<Arc<QuicEndpoint>>,
     failed: Arc<OnceLock<String>>,
+    /// Dials that were live when the drain was forced.
+    cut: Arc<AtomicUsize>,
     _tasks: JoinSet<()>,
     admin: Admin,
 }
@@ -152,7 +155,9 @@ impl Agent {
         tasks.spawn(follow_links(links.clone(), linked));
         tasks.spawn(follow_stage(drain.view(), running));
         tasks.spawn(serve.live().clone().keep_budget());
-        tasks.spawn(cut_when_forced(drain.view(), serve.live().clone()));
+        let cut = Arc::new(AtomicUsize::new(0));
+        let cutting = cut_when_forced(drain.view(), serve.live().clone(), Arc::clone(&cut));
+        tasks.spawn(cutting);
 
         // Health answers before the first link is tried, and until the very end.
         let sources = Sources {
@@ -193,6 +198,7 @@ impl Agent {
             readiness,
             quic,
             failed,
+            cut,
             _tasks: tasks,
             admin,
         })
@@ -256,16 +262,18 @@ impl Agent {
         }
         match outcome {
             Outcome::Clean => Ok(()),
-            Outcome::Cut { work } | Outcome::Abandoned { work, .. } => {
-                Err(RunError::Cut { dials: work })
-            }
+            // Links are work to the drain, too; the operator asks for dials.
+            Outcome::Cut { .. } | Outcome::Abandoned { .. } => Err(RunError::Cut {
+                dials: self.cut.load(Ordering::Relaxed),
+            }),
         }
     }
 }
 
 /// Ends live dials when the drain is forced: their splices reset both sides.
-async fn cut_when_forced(stage: DrainView, live: LiveDials) {
+async fn cut_when_forced(stage: DrainView, live: LiveDials, cut: Arc<AtomicUsize>) {
     stage.forced().await;
+    cut.store(live.len(), Ordering::Relaxed);
     live.end_all(Reason::Shutdown);
 }
 
