@@ -1,0 +1,105 @@
+//! Which agent gets a dial, and what shows when agents replace each other: whole servers and
+//! agents, a grants file as an operator writes it.
+
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use towline_tests::cluster::{Cluster, Plan, links_of};
+use towline_tests::scenario::{eventually, expect};
+use towline_tests::scenarios;
+use towline_tests::scratch::{self, Scratch};
+use towline_tests::target::Behaviour;
+
+/// A pod whose node nobody knows.
+const POD: &str = "10.244.1.7:8080";
+
+async fn metrics(address: SocketAddr) -> String {
+    let mut stream = TcpStream::connect(address).await.expect("the health port");
+    let request = b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    stream.write_all(request).await.expect("a request");
+    let mut page = String::new();
+    stream.read_to_string(&mut page).await.expect("a page");
+    page
+}
+
+/// The value of a series without labels.
+fn series(page: &str, name: &str) -> Option<u64> {
+    let line = page.lines().find_map(|line| line.strip_prefix(name))?;
+    line.trim().parse().ok()
+}
+
+/// Dials the pod and tells which agents carry a dial then.
+async fn carried_by(cluster: &Cluster) -> Vec<&'static str> {
+    let mut pipe = cluster.apiserver().pipe(POD).await;
+    pipe.write_all(b"ping").await.expect("sent");
+    let mut echo = [0; 4];
+    let read = expect("the echo", pipe.read_exact(&mut echo)).await;
+    read.expect("an echo");
+    let carrying = ["n1", "n2"]
+        .into_iter()
+        .filter(|name| cluster.agent(name).live_dials() > 0)
+        .collect();
+    pipe.shutdown().await.expect("half-closed");
+    let end = expect("the end", pipe.read(&mut [0])).await;
+    assert_eq!(end.expect("in order"), 0);
+    eventually("the end of the dial", || async {
+        let live = ["n1", "n2"].map(|name| cluster.agent(name).live_dials());
+        (live == [0, 0]).then_some(())
+    })
+    .await;
+    carrying
+}
+
+fn grants(gateway: &str) -> String {
+    format!("agents:\n  - name: {gateway}\n    gateway: true\n")
+}
+
+scenarios! {
+    async fn only_a_gateway_of_the_grants_file_serves_what_nobody_owns(carrier) {
+        let scratch = Scratch::new().expect("a folder");
+        let file = scratch.write("grants.yaml", grants("n2")).expect("a file");
+        let flags = ["--grants", file.to_str().expect("a name in UTF-8")];
+        let cluster = Plan::on(carrier).agents(2).server_flags(&flags).start().await;
+        let _echo = cluster.target(POD, Behaviour::Echo).await;
+        for _ in 0..6 {
+            assert_eq!(carried_by(&cluster).await, ["n2"]);
+        }
+        // A broken file changes nothing and is told.
+        scratch::replace(&file, "agents:\n  - name: n1\n    gatway: true\n").expect("a file");
+        let errors = cluster.reload().await;
+        assert!(errors.iter().any(|error| error.contains("gatway")), "{errors:?}");
+        assert_eq!(carried_by(&cluster).await, ["n2"]);
+        // A sound one counts from the next dial on.
+        scratch::replace(&file, grants("n1")).expect("a file");
+        assert_eq!(cluster.reload().await, [""; 0]);
+        for _ in 0..6 {
+            assert_eq!(carried_by(&cluster).await, ["n1"]);
+        }
+        // And one that names nobody leaves nobody.
+        scratch::replace(&file, grants("other-*")).expect("a file");
+        assert_eq!(cluster.reload().await, [""; 0]);
+        let refused = cluster.apiserver().refusal(POD).await;
+        assert_eq!(refused.status, 503, "{refused:?}");
+    }
+
+    async fn more_than_three_replacements_a_minute_raise_an_alarm(carrier) {
+        let cluster = Plan::on(carrier).start().await;
+        let page = || metrics(cluster.server(0).health_address());
+        let count = |page: &str| {
+            ["towline_server_agent_replacements_total", "towline_server_agent_replacement_alarms_total"]
+                .map(|name| series(page, name).expect("a counter"))
+        };
+        let mut instances = Vec::new();
+        for newer in 1..=4 {
+            let instance = cluster.second_agent("n1", cluster.files("n1")).await;
+            expect("the newer instance's link", links_of(&instance, 1)).await;
+            // One that merely drains is still connected: kept, as on a second machine.
+            instances.push(instance);
+            let alarms = u64::from(newer > 3);
+            eventually("the replacement", || async {
+                (count(&page().await) == [newer, alarms]).then_some(())
+            }).await;
+        }
+    }
+}
