@@ -1,5 +1,6 @@
 //! `towline-agent`: flags, logs, the agent, signals, exit code.
 
+use std::io::Write as _;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -23,7 +24,12 @@ fn main() -> Exit {
         Err(error) => return fail(Exit::Configuration, &error),
     };
     if check_only {
-        println!("configuration is good for {}", config.trust.identity());
+        // Nobody has to read it: the exit code says it, too.
+        let _ = writeln!(
+            std::io::stdout(),
+            "configuration is good for {}",
+            config.trust.identity()
+        );
         return Exit::Success;
     }
     let logs = match telemetry::init(config.process.log_format, &config.process.log_level) {

@@ -1,5 +1,6 @@
 //! `towline-server`: flags, logs, the server, signals, exit code.
 
+use std::io::Write as _;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -24,7 +25,12 @@ fn main() -> Exit {
         Err(error) => return fail(Exit::Configuration, &error),
     };
     if check_only {
-        println!("configuration is good for {}", config.trust.identity());
+        // Nobody has to read it: the exit code says it, too.
+        let _ = writeln!(
+            std::io::stdout(),
+            "configuration is good for {}",
+            config.trust.identity()
+        );
         return Exit::Success;
     }
     let manager = match manager {
