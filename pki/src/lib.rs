@@ -1,7 +1,8 @@
 //! Who may be whom: identities, certificates, verifiers and TLS configurations.
 //!
 //! Reading order: [`identity`] (the noun), [`inspect`] (everything read from a certificate, once),
-//! [`verify`] (the only way to a [`VerifiedPeer`]; `handshake` is its face to rustls), [`revoke`] (the deny list), [`credentials`]
+//! [`verify`] (the only way to a [`VerifiedPeer`]; `handshake` is its face to rustls), [`kubelet`]
+//! (whether a kubelet is the one of its node), [`revoke`] (the deny list), [`credentials`]
 //! (our own key and chain), [`tls`] (every TLS configuration of Towline), [`rotate`] (the files of
 //! a daemon as one snapshot). The other half signs: [`role`] (what each role may hold),
 //! [`authority`] and [`mint`] (certificates), [`request`] (signing requests), [`key`] (key pairs).
@@ -21,6 +22,7 @@ pub mod identity;
 pub mod inspect;
 pub mod key;
 pub mod mint;
+pub mod kubelet;
 pub mod peer_error;
 pub mod pem;
 pub mod request;

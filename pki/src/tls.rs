@@ -5,6 +5,10 @@
 //! ChaCha20 stays for machines without. Session resumption, tickets, 0-RTT and half-RTT data are
 //! off at both ends: a resumed handshake does not run the verifier, so somebody who was denied
 //! would come back. A peer always authenticates; there is no switch to leave that out.
+//!
+//! One exception to the version: **kubelets** are not ours. Those of FIPS builds on older Go, with
+//! BoringCrypto (Bottlerocket's FIPS images of 2025 among them), speak TLS 1.2 at most, so towards
+//! kubelets, and only there, TLS 1.2 with forward secrecy and AEAD suites is spoken too.
 
 use std::sync::{Arc, LazyLock};
 
@@ -16,12 +20,14 @@ use rustls::crypto::{CryptoProvider, GetRandomFailed};
 use rustls::server::NoServerSessionStorage;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
-use rustls::version::TLS13;
+use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use towline_proto::target::Host;
 use towline_proto::version::ALPN_LINK;
 
 use crate::credentials::Credentials;
+use crate::kubelet::{KubeletCheck, KubeletClient};
 use crate::verify::PeerVerifier;
 
 /// ALPN of the door over TCP.
@@ -62,6 +68,42 @@ pub fn door_client(
     peers: Arc<PeerVerifier>,
 ) -> Result<Arc<ClientConfig>, TlsError> {
     client(own.presented().clone(), peers, ALPN_HTTP11)
+}
+
+/// A connection to a kubelet: `check` decides whether it is the expected one and keeps what it
+/// found, `own` is shown to the kubelet where it has to know who asks (not for an attestation).
+/// For the one connection that the check is for, with [`kubelet_name`].
+pub fn kubelet_client(
+    check: Arc<KubeletCheck>,
+    own: Option<&KubeletClient>,
+) -> Result<Arc<ClientConfig>, TlsError> {
+    let builder = ClientConfig::builder_with_provider(kubelet_provider())
+        .with_protocol_versions(&[&TLS13, &TLS12])?
+        // Not rustls' own verifier but the one that knows nodes.
+        .dangerous()
+        .with_custom_certificate_verifier(check);
+    let mut config = match own {
+        Some(own) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(
+            Arc::clone(own.presented()),
+        ))),
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![ALPN_HTTP11.to_vec()];
+    config.resumption = Resumption::disabled();
+    config.enable_early_data = false;
+    config.enable_sni = true;
+    Ok(Arc::new(config))
+}
+
+/// What kube-apiserver sends a kubelet as SNI: a name, nothing for an address.
+pub fn kubelet_name(host: &Host) -> ServerName<'static> {
+    match host {
+        Host::Ip(ip) => ServerName::IpAddress((*ip).into()),
+        // Names with an underscore are no DNS names to TLS; then nothing is sent.
+        Host::Name(name) => ServerName::try_from(name.as_str().to_owned()).unwrap_or(
+            ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into()),
+        ),
+    }
 }
 
 /// The name that our clients put where TLS wants one. It is not sent (no SNI) and not checked:
@@ -178,6 +220,27 @@ static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
         ..aws_lc_rs::default_provider()
     })
 });
+
+static KUBELET_PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+    let mut cipher_suites = PROVIDER.cipher_suites.clone();
+    cipher_suites.extend([
+        cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+        cipher_suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+        cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+        cipher_suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+        cipher_suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+        cipher_suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+    ]);
+    Arc::new(CryptoProvider {
+        cipher_suites,
+        ..(**PROVIDER).clone()
+    })
+});
+
+/// The one provider with the suites of TLS 1.2 beside its own, towards kubelets only.
+pub(crate) fn kubelet_provider() -> Arc<CryptoProvider> {
+    KUBELET_PROVIDER.clone()
+}
 
 /// The one crypto provider. It is passed by hand everywhere; no process default is set or read.
 pub fn provider() -> Arc<CryptoProvider> {
