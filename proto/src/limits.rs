@@ -253,6 +253,18 @@ pub const LINK_STABLE: Duration = Duration::from_secs(10);
 
 // ---- server --------------------------------------------------------------------------------
 
+/// Rules about dials in a policy file. Overflow: the file is refused, the old one stays.
+pub const POLICY_RULES: usize = 10_000;
+/// Items of one list of a rule. Overflow: the file is refused, the old one stays.
+pub const POLICY_ITEMS: usize = 1_024;
+/// Name of a rule, bytes: it stands in refusals and audit records. Overflow: refused.
+pub const POLICY_NAME_BYTES: usize = 64;
+/// Values, lists and mappings of one YAML file. Overflow: the file is refused.
+pub const YAML_NODES: usize = 500_000;
+/// Lists and mappings inside each other in a YAML file. Overflow: the file is refused.
+pub const YAML_DEPTH: usize = 16;
+/// What is told of one fault in a file, characters. Overflow: cut.
+pub const FAULT_CHARS: usize = 400;
 /// Entries of a grants file. Overflow: the file is refused, the old one stays.
 pub const GRANT_ENTRIES: usize = 16_384;
 /// Agents without a link whose end is remembered, so that a dial is told since when and why.
