@@ -5,7 +5,8 @@
 //! (whether a kubelet is the one of its node), [`revoke`] (the deny list), [`credentials`]
 //! (our own key and chain), [`tls`] (every TLS configuration of Towline), [`rotate`] (the files of
 //! a daemon as one snapshot). The other half signs: [`role`] (what each role may hold),
-//! [`authority`] and [`mint`] (certificates), [`request`] (signing requests), [`key`] (key pairs).
+//! [`authority`] and [`mint`] (certificates), [`request`] (signing requests), [`key`] (key pairs),
+//! [`seal`] (signatures for later proof).
 //!
 //! Files are touched in [`store`] only. Nobody here reads the clock: `now` is an argument. No
 //! system roots, no "skip verification", no key or passphrase in an argument or a `Debug`.
@@ -21,14 +22,15 @@ mod handshake;
 pub mod identity;
 pub mod inspect;
 pub mod key;
-pub mod mint;
 pub mod kubelet;
+pub mod mint;
 pub mod peer_error;
 pub mod pem;
 pub mod request;
 pub mod revoke;
 pub mod role;
 pub mod rotate;
+pub mod seal;
 pub mod secret;
 pub mod serial;
 pub mod store;
@@ -46,6 +48,7 @@ pub use peer_error::PeerError;
 pub use request::{Request, RequestError};
 pub use revoke::{DenyList, DenyListError};
 pub use rotate::{Expiry, Files, Material, MaterialError};
+pub use seal::{SealError, SealKey, SealPublic};
 pub use secret::Secret;
 pub use serial::{Fingerprint, Serial};
 pub use tls::TlsError;

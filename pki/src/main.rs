@@ -28,6 +28,7 @@ enum Verb {
     Sign(command::sign::Args),
     Inspect(command::inspect::Args),
     Verify(command::verify::Args),
+    AuditKey(command::audit_key::Args),
 }
 
 fn main() -> ExitCode {
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         Verb::Sign(args) => command::sign::run(&args, now),
         Verb::Inspect(args) => command::inspect::run(&args, now),
         Verb::Verify(args) => command::verify::run(&args, now),
+        Verb::AuditKey(args) => command::audit_key::run(&args),
     };
     match result {
         Ok(output) => command::print(&output),

@@ -10,6 +10,7 @@ use towline_pki::{
     RequestError,
 };
 
+pub(crate) mod audit_key;
 pub(crate) mod init;
 pub(crate) mod inspect;
 pub(crate) mod issue;
