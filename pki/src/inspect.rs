@@ -80,6 +80,8 @@ pub struct Certificate {
     /// Common names of the subject, escaped and bounded. `None`: one of them is not readable
     /// as text, so nobody can say what the subject is called.
     pub common_names: Option<Vec<String>>,
+    /// Organisations of the subject, in the same way.
+    pub organisations: Option<Vec<String>>,
     pub not_before: SystemTime,
     pub not_after: SystemTime,
     /// URI SANs, escaped and bounded.
@@ -128,6 +130,11 @@ impl Certificate {
             common_names: read
                 .subject()
                 .iter_common_name()
+                .map(|name| name.as_str().ok().map(escape))
+                .collect(),
+            organisations: read
+                .subject()
+                .iter_organization()
                 .map(|name| name.as_str().ok().map(escape))
                 .collect(),
             not_before: date::from_seconds(read.validity().not_before.timestamp()),

@@ -18,6 +18,7 @@ pub mod date;
 mod der;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod gateway;
 mod handshake;
 pub mod identity;
 pub mod inspect;
@@ -40,6 +41,7 @@ pub mod verify;
 pub use anchors::{Anchors, AnchorsError};
 pub use authority::{Authority, AuthorityError, AuthoritySpec, Issue, IssueError, Issued};
 pub use credentials::{Credentials, CredentialsError};
+pub use gateway::{GatewayError, GatewayFiles, GatewayMaterial};
 pub use identity::{Identity, IdentityError};
 pub use inspect::{Certificate, CertificateError, Leaf, LeafError, Usage};
 pub use key::{KeyKind, PrivateKey, PublicKey};

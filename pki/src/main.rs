@@ -29,6 +29,8 @@ enum Verb {
     Inspect(command::inspect::Args),
     Verify(command::verify::Args),
     AuditKey(command::audit_key::Args),
+    GatewayIssuer(command::gateway_issuer::Args),
+    KubeletClient(command::kubelet_client::Args),
 }
 
 fn main() -> ExitCode {
@@ -43,6 +45,8 @@ fn main() -> ExitCode {
         Verb::Inspect(args) => command::inspect::run(&args, now),
         Verb::Verify(args) => command::verify::run(&args, now),
         Verb::AuditKey(args) => command::audit_key::run(&args),
+        Verb::GatewayIssuer(args) => command::gateway_issuer::run(&args, now),
+        Verb::KubeletClient(args) => command::kubelet_client::run(&args, now),
     };
     match result {
         Ok(output) => command::print(&output),

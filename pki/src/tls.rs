@@ -17,7 +17,7 @@ use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
 use rustls::crypto::hash::Output;
 use rustls::crypto::{CryptoProvider, GetRandomFailed};
-use rustls::server::NoServerSessionStorage;
+use rustls::server::{NoServerSessionStorage, ResolvesServerCert};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
 use rustls::version::{TLS12, TLS13};
@@ -27,6 +27,7 @@ use towline_proto::target::Host;
 use towline_proto::version::ALPN_LINK;
 
 use crate::credentials::Credentials;
+use crate::gateway::{FrontEndVerifier, Serving};
 use crate::kubelet::{KubeletCheck, KubeletClient};
 use crate::verify::PeerVerifier;
 
@@ -43,7 +44,7 @@ pub fn link_server(
     own: &Credentials,
     peers: Arc<PeerVerifier>,
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    server(own.presented().clone(), peers, ALPN_LINK)
+    server(single(own.presented().clone()), peers, ALPN_LINK)
 }
 
 /// An agent's end of a link, on both carriers.
@@ -59,7 +60,7 @@ pub fn door_server(
     own: &Credentials,
     peers: Arc<PeerVerifier>,
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    server(own.presented().clone(), peers, ALPN_HTTP11)
+    server(single(own.presented().clone()), peers, ALPN_HTTP11)
 }
 
 /// A front end's end of the door over TCP.
@@ -93,6 +94,14 @@ pub fn kubelet_client(
     config.enable_early_data = false;
     config.enable_sni = true;
     Ok(Arc::new(config))
+}
+
+/// The gateway's end towards front ends, which must prove who they are, for one dialled host.
+pub fn gateway_server(
+    serving: &Serving,
+    front_ends: Arc<FrontEndVerifier>,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    server(Arc::new(serving.clone()), front_ends, ALPN_HTTP11)
 }
 
 /// What kube-apiserver sends a kubelet as SNI: a name, nothing for an address.
@@ -143,7 +152,7 @@ pub mod presenting {
         key: PrivateKeyDer<'static>,
         peers: Arc<PeerVerifier>,
     ) -> Result<Arc<ServerConfig>, TlsError> {
-        server(any(chain, key)?, peers, ALPN_LINK)
+        server(single(any(chain, key)?), peers, ALPN_LINK)
     }
 
     fn any(
@@ -154,16 +163,19 @@ pub mod presenting {
     }
 }
 
+fn single(own: Arc<CertifiedKey>) -> Arc<dyn ResolvesServerCert> {
+    Arc::new(SingleCertAndKey::from(own))
+}
+
 fn server(
-    own: Arc<CertifiedKey>,
-    peers: Arc<PeerVerifier>,
+    own: Arc<dyn ResolvesServerCert>,
+    peers: Arc<dyn ClientCertVerifier>,
     alpn: &[u8],
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    let peers: Arc<dyn ClientCertVerifier> = peers;
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(peers)
-        .with_cert_resolver(Arc::new(SingleCertAndKey::from(own)));
+        .with_cert_resolver(own);
     config.alpn_protocols = vec![alpn.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;

@@ -276,7 +276,7 @@ fn ambiguity(path: &str, segments: &[&str]) -> Option<Ambiguity> {
     }
     // An escape of an escape is one that the kubelet could decode twice.
     let dots = |segment: &&str| matches!(decode_path(segment).as_str(), "." | "..");
-    if segments.iter().any(|segment| dots(segment)) {
+    if segments.iter().any(dots) {
         return Some(Ambiguity::Dots);
     }
     let (last, before) = segments.split_last()?;
