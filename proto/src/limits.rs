@@ -306,19 +306,27 @@ pub const KUBELET_CRLS: usize = 64;
 pub const ATTESTATION_LIFE: Duration = Duration::from_secs(60);
 /// Age from which an attestation that is in use is renewed beside the dials.
 pub const ATTESTATION_RENEW: Duration = Duration::from_secs(40);
-/// An attestation that was not asked for in this time is not renewed beside the dials.
+/// A kubelet that was not dialled for this long is not in use: its attestation is not renewed
+/// before its end, and then only every [`ATTESTATION_IDLE`].
 pub const ATTESTATION_IN_USE: Duration = Duration::from_secs(60);
+/// How often a kubelet that nobody dials is looked at, for lists and metrics.
+pub const ATTESTATION_IDLE: Duration = Duration::from_secs(600);
+/// How often a kubelet that failed is looked at beside the dials, so that a repair shows.
+pub const ATTESTATION_FAILED: Duration = Duration::from_secs(30);
 /// How long a failed attestation counts: a repaired kubelet is reached after this time, and one
 /// that fails costs one handshake in it.
 pub const ATTESTATION_RETRY: Duration = Duration::from_secs(5);
+/// The same when nothing was found wrong with a certificate: the kubelet did not answer.
+pub const ATTESTATION_RETRY_UNANSWERED: Duration = Duration::from_secs(1);
 /// Handshakes with kubelets at once. Overflow: the attestation waits.
 pub const ATTESTATIONS_AT_ONCE: usize = 64;
 /// One attestation, its wait for a place not included; shorter than a dial, so that the cause is told.
 pub const ATTESTATION_TIMEOUT: Duration = Duration::from_secs(5);
 /// Over this time the first attestations of agents that link are spread.
 pub const ATTESTATION_SPREAD: Duration = Duration::from_secs(2);
-/// Attested pairs of node and host. Overflow: the one that has not been asked for longest goes.
-pub const ATTESTATIONS: usize = 32_768;
+/// Bytes that a kubelet may send in the handshake of an attestation: a chain as large as is looked
+/// at, twice. Overflow: the attestation fails.
+pub const ATTESTATION_BYTES: usize = 2 * CHAIN_CERTIFICATES * CERTIFICATE_BYTES;
 /// Hosts of one node that are attested. Overflow: the one not asked for longest goes.
 pub const ATTESTATIONS_PER_NODE: usize = 8;
 
@@ -407,7 +415,7 @@ const _: () = {
     assert!(
         ATTESTATION_TIMEOUT.as_secs() + ATTESTATION_RENEW.as_secs() < ATTESTATION_LIFE.as_secs()
     );
-    assert!(ATTESTATIONS > LINKS);
+    assert!(ATTESTATION_IN_USE.as_secs() >= ATTESTATION_LIFE.as_secs());
     assert!(PEER_SILENT.as_secs() >= 3 * HEARTBEAT.as_secs());
     assert!(CONNECT_TIMEOUT.as_secs() < DIAL_TIMEOUT.as_secs());
     assert!(DIAL_TIMEOUT.as_secs() <= DIAL_TIMEOUT_MAX.as_secs());

@@ -145,6 +145,18 @@ impl Cause {
         )
     }
 
+    /// The number that a refused dial is given: that of the connection where it is the connection
+    /// that failed.
+    pub const fn reason(&self) -> Reason {
+        match self {
+            Cause::Unreachable { reason } => *reason,
+            Cause::Timeout | Cause::NotTls | Cause::HungUp | Cause::Handshake { .. } => {
+                Reason::KubeletHandshake
+            }
+            _ => Reason::KubeletUnverified,
+        }
+    }
+
     /// What to do about it, one sentence.
     pub const fn fix(&self) -> &'static str {
         match self {

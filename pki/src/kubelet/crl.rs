@@ -18,6 +18,7 @@ use x509_parser::revocation_list::CertificateRevocationList;
 use crate::date;
 use crate::inspect::escape;
 use crate::rotate::Expiry;
+use crate::serial::Fingerprint;
 use crate::store::{self, StoreError};
 
 /// Revocation lists. Cheap to clone, never changed; the default revokes nobody.
@@ -29,6 +30,7 @@ pub struct RevocationLists {
 struct List {
     list: CertRevocationList<'static>,
     path: PathBuf,
+    fingerprint: Fingerprint,
     issuer: String,
     this_update: SystemTime,
     next_update: SystemTime,
@@ -102,6 +104,10 @@ impl RevocationLists {
         self.lists.iter().map(|list| list.issuer.as_str())
     }
 
+    pub(super) fn fingerprints(&self) -> impl Iterator<Item = Fingerprint> {
+        self.lists.iter().map(|list| list.fingerprint)
+    }
+
     pub(super) fn webpki(&self) -> Vec<&CertRevocationList<'static>> {
         self.lists.iter().map(|list| &list.list).collect()
     }
@@ -136,6 +142,7 @@ impl List {
         Ok(Self {
             list: CertRevocationList::from(owned),
             path: path.into(),
+            fingerprint: Fingerprint::of(der.as_ref()),
             issuer: escape(&read.issuer().to_string()),
             this_update: date::from_seconds(read.last_update().timestamp()),
             next_update: date::from_seconds(next_update.timestamp()),

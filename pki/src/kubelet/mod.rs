@@ -112,6 +112,7 @@ pub struct KubeletTrust {
     pub(crate) crls: RevocationLists,
     pub(crate) provider: Arc<CryptoProvider>,
     authority: PathBuf,
+    digest: Fingerprint,
 }
 
 impl std::fmt::Debug for KubeletTrust {
@@ -134,12 +135,24 @@ impl KubeletTrust {
     }
 
     fn make(anchors: Anchors, crls: RevocationLists, authority: &Path) -> Arc<Self> {
+        let parts: Vec<String> = anchors
+            .certificates()
+            .map(|certificate| certificate.fingerprint)
+            .chain(crls.fingerprints())
+            .map(|fingerprint| fingerprint.to_string())
+            .collect();
         Arc::new(Self {
+            digest: Fingerprint::of(parts.join(" ").as_bytes()),
             anchors,
             crls,
             provider: tls::kubelet_provider(),
             authority: authority.into(),
         })
+    }
+
+    /// Whether the same files were loaded: what was decided by one holds for the other.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.digest == other.digest
     }
 
     /// Everything loaded that ends.
