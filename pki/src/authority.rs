@@ -325,7 +325,17 @@ impl Authority {
         spec: &LeafSpec,
         public_key: &PublicKey,
     ) -> Result<CertificateDer<'static>, MintError> {
-        let subject = mint::name("", &spec.common_name);
+        self.issue_raw_of("", spec, public_key)
+    }
+
+    /// The same, with an organisation in the subject: to Kubernetes it is a group.
+    pub(crate) fn issue_raw_of(
+        &self,
+        organisation: &str,
+        spec: &LeafSpec,
+        public_key: &PublicKey,
+    ) -> Result<CertificateDer<'static>, MintError> {
+        let subject = mint::name(organisation, &spec.common_name);
         mint::certificate(
             &self.signer(),
             Body {

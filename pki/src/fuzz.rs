@@ -3,12 +3,13 @@
 
 use std::time::SystemTime;
 
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 
 use crate::anchors::Anchors;
 use crate::date;
 use crate::identity::Identity;
 use crate::inspect::{Certificate, Leaf};
+use crate::kubelet::{Expected, KubeletTrust, RevocationLists};
 use crate::pem;
 use crate::request::Request;
 use crate::revoke::DenyList;
@@ -49,6 +50,33 @@ pub fn presented(verifier: &PeerVerifier, bytes: &[u8], now: SystemTime) {
     let der = CertificateDer::from(bytes);
     let _ = verifier.verify(std::slice::from_ref(&der), now);
     let _ = verifier.verify(&[der.clone(), der], now);
+}
+
+/// What a kubelet presents: whatever it is, what is said of it is printable and bounded.
+pub fn kubelet(trust: &KubeletTrust, expected: &Expected, bytes: &[u8], now: SystemTime) {
+    let der = CertificateDer::from(bytes);
+    for chain in [&[der.clone()][..], &[der.clone(), der]] {
+        let verdict = trust.check(chain, expected, now);
+        let mut said = Vec::new();
+        if let Some(shown) = &verdict.presented {
+            said.extend([shown.subject.clone(), shown.issuer.clone()]);
+        }
+        if let Some(cause) = verdict.cause() {
+            said.push(cause.to_string());
+        }
+        for text in said {
+            assert!(!text.chars().any(char::is_control), "{text:?}");
+            assert!(text.len() < 16 * 1024, "{} bytes", text.len());
+        }
+    }
+}
+
+/// Revocation lists, in DER and in PEM.
+pub fn revocation_list(bytes: &[u8]) {
+    let _ = RevocationLists::new(&[CertificateRevocationListDer::from(bytes)]);
+    if let Ok(lists) = pem::revocation_lists(bytes) {
+        let _ = RevocationLists::new(&lists);
+    }
 }
 
 /// An identity: text and value are inverses.

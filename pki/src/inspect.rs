@@ -77,6 +77,11 @@ pub struct Certificate {
     pub subject: String,
     /// Escaped and bounded.
     pub issuer: String,
+    /// Common names of the subject, escaped and bounded. `None`: one of them is not readable
+    /// as text, so nobody can say what the subject is called.
+    pub common_names: Option<Vec<String>>,
+    /// Organisations of the subject, in the same way.
+    pub organisations: Option<Vec<String>>,
     pub not_before: SystemTime,
     pub not_after: SystemTime,
     /// URI SANs, escaped and bounded.
@@ -122,6 +127,16 @@ impl Certificate {
             fingerprint: Fingerprint::of(der),
             subject: escape(&read.subject().to_string()),
             issuer: escape(&read.issuer().to_string()),
+            common_names: read
+                .subject()
+                .iter_common_name()
+                .map(|name| name.as_str().ok().map(escape))
+                .collect(),
+            organisations: read
+                .subject()
+                .iter_organization()
+                .map(|name| name.as_str().ok().map(escape))
+                .collect(),
             not_before: date::from_seconds(read.validity().not_before.timestamp()),
             not_after: date::from_seconds(read.validity().not_after.timestamp()),
             uris: Vec::new(),

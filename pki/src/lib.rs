@@ -1,10 +1,12 @@
 //! Who may be whom: identities, certificates, verifiers and TLS configurations.
 //!
 //! Reading order: [`identity`] (the noun), [`inspect`] (everything read from a certificate, once),
-//! [`verify`] (the only way to a [`VerifiedPeer`]; `handshake` is its face to rustls), [`revoke`] (the deny list), [`credentials`]
+//! [`verify`] (the only way to a [`VerifiedPeer`]; `handshake` is its face to rustls), [`kubelet`]
+//! (whether a kubelet is the one of its node), [`revoke`] (the deny list), [`credentials`]
 //! (our own key and chain), [`tls`] (every TLS configuration of Towline), [`rotate`] (the files of
 //! a daemon as one snapshot). The other half signs: [`role`] (what each role may hold),
-//! [`authority`] and [`mint`] (certificates), [`request`] (signing requests), [`key`] (key pairs).
+//! [`authority`] and [`mint`] (certificates), [`request`] (signing requests), [`key`] (key pairs),
+//! [`seal`] (signatures for later proof).
 //!
 //! Files are touched in [`store`] only. Nobody here reads the clock: `now` is an argument. No
 //! system roots, no "skip verification", no key or passphrase in an argument or a `Debug`.
@@ -16,10 +18,12 @@ pub mod date;
 mod der;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod gateway;
 mod handshake;
 pub mod identity;
 pub mod inspect;
 pub mod key;
+pub mod kubelet;
 pub mod mint;
 pub mod peer_error;
 pub mod pem;
@@ -27,6 +31,7 @@ pub mod request;
 pub mod revoke;
 pub mod role;
 pub mod rotate;
+pub mod seal;
 pub mod secret;
 pub mod serial;
 pub mod store;
@@ -36,6 +41,7 @@ pub mod verify;
 pub use anchors::{Anchors, AnchorsError};
 pub use authority::{Authority, AuthorityError, AuthoritySpec, Issue, IssueError, Issued};
 pub use credentials::{Credentials, CredentialsError};
+pub use gateway::{GatewayError, GatewayFiles, GatewayMaterial};
 pub use identity::{Identity, IdentityError};
 pub use inspect::{Certificate, CertificateError, Leaf, LeafError, Usage};
 pub use key::{KeyKind, PrivateKey, PublicKey};
@@ -44,6 +50,7 @@ pub use peer_error::PeerError;
 pub use request::{Request, RequestError};
 pub use revoke::{DenyList, DenyListError};
 pub use rotate::{Expiry, Files, Material, MaterialError};
+pub use seal::{SealError, SealKey, SealPublic};
 pub use secret::Secret;
 pub use serial::{Fingerprint, Serial};
 pub use tls::TlsError;

@@ -28,6 +28,9 @@ enum Verb {
     Sign(command::sign::Args),
     Inspect(command::inspect::Args),
     Verify(command::verify::Args),
+    AuditKey(command::audit_key::Args),
+    GatewayIssuer(command::gateway_issuer::Args),
+    KubeletClient(command::kubelet_client::Args),
 }
 
 fn main() -> ExitCode {
@@ -41,6 +44,9 @@ fn main() -> ExitCode {
         Verb::Sign(args) => command::sign::run(&args, now),
         Verb::Inspect(args) => command::inspect::run(&args, now),
         Verb::Verify(args) => command::verify::run(&args, now),
+        Verb::AuditKey(args) => command::audit_key::run(&args),
+        Verb::GatewayIssuer(args) => command::gateway_issuer::run(&args, now),
+        Verb::KubeletClient(args) => command::kubelet_client::run(&args, now),
     };
     match result {
         Ok(output) => command::print(&output),

@@ -5,7 +5,9 @@
 //! and a file without the block that was asked for. Encrypted keys are refused by name.
 
 use rustls_pki_types::pem::{Error as DecodeError, PemObject, SectionKind};
-use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer};
+use rustls_pki_types::{
+    CertificateDer, CertificateRevocationListDer, CertificateSigningRequestDer, PrivateKeyDer,
+};
 
 use crate::secret::Secret;
 
@@ -68,6 +70,38 @@ pub fn request(text: &[u8]) -> Result<CertificateSigningRequestDer<'static>, Pem
         .into_iter()
         .find_map(|(kind, der)| CertificateSigningRequestDer::from_pem(kind, der))
         .ok_or_else(|| missing("CERTIFICATE REQUEST", text))
+}
+
+/// Every certificate revocation list, in the order of the text. At least one.
+pub fn revocation_lists(
+    text: &[u8],
+) -> Result<Vec<CertificateRevocationListDer<'static>>, PemError> {
+    let found: Vec<_> = sections(text)?
+        .into_iter()
+        .filter_map(|(kind, der)| CertificateRevocationListDer::from_pem(kind, der))
+        .collect();
+    if found.is_empty() {
+        return Err(missing("X509 CRL", text));
+    }
+    Ok(found)
+}
+
+/// The one public key: SubjectPublicKeyInfo, DER.
+pub fn public_key(text: &[u8]) -> Result<Vec<u8>, PemError> {
+    let mut keys: Vec<_> = sections(text)?
+        .into_iter()
+        .filter(|(kind, _)| *kind == SectionKind::PublicKey)
+        .map(|(_, der)| der)
+        .collect();
+    match keys.len() {
+        1 => keys.pop().ok_or_else(|| missing("PUBLIC KEY", text)),
+        _ => Err(missing("PUBLIC KEY", text)),
+    }
+}
+
+/// A public key (SubjectPublicKeyInfo) as text.
+pub fn write_public_key(der: &[u8]) -> String {
+    block("PUBLIC KEY", der)
 }
 
 /// Certificates as text, in the order given.

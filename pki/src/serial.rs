@@ -60,12 +60,12 @@ impl FromStr for Serial {
     }
 }
 
-/// SHA-256 of a whole certificate.
+/// SHA-256 of a whole certificate, or of a public key (its SubjectPublicKeyInfo).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Fingerprint([u8; 32]);
 
 impl Fingerprint {
-    /// Of the DER bytes of a certificate.
+    /// Of DER bytes.
     pub fn of(der: &[u8]) -> Self {
         Self(key::sha256(der))
     }

@@ -9,7 +9,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use towline_proto::limits;
 
 use crate::pem::{self, PemError};
@@ -68,6 +68,16 @@ fn read_bounded(file: File, path: &Path) -> Result<Vec<u8>, StoreError> {
 /// Every certificate of a PEM file.
 pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, StoreError> {
     pem::certificates(&read(path)?).map_err(|source| StoreError::Pem {
+        path: path.into(),
+        source,
+    })
+}
+
+/// Every certificate revocation list of a PEM file.
+pub fn read_revocation_lists(
+    path: &Path,
+) -> Result<Vec<CertificateRevocationListDer<'static>>, StoreError> {
+    pem::revocation_lists(&read(path)?).map_err(|source| StoreError::Pem {
         path: path.into(),
         source,
     })

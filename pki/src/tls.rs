@@ -5,6 +5,10 @@
 //! ChaCha20 stays for machines without. Session resumption, tickets, 0-RTT and half-RTT data are
 //! off at both ends: a resumed handshake does not run the verifier, so somebody who was denied
 //! would come back. A peer always authenticates; there is no switch to leave that out.
+//!
+//! One exception to the version: **kubelets** are not ours. Those of FIPS builds on older Go, with
+//! BoringCrypto (Bottlerocket's FIPS images of 2025 among them), speak TLS 1.2 at most, so towards
+//! kubelets, and only there, TLS 1.2 with forward secrecy and AEAD suites is spoken too.
 
 use std::sync::{Arc, LazyLock};
 
@@ -13,15 +17,18 @@ use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
 use rustls::crypto::hash::Output;
 use rustls::crypto::{CryptoProvider, GetRandomFailed};
-use rustls::server::NoServerSessionStorage;
+use rustls::server::{NoServerSessionStorage, ResolvesServerCert};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
-use rustls::version::TLS13;
+use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use towline_proto::target::Host;
 use towline_proto::version::ALPN_LINK;
 
 use crate::credentials::Credentials;
+use crate::gateway::{FrontEndVerifier, Serving};
+use crate::kubelet::{KubeletCheck, KubeletClient};
 use crate::verify::PeerVerifier;
 
 /// ALPN of the door over TCP.
@@ -37,7 +44,7 @@ pub fn link_server(
     own: &Credentials,
     peers: Arc<PeerVerifier>,
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    server(own.presented().clone(), peers, ALPN_LINK)
+    server(single(own.presented().clone()), peers, ALPN_LINK)
 }
 
 /// An agent's end of a link, on both carriers.
@@ -53,7 +60,7 @@ pub fn door_server(
     own: &Credentials,
     peers: Arc<PeerVerifier>,
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    server(own.presented().clone(), peers, ALPN_HTTP11)
+    server(single(own.presented().clone()), peers, ALPN_HTTP11)
 }
 
 /// A front end's end of the door over TCP.
@@ -62,6 +69,50 @@ pub fn door_client(
     peers: Arc<PeerVerifier>,
 ) -> Result<Arc<ClientConfig>, TlsError> {
     client(own.presented().clone(), peers, ALPN_HTTP11)
+}
+
+/// A connection to a kubelet: `check` decides whether it is the expected one and keeps what it
+/// found, `own` is shown to the kubelet where it has to know who asks (not for an attestation).
+/// For the one connection that the check is for, with [`kubelet_name`].
+pub fn kubelet_client(
+    check: Arc<KubeletCheck>,
+    own: Option<&KubeletClient>,
+) -> Result<Arc<ClientConfig>, TlsError> {
+    let builder = ClientConfig::builder_with_provider(kubelet_provider())
+        .with_protocol_versions(&[&TLS13, &TLS12])?
+        // Not rustls' own verifier but the one that knows nodes.
+        .dangerous()
+        .with_custom_certificate_verifier(check);
+    let mut config = match own {
+        Some(own) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(
+            Arc::clone(own.presented()),
+        ))),
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![ALPN_HTTP11.to_vec()];
+    config.resumption = Resumption::disabled();
+    config.enable_early_data = false;
+    config.enable_sni = true;
+    Ok(Arc::new(config))
+}
+
+/// The gateway's end towards front ends, which must prove who they are, for one dialled host.
+pub fn gateway_server(
+    serving: &Serving,
+    front_ends: Arc<FrontEndVerifier>,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    server(Arc::new(serving.clone()), front_ends, ALPN_HTTP11)
+}
+
+/// What kube-apiserver sends a kubelet as SNI: a name, nothing for an address.
+pub fn kubelet_name(host: &Host) -> ServerName<'static> {
+    match host {
+        Host::Ip(ip) => ServerName::IpAddress((*ip).into()),
+        // Names with an underscore are no DNS names to TLS; then nothing is sent.
+        Host::Name(name) => ServerName::try_from(name.as_str().to_owned()).unwrap_or(
+            ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into()),
+        ),
+    }
 }
 
 /// The name that our clients put where TLS wants one. It is not sent (no SNI) and not checked:
@@ -101,7 +152,7 @@ pub mod presenting {
         key: PrivateKeyDer<'static>,
         peers: Arc<PeerVerifier>,
     ) -> Result<Arc<ServerConfig>, TlsError> {
-        server(any(chain, key)?, peers, ALPN_LINK)
+        server(single(any(chain, key)?), peers, ALPN_LINK)
     }
 
     fn any(
@@ -112,16 +163,19 @@ pub mod presenting {
     }
 }
 
+fn single(own: Arc<CertifiedKey>) -> Arc<dyn ResolvesServerCert> {
+    Arc::new(SingleCertAndKey::from(own))
+}
+
 fn server(
-    own: Arc<CertifiedKey>,
-    peers: Arc<PeerVerifier>,
+    own: Arc<dyn ResolvesServerCert>,
+    peers: Arc<dyn ClientCertVerifier>,
     alpn: &[u8],
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    let peers: Arc<dyn ClientCertVerifier> = peers;
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(peers)
-        .with_cert_resolver(Arc::new(SingleCertAndKey::from(own)));
+        .with_cert_resolver(own);
     config.alpn_protocols = vec![alpn.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
@@ -178,6 +232,27 @@ static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
         ..aws_lc_rs::default_provider()
     })
 });
+
+static KUBELET_PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+    let mut cipher_suites = PROVIDER.cipher_suites.clone();
+    cipher_suites.extend([
+        cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+        cipher_suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+        cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+        cipher_suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+        cipher_suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+        cipher_suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+    ]);
+    Arc::new(CryptoProvider {
+        cipher_suites,
+        ..(**PROVIDER).clone()
+    })
+});
+
+/// The one provider with the suites of TLS 1.2 beside its own, towards kubelets only.
+pub(crate) fn kubelet_provider() -> Arc<CryptoProvider> {
+    KUBELET_PROVIDER.clone()
+}
 
 /// The one crypto provider. It is passed by hand everywhere; no process default is set or read.
 pub fn provider() -> Arc<CryptoProvider> {

@@ -174,7 +174,7 @@ impl PeerVerifier {
                 unix(now),
                 key_usage(&usage),
                 None,
-                Some(&|path: &VerifiedPath<'_>| self.check_anchor(path, &usage)),
+                Some(&|path: &VerifiedPath<'_>| check_anchor(&self.anchors, path, &usage)),
             )
             .map_err(refused)?;
         let above = found
@@ -206,32 +206,6 @@ impl PeerVerifier {
         })
     }
 
-    /// The limits that an anchor's own certificate sets; `webpki` looks at its name and key only.
-    fn check_anchor(&self, path: &VerifiedPath<'_>, usage: &Usage) -> Result<(), webpki::Error> {
-        let between = path.intermediate_certificates().count() as u64;
-        let trust: &TrustAnchor<'_> = path.anchor();
-        let mut verdict = Err(webpki::Error::UnknownIssuer);
-        for anchor in self.anchors.of(trust) {
-            let certificate = &anchor.certificate;
-            if certificate
-                .path_length
-                .is_some_and(|length| between > u64::from(length))
-            {
-                verdict = Err(webpki::Error::PathLenConstraintViolated);
-            } else if !certificate.allows(usage) {
-                verdict = Err(webpki::Error::RequiredEkuNotFoundContext(
-                    webpki::RequiredEkuNotFoundContext {
-                        required: key_usage(usage),
-                        present: Vec::new(),
-                    },
-                ));
-            } else {
-                return Ok(());
-            }
-        }
-        verdict
-    }
-
     fn check_identity(&self, leaf: &Leaf, path: &Path) -> Result<(), PeerError> {
         let identity = leaf.identity.clone();
         if identity.cluster != self.cluster {
@@ -261,6 +235,36 @@ impl PeerVerifier {
             by,
         })
     }
+}
+
+/// The limits that an anchor's own certificate sets; `webpki` looks at its name and key only.
+pub(crate) fn check_anchor(
+    anchors: &Anchors,
+    path: &VerifiedPath<'_>,
+    usage: &Usage,
+) -> Result<(), webpki::Error> {
+    let between = path.intermediate_certificates().count() as u64;
+    let trust: &TrustAnchor<'_> = path.anchor();
+    let mut verdict = Err(webpki::Error::UnknownIssuer);
+    for anchor in anchors.of(trust) {
+        let certificate = &anchor.certificate;
+        if certificate
+            .path_length
+            .is_some_and(|length| between > u64::from(length))
+        {
+            verdict = Err(webpki::Error::PathLenConstraintViolated);
+        } else if !certificate.allows(usage) {
+            verdict = Err(webpki::Error::RequiredEkuNotFoundContext(
+                webpki::RequiredEkuNotFoundContext {
+                    required: key_usage(usage),
+                    present: Vec::new(),
+                },
+            ));
+        } else {
+            return Ok(());
+        }
+    }
+    verdict
 }
 
 struct Path {

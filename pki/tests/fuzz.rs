@@ -4,6 +4,7 @@
 mod cluster;
 
 use cluster::{Cluster, now};
+use towline_pki::kubelet::{Expected, KubeletTrust, RevocationLists};
 use towline_pki::{Request, fuzz, pem};
 use towline_proto::id::Role;
 
@@ -46,10 +47,17 @@ fn parsers_return_whatever_they_are_given() {
     leaf.dns = vec!["a.example".into()];
     let paper = c.mint(Role::Agent, &leaf);
     let verifier = c.verifier(Role::Agent);
+    let kubelets = KubeletTrust::new(c.anchors(Role::Agent), RevocationLists::default());
+    let expected = Expected {
+        node: "n1".parse().unwrap(),
+        host: "10.0.0.1".parse().unwrap(),
+    };
     for der in [paper.chain[0].as_ref(), c.root.der().as_ref()] {
         for bytes in spoilt(der) {
             fuzz::certificate(&bytes);
             fuzz::presented(&verifier, &bytes, now());
+            fuzz::kubelet(&kubelets, &expected, &bytes, now());
+            fuzz::revocation_list(&bytes);
         }
     }
     let texts = [

@@ -7,16 +7,20 @@
 //! [`limits`] (every bound), [`codec`] and [`control`] (messages of the control stream),
 //! [`dial`] (first bytes of a dial stream), [`session`] (one link's life), [`mux`] (streams
 //! over one TLS connection), [`backoff`] (when to try again), [`address`] (what no dial may
-//! reach). `PROTOCOL.md` draws the bytes.
+//! reach), [`policy`] with [`pattern`] (which dials are allowed), [`http1`] and [`kubelet`] (what the gateway has to know of requests to kubelets). `PROTOCOL.md` draws the bytes.
 
 pub mod address;
 pub mod backoff;
 pub mod codec;
 pub mod control;
 pub mod dial;
+pub mod http1;
 pub mod id;
+pub mod kubelet;
 pub mod limits;
 pub mod mux;
+pub mod pattern;
+pub mod policy;
 pub mod reason;
 pub mod session;
 pub mod target;

@@ -253,6 +253,18 @@ pub const LINK_STABLE: Duration = Duration::from_secs(10);
 
 // ---- server --------------------------------------------------------------------------------
 
+/// Rules about dials in a policy file. Overflow: the file is refused, the old one stays.
+pub const POLICY_RULES: usize = 10_000;
+/// Items of one list of a rule. Overflow: the file is refused, the old one stays.
+pub const POLICY_ITEMS: usize = 1_024;
+/// Name of a rule, bytes: it stands in refusals and audit records. Overflow: refused.
+pub const POLICY_NAME_BYTES: usize = 64;
+/// Values, lists and mappings of one YAML file. Overflow: the file is refused.
+pub const YAML_NODES: usize = 500_000;
+/// Lists and mappings inside each other in a YAML file. Overflow: the file is refused.
+pub const YAML_DEPTH: usize = 16;
+/// What is told of one fault in a file, characters. Overflow: cut.
+pub const FAULT_CHARS: usize = 400;
 /// Entries of a grants file. Overflow: the file is refused, the old one stays.
 pub const GRANT_ENTRIES: usize = 16_384;
 /// Agents without a link whose end is remembered, so that a dial is told since when and why.
@@ -283,7 +295,127 @@ pub const ANCHORS: usize = 64;
 /// Entries of one deny list. Overflow: the file is refused, the old list stays.
 pub const DENY_ENTRIES: usize = 65_536;
 
+// ---- kubelets ------------------------------------------------------------------------------
+
+/// How far the clock of whoever signed a kubelet's certificate may be from ours, each way. Less
+/// than the five minutes by which Kubernetes dates its certificates back.
+pub const KUBELET_CLOCK_SKEW: Duration = Duration::from_secs(60);
+/// Certificate revocation lists of `--kubelet-crl` together. Overflow: refused, the old ones stay.
+pub const KUBELET_CRLS: usize = 64;
+/// How long an attestation counts; after it a dial waits for the next.
+pub const ATTESTATION_LIFE: Duration = Duration::from_secs(60);
+/// Age from which an attestation that is in use is renewed beside the dials.
+pub const ATTESTATION_RENEW: Duration = Duration::from_secs(40);
+/// A kubelet that was not dialled for this long is not in use: its attestation is not renewed
+/// before its end, and then only every [`ATTESTATION_IDLE`].
+pub const ATTESTATION_IN_USE: Duration = Duration::from_secs(60);
+/// How often a kubelet that nobody dials is looked at, for lists and metrics.
+pub const ATTESTATION_IDLE: Duration = Duration::from_secs(600);
+/// How often a kubelet that failed is looked at beside the dials, so that a repair shows.
+pub const ATTESTATION_FAILED: Duration = Duration::from_secs(30);
+/// How long a failed attestation counts: a repaired kubelet is reached after this time, and one
+/// that fails costs one handshake in it.
+pub const ATTESTATION_RETRY: Duration = Duration::from_secs(5);
+/// The same when nothing was found wrong with a certificate: the kubelet did not answer.
+pub const ATTESTATION_RETRY_UNANSWERED: Duration = Duration::from_secs(1);
+/// Handshakes with kubelets at once. Overflow: the attestation waits.
+pub const ATTESTATIONS_AT_ONCE: usize = 64;
+/// One attestation, its wait for a place not included; shorter than a dial, so that the cause is told.
+pub const ATTESTATION_TIMEOUT: Duration = Duration::from_secs(5);
+/// Over this time the first attestations of agents that link are spread.
+pub const ATTESTATION_SPREAD: Duration = Duration::from_secs(2);
+/// Bytes that a kubelet may send in the handshake of an attestation: a chain as large as is looked
+/// at, twice. Overflow: the attestation fails.
+pub const ATTESTATION_BYTES: usize = 2 * CHAIN_CERTIFICATES * CERTIFICATE_BYTES;
+/// Hosts of one node that are attested. Overflow: the one not asked for longest goes.
+pub const ATTESTATIONS_PER_NODE: usize = 8;
+
+// ---- audit ---------------------------------------------------------------------------------
+
+/// Records that wait for the writer of the audit trail. Overflow: as `--audit-failure` says, new
+/// dials are refused or their records are dropped and counted. The end of a dial whose start was
+/// taken is always taken: there are no more of them than live dials.
+pub const AUDIT_QUEUE: usize = 8192;
+/// Records in one write, so that a burst is one system call and a failure repeats little.
+pub const AUDIT_BATCH: usize = 256;
+/// One line of the trail, bytes. Every text in it is cut to a bound of its own, so that no record
+/// reaches this; what is longer is no record.
+pub const AUDIT_LINE_BYTES: usize = 16 * 1024;
+/// One text of a record that comes from outside, bytes as written. Overflow: cut and marked.
+pub const AUDIT_TEXT_BYTES: usize = 600;
+/// The command of an exec in a record, bytes as written. Overflow: cut and marked.
+pub const AUDIT_COMMAND_BYTES: usize = 1024;
+/// Lines from one signed checkpoint to the next, the checkpoint included.
+pub const AUDIT_CHECKPOINT_LINES: u64 = 1000;
+/// Time from one signed checkpoint to the next, also when nothing happens: a trail that is silent
+/// for longer is a trail that is not written.
+pub const AUDIT_CHECKPOINT: Duration = Duration::from_secs(60);
+/// Lines that were given to the kernel are on the disk within this time: what a loss of power can
+/// take. A crash of the process takes none of them.
+pub const AUDIT_SYNC: Duration = Duration::from_secs(1);
+/// Between two attempts to write what could not be written.
+pub const AUDIT_RETRY: Duration = Duration::from_millis(500);
+/// A write that has not returned after this time counts as a failure while it goes on.
+pub const AUDIT_STUCK: Duration = Duration::from_secs(5);
+/// How often it is looked whether the file was moved away or cut short.
+pub const AUDIT_LOOK: Duration = Duration::from_secs(1);
+/// Time for waiting records to be written when the server stops. Overflow: they are lost, and the
+/// log says how many.
+pub const AUDIT_FLUSH: Duration = Duration::from_secs(5);
+/// Size of the file at which it is put aside, unless `--audit-max-size` says otherwise, bytes.
+pub const AUDIT_MAX_SIZE: u64 = 100 * 1024 * 1024;
+/// Age of the file at which it is put aside, unless `--audit-max-age` says otherwise.
+pub const AUDIT_MAX_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Files put aside that are kept unless `--audit-keep` says otherwise. Overflow: the oldest is
+/// removed, and a record says so.
+pub const AUDIT_KEEP: u32 = 50;
+/// End of the file in which the last whole record is looked for at start, bytes. Overflow: the
+/// file is no trail, the server does not start.
+pub const AUDIT_TAIL_BYTES: u64 = 4 * 1024 * 1024;
+/// Notes of one verification that are printed. Overflow: the rest is counted.
+pub const AUDIT_NOTES: usize = 100;
+
+// ---- kubelet gateway -----------------------------------------------------------------------
+
+/// Head of a request to a kubelet or of its answer: a long command stands in the request line.
+/// Overflow: 431 and close.
+pub const GATEWAY_HEAD_BYTES: usize = 64 * 1024;
+/// Headers of such a head. Overflow: 431 and close.
+pub const GATEWAY_HEADERS: usize = 128;
+/// From the first byte of a head to its last (slow-loris). Overflow: 408 and close.
+pub const GATEWAY_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Lines behind the last chunk of a body, bytes. Overflow: refused and close.
+pub const GATEWAY_TRAILER_BYTES: usize = 4 * 1024;
+/// Bytes of requests that wait until the answer to an earlier one is over. Overflow: no more is
+/// read.
+pub const GATEWAY_HELD_BYTES: usize = GATEWAY_HEAD_BYTES + READ_CHUNK;
+/// A namespace, pod, container or uid in a path: Kubernetes allows 253. Overflow: the path is
+/// ambiguous, the record is cut.
+pub const GATEWAY_NAME_BYTES: usize = 253;
+/// Words of a command that are kept for the record, bytes. Overflow: cut and marked.
+pub const GATEWAY_COMMAND_BYTES: usize = 1024;
+/// Kubelet rules of a policy file. Overflow: the file is refused.
+pub const GATEWAY_RULES: usize = 1000;
+/// Life of a serving certificate that the gateway mints.
+pub const GATEWAY_CERTIFICATE_LIFE: Duration = Duration::from_secs(24 * 3600);
+/// Certificates of the gateway that are kept. Overflow: all are forgotten and minted again.
+pub const GATEWAY_CERTIFICATES: usize = 16_384;
+/// Both handshakes of a gateway connection together, beside the dial.
+pub const GATEWAY_HANDSHAKES: Duration = Duration::from_secs(8);
+/// Plain bytes that wait for one side of the gateway, each way. Overflow: the other side is not
+/// read.
+pub const GATEWAY_WAITING_BYTES: usize = 64 * 1024;
+
 const _: () = {
+    assert!(AUDIT_TEXT_BYTES * 16 + AUDIT_COMMAND_BYTES < AUDIT_LINE_BYTES);
+    assert!(AUDIT_BATCH < AUDIT_QUEUE);
+    assert!(AUDIT_SYNC.as_secs() < AUDIT_CHECKPOINT.as_secs());
+    assert!(ATTESTATION_RENEW.as_secs() < ATTESTATION_LIFE.as_secs());
+    assert!(ATTESTATION_TIMEOUT.as_secs() < DIAL_TIMEOUT.as_secs());
+    assert!(
+        ATTESTATION_TIMEOUT.as_secs() + ATTESTATION_RENEW.as_secs() < ATTESTATION_LIFE.as_secs()
+    );
+    assert!(ATTESTATION_IN_USE.as_secs() >= ATTESTATION_LIFE.as_secs());
     assert!(PEER_SILENT.as_secs() >= 3 * HEARTBEAT.as_secs());
     assert!(CONNECT_TIMEOUT.as_secs() < DIAL_TIMEOUT.as_secs());
     assert!(DIAL_TIMEOUT.as_secs() <= DIAL_TIMEOUT_MAX.as_secs());

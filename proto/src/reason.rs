@@ -156,6 +156,16 @@ reasons! {
     Unreachable = 33, "unreachable", Peer, true;
     /// A limit of the machine was reached (descriptors, memory).
     LocalResources = 34, "local-resources", Local, true;
+    /// The kubelet's certificate does not verify, or is not of the node.
+    KubeletUnverified = 35, "kubelet-unverified", Target, false;
+    /// The TLS handshake by which the kubelet is verified did not come to its end.
+    KubeletHandshake = 36, "kubelet-handshake", Target, true;
+    /// The dial was live, and a new policy does not allow it.
+    PolicyChanged = 50, "policy-changed", Config, false;
+    /// The dial was live, and its agent is no longer granted its target.
+    RouteWithdrawn = 51, "route-withdrawn", Config, false;
+    /// The audit trail cannot be written, and what cannot be recorded is not done.
+    AuditUnavailable = 60, "audit-unavailable", Local, true;
 }
 
 impl fmt::Display for Reason {

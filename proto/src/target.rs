@@ -264,6 +264,32 @@ impl fmt::Display for Class {
     }
 }
 
+/// A set of classes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Classes(u8);
+
+impl Classes {
+    /// The set of these.
+    pub fn of(classes: &[Class]) -> Self {
+        Self(classes.iter().fold(0, |set, class| set | 1 << class.code()))
+    }
+
+    /// Whether it is in the set.
+    pub const fn has(self, class: Class) -> bool {
+        self.0 >> class.code() & 1 == 1
+    }
+
+    /// With this one when the condition is met.
+    #[must_use]
+    pub fn with(self, class: Class, condition: bool) -> Self {
+        if condition {
+            Self(self.0 | 1 << class.code())
+        } else {
+            self
+        }
+    }
+}
+
 /// A word that names no class.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unknown class {0:?}: use kubelet, node, pod, service or other")]

@@ -21,6 +21,7 @@ use towline_proto::reason::Reason;
 use towline_proto::target::{Class, Target};
 
 use crate::agents::{AgentLink, Agents, Ended};
+use crate::caller::Caller;
 use crate::classify::{Prefixes, classify};
 use crate::metrics::Metrics;
 use crate::pick::NoAgent;
@@ -52,6 +53,8 @@ pub struct Ask {
     pub target: Target,
     /// Where it came in.
     pub door: Door,
+    /// Who asks.
+    pub caller: Caller,
     /// The front end's trace context.
     pub trace: Option<TraceContext>,
 }

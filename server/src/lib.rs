@@ -1,13 +1,16 @@
 //! The server: stands beside kube-apiserver, takes the links that agents open outward, and gives
 //! front ends byte pipes through them.
 //!
-//! Reading order: [`run`] (everything in start and stop order), [`doors`] (front ends come in),
-//! [`dial`] (a request becomes a pipe), [`classify`], [`policy`] and [`pick`] (the decisions, all
+//! Reading order: [`run`] (everything in start and stop order), [`doors`] (front ends come in) and
+//! [`caller`] (who they are), [`dial`] (a request becomes a pipe), [`classify`], [`policy`] and [`pick`] (the decisions, all
 //! pure), [`agents`] (who is linked), [`links`] (agents come in), [`directory`] and [`grants`]
-//! (what an agent may serve), [`trust`] and [`reload`] (certificates, and when they change).
+//! (what an agent may serve), [`trust`] and [`reload`] (certificates, and when they change),
+//! [`audit`] (the trail of all dials), [`verb`] (what the program does beside being a server).
 
 pub mod agents;
 pub mod args;
+pub mod audit;
+pub mod caller;
 pub mod classify;
 pub mod config;
 pub mod control;
@@ -25,3 +28,4 @@ pub mod reload;
 pub mod run;
 pub mod status;
 pub mod trust;
+pub mod verb;

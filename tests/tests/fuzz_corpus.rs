@@ -7,12 +7,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Instant, SystemTime};
 
+use towline_pki::kubelet::{Expected, KubeletTrust, RevocationLists};
 use towline_pki::{Anchors, DenyList, PeerVerifier};
 use towline_proto::control::{Hello, Message, Welcome};
 use towline_proto::dial::{Dial, DialReply, DialRequest, Refused};
 use towline_proto::id::{DialId, InstanceId, Role};
 use towline_proto::reason::Reason;
-use towline_proto::target::Class;
+use towline_proto::target::{Class, Host};
 use towline_proto::version::{Capabilities, VERSION_MAX, VERSION_MIN};
 use towline_tests::authority::Authority;
 
@@ -194,6 +195,25 @@ fn certificates_and_keys() {
     over("certificate", &der, |data| {
         towline_pki::fuzz::presented(&verifier, data, now)
     });
+}
+
+#[test]
+fn certificates_of_kubelets() {
+    let authority = Authority::new("fuzz.example");
+    let ip = [10, 0, 0, 1].into();
+    let kubelet = authority.kubelet_leaf("n1", &[ip]).sign();
+    let der = [kubelet.chain[0].to_vec(), kubelet.chain[1].to_vec()];
+    let anchors = Anchors::new(&[authority.kubelets().der().clone()]).unwrap();
+    let trust = KubeletTrust::new(anchors, RevocationLists::default());
+    let expected = Expected {
+        node: "n1".parse().unwrap(),
+        host: Host::Ip(ip),
+    };
+    let now = SystemTime::now();
+    over("kubelet_certificate", &der, |data| {
+        towline_pki::fuzz::kubelet(&trust, &expected, data, now)
+    });
+    over("revocation_list", &der, towline_pki::fuzz::revocation_list);
 }
 
 #[test]

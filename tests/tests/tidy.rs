@@ -16,7 +16,8 @@ const LAYERS: [(&str, &[&str]); 5] = [
 ];
 
 /// The one crate that may depend on a heavy library. `tests` may look into everything.
-const OWNERS: [(&str, &[&str]); 12] = [
+const OWNERS: [(&str, &[&str]); 13] = [
+    ("aws-lc-rs", &["pki"]),
     ("quinn", &["link"]),
     ("quinn-proto", &["link"]),
     ("rcgen", &["pki"]),
@@ -27,8 +28,8 @@ const OWNERS: [(&str, &[&str]); 12] = [
     ("notify", &["link"]),
     ("sd-notify", &["link"]),
     ("tracing-subscriber", &["link"]),
-    ("serde-saphyr", &["server"]),
-    ("httparse", &["server", "link"]),
+    ("serde-saphyr", &["link", "server"]),
+    ("httparse", &["proto", "server", "link"]),
 ];
 
 /// Lines above which a file is worth a look, and above which it is a failure. What stands behind

@@ -4,7 +4,7 @@
 //! Reading order: [`values`] and [`exit`] (the outside), [`drain`] (the order of stopping),
 //! [`ready`], [`signal`], [`accept`] with [`unix`] (who gets a connection), [`admin`] with
 //! [`live`] and [`daemon`] (health, metrics, orders), [`watch`], [`reload`] and [`expiry`] (files that
-//! change), [`telemetry`], [`logsink`], [`ratelimit`] and [`panics`] (logs), [`runtime`].
+//! change), [`yaml`] and [`policy_file`] (files that operators write), [`telemetry`], [`logsink`], [`ratelimit`] and [`panics`] (logs), [`runtime`].
 
 pub mod accept;
 pub mod admin;
@@ -16,6 +16,7 @@ pub mod expiry;
 pub mod live;
 pub mod logsink;
 pub mod panics;
+pub mod policy_file;
 pub mod ratelimit;
 pub mod ready;
 pub mod reload;
@@ -25,3 +26,4 @@ pub mod telemetry;
 pub mod unix;
 pub mod values;
 pub mod watch;
+pub mod yaml;

@@ -10,9 +10,12 @@ use towline_pki::{
     RequestError,
 };
 
+pub(crate) mod audit_key;
+pub(crate) mod gateway_issuer;
 pub(crate) mod init;
 pub(crate) mod inspect;
 pub(crate) mod issue;
+pub(crate) mod kubelet_client;
 pub(crate) mod paper;
 pub(crate) mod request;
 pub(crate) mod sign;

@@ -79,7 +79,7 @@ pub(crate) fn issuer_of(role: Role) -> &'static str {
     }
 }
 
-fn read_cluster(dir: &Path) -> Result<ClusterName, Failure> {
+pub(crate) fn read_cluster(dir: &Path) -> Result<ClusterName, Failure> {
     let path = dir.join("cluster");
     let bytes = store::read(&path).map_err(|error| {
         Failure::file(format!(

@@ -23,6 +23,7 @@ use towline_proto::reason::Reason;
 use super::front_ends::FrontEndGuard;
 use super::head::{self, Head, HeadError};
 use super::status::{self, Answer};
+use crate::caller::Caller;
 use crate::dial::{Ask, Dialer, Door, OpenDial};
 use crate::metrics::Metrics;
 
@@ -64,11 +65,11 @@ impl Desk {
         &self.metrics
     }
 
-    fn refused(&self, door: Door, caller: &str, word: &'static str, answer: &Answer) {
+    fn refused(&self, door: Door, caller: &Caller, word: &'static str, answer: &Answer) {
         if let Some(suppressed) = self.refusals.allow((door, word)) {
             tracing::info!(
                 door = door.as_str(),
-                front_end = caller,
+                front_end = %caller,
                 status = answer.status,
                 reason = word,
                 suppressed,
@@ -83,8 +84,8 @@ impl Desk {
 pub struct Visit {
     /// Which door.
     pub door: Door,
-    /// Who, for logs.
-    pub caller: String,
+    /// Who, as the door proved it.
+    pub caller: Caller,
     /// Stopping.
     pub drain: DrainWatch,
     /// Its place among front ends with a certificate.
@@ -120,7 +121,7 @@ pub async fn serve<S: FrontEnd>(mut stream: S, desk: Arc<Desk>, mut visit: Visit
         early,
         on_link,
     } = open;
-    tracing::debug!(dial = %id, door = door.as_str(), front_end = caller, %class, %agent, "dial open");
+    tracing::debug!(dial = %id, door = door.as_str(), front_end = %caller, %class, %agent, "dial open");
     drop((caller, drain));
     let early = Early {
         to_peer,
@@ -173,6 +174,7 @@ async fn greet<S: FrontEnd>(stream: &mut S, desk: &Desk, visit: &mut Visit) -> O
     let ask = Ask {
         target,
         door: visit.door,
+        caller: visit.caller.clone(),
         trace,
     };
     let mut kept = Kept::new(rest);

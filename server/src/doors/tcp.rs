@@ -17,6 +17,7 @@ use towline_proto::limits;
 
 use super::connect::{Desk, FrontEnd, Visit, serve};
 use super::front_ends::FrontEnds;
+use crate::caller::Caller;
 use crate::dial::Door;
 use crate::trust::Trust;
 
@@ -96,7 +97,7 @@ impl TcpDoor {
                 }
                 let visit = Visit {
                     door: Door::ConnectTcp,
-                    caller: format!("{} at {address}", peer.identity()),
+                    caller: Caller::Certified { peer, address },
                     drain,
                     certified: Some(certified),
                 };

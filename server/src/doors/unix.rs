@@ -12,6 +12,7 @@ use towline_link::process::ratelimit::RateLimited;
 use towline_link::process::unix::{AllowedUids, UnixSocket};
 
 use super::connect::{Desk, FrontEnd, Visit, serve};
+use crate::caller::Caller;
 use crate::dial::Door;
 
 impl FrontEnd for UnixStream {
@@ -63,7 +64,7 @@ pub async fn run(
             }
             let visit = Visit {
                 door: Door::ConnectUnix,
-                caller: caller.to_string(),
+                caller: Caller::Local(caller),
                 drain,
                 certified: None,
             };

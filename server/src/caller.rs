@@ -1,0 +1,31 @@
+//! Who asks: the front end of a dial, as its door proved it. Policy decides by it, audit writes
+//! it down; nothing a front end says of itself is in it.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use towline_link::process::unix::PeerCredentials;
+use towline_pki::VerifiedPeer;
+
+/// A front end that a door has let in. Cheap to clone.
+#[derive(Clone, Debug)]
+pub enum Caller {
+    /// A process of this machine: the kernel's word at the Unix socket.
+    Local(PeerCredentials),
+    /// A client certificate that verified at the TCP door.
+    Certified {
+        /// The proof.
+        peer: VerifiedPeer,
+        /// Where its connection comes from.
+        address: SocketAddr,
+    },
+}
+
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Caller::Local(process) => process.fmt(f),
+            Caller::Certified { peer, address } => write!(f, "{} at {address}", peer.identity()),
+        }
+    }
+}
