@@ -7,7 +7,8 @@
 //! [`limits`] (every bound), [`codec`] and [`control`] (messages of the control stream),
 //! [`dial`] (first bytes of a dial stream), [`session`] (one link's life), [`mux`] (streams
 //! over one TLS connection), [`backoff`] (when to try again), [`address`] (what no dial may
-//! reach). `PROTOCOL.md` draws the bytes.
+//! reach), [`konnectivity`] (what the doors for its front ends and agents speak). `PROTOCOL.md`
+//! draws the bytes.
 
 pub mod address;
 pub mod backoff;
@@ -15,6 +16,7 @@ pub mod codec;
 pub mod control;
 pub mod dial;
 pub mod id;
+pub mod konnectivity;
 pub mod limits;
 pub mod mux;
 pub mod reason;

@@ -272,6 +272,18 @@ pub const DOOR_CHECK: Duration = Duration::from_secs(30);
 /// Bytes of a refused front end that are read and dropped so that it can read the answer.
 pub const REFUSED_BYTES: usize = 64 * 1024;
 
+// ---- konnectivity --------------------------------------------------------------------------
+
+/// One message of a gRPC stream, bytes: what grpc-go takes unless told otherwise. Overflow: the
+/// stream ends with `RESOURCE_EXHAUSTED`.
+pub const GRPC_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
+/// A text in a packet (an address, an error), bytes. Overflow: cut.
+pub const KONNECTIVITY_TEXT_BYTES: usize = 1024;
+/// An agent's identifiers, bytes and how many. Overflow: the agent is refused.
+pub const KONNECTIVITY_IDENTIFIERS_BYTES: usize = 8 * 1024;
+/// See [`KONNECTIVITY_IDENTIFIERS_BYTES`].
+pub const KONNECTIVITY_IDENTIFIERS: usize = 256;
+
 // ---- certificates --------------------------------------------------------------------------
 
 /// Certificates in one chain, leaf included. Overflow: refused before any is parsed.
@@ -283,7 +295,34 @@ pub const ANCHORS: usize = 64;
 /// Entries of one deny list. Overflow: the file is refused, the old list stays.
 pub const DENY_ENTRIES: usize = 65_536;
 
+// ---- kubernetes api ------------------------------------------------------------------------
+
+/// One request to the Kubernetes API: name, connection, handshake, answer. Overflow: an error.
+pub const KUBE_REQUEST: Duration = Duration::from_secs(10);
+/// Head of an answer of the Kubernetes API. Overflow: an error.
+pub const KUBE_HEAD_BYTES: usize = 32 * 1024;
+/// Headers of an answer of the Kubernetes API. Overflow: an error.
+pub const KUBE_HEADERS: usize = 64;
+/// Body of an answer of the Kubernetes API. Overflow: an error.
+pub const KUBE_BODY_BYTES: usize = 4 * 1024 * 1024;
+/// One event of a watch. Overflow: the watch ends and is begun anew.
+pub const KUBE_EVENT_BYTES: usize = 1024 * 1024;
+/// After this time the API server ends a watch by itself; it is begun anew.
+pub const KUBE_WATCH: Duration = Duration::from_secs(300);
+/// Connections to the Kubernetes API that wait for the next request. Overflow: closed.
+pub const KUBE_IDLE: usize = 2;
+/// Leases that are counted. Overflow: further ones are not.
+pub const KUBE_LEASES: usize = 1024;
+/// A bearer token, bytes. Overflow: an error.
+pub const KUBE_TOKEN_BYTES: usize = 16 * 1024;
+/// Text of an error of the Kubernetes API that is shown, bytes. Overflow: cut.
+pub const KUBE_TEXT_BYTES: usize = 512;
+/// Pause before a list or watch of the Kubernetes API is tried again, first and longest.
+pub const KUBE_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
 const _: () = {
+    assert!(KUBE_REQUEST.as_secs() < KUBE_WATCH.as_secs());
+    assert!(KUBE_HEAD_BYTES >= 8192); // hyper's smallest buffer
     assert!(PEER_SILENT.as_secs() >= 3 * HEARTBEAT.as_secs());
     assert!(CONNECT_TIMEOUT.as_secs() < DIAL_TIMEOUT.as_secs());
     assert!(DIAL_TIMEOUT.as_secs() <= DIAL_TIMEOUT_MAX.as_secs());
