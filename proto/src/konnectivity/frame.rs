@@ -3,16 +3,14 @@
 //!
 //! [`Messages`] takes the carrier's chunks as they come and gives whole messages back: a slice of
 //! the chunk where a message lies in one, else one copy. What it holds is bounded by the longest
-//! message plus one chunk; who feeds it stops feeding while a message is ready. [`encode`] does
-//! the opposite.
+//! message plus one chunk; who feeds it stops feeding while a message is ready. [`put`] does the
+//! opposite, and leaves bulk data where they are.
 
 use std::collections::VecDeque;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use prost::Message as _;
-
-use super::packet::Message;
+use super::packet::Packet;
 
 /// Bytes before each message.
 pub const PREFIX: usize = 5;
@@ -152,40 +150,44 @@ impl Rope {
     }
 }
 
-/// A message with its prefix. Bulk data go by [`super::packet::data_head`] without a copy.
-pub fn encode(message: Message) -> Bytes {
-    let packet = message.packet();
-    let len = packet.encoded_len();
-    let mut bytes = BytesMut::with_capacity(PREFIX + len);
-    bytes.put_u8(0);
-    bytes.put_u32(len as u32);
-    // Fails only without room, and there is room.
-    let _ = packet.encode(&mut bytes);
-    bytes.freeze()
+/// A packet with its prefix, in two parts; the second are the bytes of DATA, shared.
+pub fn put(packet: &Packet) -> (Bytes, Bytes) {
+    let (head, data) = packet.encode_parts();
+    let mut out = BytesMut::with_capacity(PREFIX + head.len());
+    out.put_u8(0);
+    out.put_u32((head.len() + data.len()) as u32);
+    out.put(head);
+    (out.freeze(), data)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::packet::Packet;
     use super::*;
     use proptest::prelude::*;
 
     const MAX: usize = 64;
 
-    fn data(len: usize) -> Message {
-        Message::Data(3, vec![7; len].into())
+    fn data(len: usize) -> Packet {
+        Packet::Data {
+            connect_id: 3,
+            data: vec![7; len].into(),
+        }
+    }
+
+    fn wire(packet: &Packet) -> Bytes {
+        let (head, data) = put(packet);
+        [head, data].concat().into()
     }
 
     #[test]
     fn messages_come_out_however_they_are_cut() {
-        let sent = [data(10), Message::Drain, data(0), Message::DialClose(5)];
-        let bytes: Bytes = sent
-            .iter()
-            .cloned()
-            .map(encode)
-            .collect::<Vec<_>>()
-            .concat()
-            .into();
+        let sent = [
+            data(10),
+            Packet::Drain,
+            data(0),
+            Packet::CloseDial { random: 5 },
+        ];
+        let bytes: Bytes = sent.iter().map(wire).collect::<Vec<_>>().concat().into();
         for cut in 1..bytes.len() {
             let mut messages = Messages::new(MAX);
             let mut got = Vec::new();
@@ -193,7 +195,7 @@ mod tests {
             while !rest.is_empty() {
                 messages.push(rest.split_to(cut.min(rest.len())));
                 while let Some(message) = messages.pop().unwrap() {
-                    got.push(Packet::read(message).unwrap());
+                    got.push(Packet::decode(message).unwrap());
                 }
             }
             assert_eq!(got, sent);
@@ -223,12 +225,12 @@ mod tests {
 
     #[test]
     fn data_of_one_chunk_are_not_copied() {
-        let bytes = encode(data(50));
+        let bytes = wire(&data(50));
         let range = bytes.as_ptr_range();
         let mut messages = Messages::new(MAX);
         messages.push(bytes.clone());
         let message = messages.pop().unwrap().unwrap();
-        let Ok(Message::Data(3, data)) = Packet::read(message) else {
+        let Ok(Packet::Data { data, .. }) = Packet::decode(message) else {
             panic!("not DATA");
         };
         assert!(range.contains(&data.as_ptr()));
@@ -244,7 +246,7 @@ mod tests {
                 messages.push(chunk.into());
                 loop {
                     match messages.pop() {
-                        Ok(Some(message)) => drop(Packet::read(message)),
+                        Ok(Some(message)) => drop(Packet::decode(message)),
                         Ok(None) => break,
                         Err(_) => return Ok(()),
                     }
