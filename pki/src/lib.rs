@@ -3,7 +3,7 @@
 //! Reading order: [`identity`] (the noun), [`inspect`] (everything read from a certificate, once),
 //! [`verify`] (the only way to a [`VerifiedPeer`]; `handshake` is its face to rustls), [`revoke`] (the deny list), [`credentials`]
 //! (our own key and chain), [`tls`] (every TLS configuration of Towline), [`rotate`] (the files of
-//! a daemon as one snapshot). The other half signs: [`role`] (what each role may hold),
+//! a daemon as one snapshot), [`web`] (servers known by name alone). The other half signs: [`role`] (what each role may hold),
 //! [`authority`] and [`mint`] (certificates), [`request`] (signing requests), [`key`] (key pairs).
 //!
 //! Files are touched in [`store`] only. Nobody here reads the clock: `now` is an argument. No
@@ -32,6 +32,7 @@ pub mod serial;
 pub mod store;
 pub mod tls;
 pub mod verify;
+pub mod web;
 
 pub use anchors::{Anchors, AnchorsError};
 pub use authority::{Authority, AuthorityError, AuthoritySpec, Issue, IssueError, Issued};
@@ -48,3 +49,4 @@ pub use secret::Secret;
 pub use serial::{Fingerprint, Serial};
 pub use tls::TlsError;
 pub use verify::{PeerVerifier, VerifiedPeer};
+pub use web::{WebError, WebPair, WebRoots};

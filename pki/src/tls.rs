@@ -8,7 +8,7 @@
 
 use std::sync::{Arc, LazyLock};
 
-use rustls::client::Resumption;
+use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
 use rustls::crypto::hash::Output;
@@ -23,6 +23,7 @@ use towline_proto::version::ALPN_LINK;
 
 use crate::credentials::Credentials;
 use crate::verify::PeerVerifier;
+use crate::web::{WebPair, WebRoots};
 
 /// ALPN of the door over TCP.
 pub const ALPN_HTTP11: &[u8] = b"http/1.1";
@@ -62,6 +63,33 @@ pub fn door_client(
     peers: Arc<PeerVerifier>,
 ) -> Result<Arc<ClientConfig>, TlsError> {
     client(own.presented().clone(), peers, ALPN_HTTP11)
+}
+
+/// Our end towards a server that has no identity but a DNS name or an address: the Kubernetes
+/// API, or Konnectivity's proxy-server. Chain to `roots`, time, usage (server-auth) and the name
+/// that is connected to are checked; the name is sent (SNI) where it is a DNS name.
+pub fn web_client(
+    roots: &WebRoots,
+    own: Option<&WebPair>,
+    alpn: &[&[u8]],
+) -> Result<Arc<ClientConfig>, TlsError> {
+    let builder = client_builder(web_verifier(roots)?)?;
+    let mut config = match own {
+        Some(pair) => {
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(pair.presented())))
+        }
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    config.resumption = Resumption::disabled();
+    config.enable_early_data = false;
+    Ok(Arc::new(config))
+}
+
+fn web_verifier(roots: &WebRoots) -> Result<Arc<WebPkiServerVerifier>, TlsError> {
+    WebPkiServerVerifier::builder_with_provider(roots.store(), provider())
+        .build()
+        .map_err(|_| TlsError(rustls::Error::General("no usable root".to_owned())))
 }
 
 /// The name that our clients put where TLS wants one. It is not sent (no SNI) and not checked:
@@ -144,9 +172,8 @@ fn client(
 }
 
 fn client_builder(
-    peers: Arc<PeerVerifier>,
+    peers: Arc<dyn ServerCertVerifier>,
 ) -> Result<rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>, TlsError> {
-    let peers: Arc<dyn ServerCertVerifier> = peers;
     Ok(ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])?
         // What rustls calls dangerous is a verifier that is not its own. Ours is stricter.

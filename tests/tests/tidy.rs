@@ -27,7 +27,7 @@ const OWNERS: [(&str, &[&str]); 12] = [
     ("notify", &["link"]),
     ("sd-notify", &["link"]),
     ("tracing-subscriber", &["link"]),
-    ("serde-saphyr", &["server"]),
+    ("serde-saphyr", &["server", "link"]),
     ("httparse", &["server", "link"]),
 ];
 

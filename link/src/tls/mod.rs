@@ -9,14 +9,14 @@
 //! and hands up what came. Streams and driver meet in one short lock. A bulk transfer costs one
 //! copy of the bytes more than TLS itself.
 
-mod addresses;
+pub(crate) mod addresses;
 mod driver;
 mod handshake;
 mod link;
 mod proxy;
 mod read_ahead;
 mod shared;
-mod socket;
+pub(crate) mod socket;
 mod stream;
 mod tunnel;
 
