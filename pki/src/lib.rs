@@ -3,7 +3,8 @@
 //! Reading order: [`identity`] (the noun), [`inspect`] (everything read from a certificate, once),
 //! [`verify`] (the only way to a [`VerifiedPeer`]; `handshake` is its face to rustls), [`revoke`] (the deny list), [`credentials`]
 //! (our own key and chain), [`tls`] (every TLS configuration of Towline), [`rotate`] (the files of
-//! a daemon as one snapshot), [`web`] (servers known by name alone). The other half signs: [`role`] (what each role may hold),
+//! a daemon as one snapshot), [`web`] (servers known by name alone), [`chain`] (clients known by
+//! their authority alone). The other half signs: [`role`] (what each role may hold),
 //! [`authority`] and [`mint`] (certificates), [`request`] (signing requests), [`key`] (key pairs).
 //!
 //! Files are touched in [`store`] only. Nobody here reads the clock: `now` is an argument. No
@@ -11,6 +12,7 @@
 
 pub mod anchors;
 pub mod authority;
+pub mod chain;
 pub mod credentials;
 pub mod date;
 mod der;
@@ -36,6 +38,7 @@ pub mod web;
 
 pub use anchors::{Anchors, AnchorsError};
 pub use authority::{Authority, AuthorityError, AuthoritySpec, Issue, IssueError, Issued};
+pub use chain::ChainVerifier;
 pub use credentials::{Credentials, CredentialsError};
 pub use identity::{Identity, IdentityError};
 pub use inspect::{Certificate, CertificateError, Leaf, LeafError, Usage};

@@ -4,12 +4,12 @@
 //! read when X25519 falls. AES-128-GCM comes first because it is the fastest with hardware help;
 //! ChaCha20 stays for machines without. Session resumption, tickets, 0-RTT and half-RTT data are
 //! off at both ends: a resumed handshake does not run the verifier, so somebody who was denied
-//! would come back. A peer always authenticates; there is no switch to leave that out.
+//! would come back. A peer of ours always authenticates; there is no switch to leave that out.
 
 use std::sync::{Arc, LazyLock};
 
-use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::client::danger::ServerCertVerifier;
+use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
 use rustls::crypto::hash::Output;
 use rustls::crypto::{CryptoProvider, GetRandomFailed};
@@ -21,6 +21,7 @@ use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use towline_proto::version::ALPN_LINK;
 
+use crate::chain::ChainVerifier;
 use crate::credentials::Credentials;
 use crate::verify::PeerVerifier;
 use crate::web::{WebPair, WebRoots};
@@ -84,6 +85,36 @@ pub fn web_client(
     config.resumption = Resumption::disabled();
     config.enable_early_data = false;
     Ok(Arc::new(config))
+}
+
+/// Our end of a door of the compatibility profile. With `clients` a certificate of theirs is
+/// required; without, whoever comes is asked for a token by the protocol above, and this end must
+/// not be used for anything that does not ask.
+///
+/// TLS 1.3 here too: every agent and API server of the last years speaks it.
+pub fn chain_server(
+    own: &WebPair,
+    clients: Option<&ChainVerifier>,
+    alpn: &[&[u8]],
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let builder =
+        ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13])?;
+    let builder = match clients {
+        Some(clients) => builder.with_client_cert_verifier(clients.inner()),
+        None => builder.with_no_client_auth(),
+    };
+    let resolver = Arc::new(SingleCertAndKey::from(own.presented()));
+    let mut config = builder.with_cert_resolver(resolver);
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    Ok(Arc::new(without_resumption(config)))
+}
+
+fn without_resumption(mut config: ServerConfig) -> ServerConfig {
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.max_early_data_size = 0;
+    config.send_half_rtt_data = false;
+    config
 }
 
 fn web_verifier(roots: &WebRoots) -> Result<Arc<WebPkiServerVerifier>, TlsError> {
@@ -151,11 +182,7 @@ fn server(
         .with_client_cert_verifier(peers)
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(own)));
     config.alpn_protocols = vec![alpn.to_vec()];
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
-    config.max_early_data_size = 0;
-    config.send_half_rtt_data = false;
-    Ok(Arc::new(config))
+    Ok(Arc::new(without_resumption(config)))
 }
 
 fn client(

@@ -172,6 +172,9 @@ pub const ADMIN_CONNECTION: Duration = Duration::from_secs(20);
 pub const ADMIN_STOP: Duration = Duration::from_secs(1);
 /// How long the data runtime may take to run an empty task before `/livez` says no.
 pub const LIVE_PROBE: Duration = Duration::from_secs(3);
+/// Series of one metric whose labels come from elsewhere. Overflow: further ones are counted as
+/// one, `other`.
+pub const METRIC_SERIES: usize = 128;
 /// Named conditions of readiness. Overflow: an error in the log, the condition is not listed.
 pub const READY_CONDITIONS: usize = 64;
 /// Text of one condition, bytes. Overflow: cut.
@@ -283,6 +286,35 @@ pub const KONNECTIVITY_TEXT_BYTES: usize = 1024;
 pub const KONNECTIVITY_IDENTIFIERS_BYTES: usize = 8 * 1024;
 /// See [`KONNECTIVITY_IDENTIFIERS_BYTES`].
 pub const KONNECTIVITY_IDENTIFIERS: usize = 256;
+/// An agent's or a server's id, bytes. Overflow: the agent is refused.
+pub const KONNECTIVITY_ID_BYTES: usize = 253;
+/// gRPC headers of one call, bytes. Overflow: the call is refused.
+pub const GRPC_HEADER_BYTES: u32 = 32 * 1024;
+/// Calls at once on one connection of a legacy agent, which needs one. Overflow: refused.
+pub const LEGACY_CALLS: u32 = 8;
+/// Bytes of one legacy agent that may wait for us in HTTP/2.
+pub const LEGACY_WINDOW: u32 = 2 * 1024 * 1024;
+/// From an agent's call to our answer: its token is reviewed in this time. Overflow: refused.
+pub const LEGACY_ADMIT: Duration = Duration::from_secs(15);
+/// Bytes of one dial through a legacy agent that wait for a slow front end before the agent is
+/// held back for it. The protocol has no flow control for one connection.
+pub const LEGACY_QUEUE: u64 = 4 * 1024 * 1024;
+/// How long a legacy agent is held back at a time for a dial that moves. A dial that does not
+/// move holds nobody back: it spills into the memory budget.
+pub const LEGACY_PAUSE: Duration = Duration::from_millis(200);
+/// Bytes taken from a legacy agent between two such pauses.
+pub const LEGACY_TURN: u64 = 1024 * 1024;
+/// Packets other than DATA that wait for a legacy agent. Overflow: its stream ends.
+pub const LEGACY_CONTROL: usize = 16 * 1024;
+/// Connections of one legacy agent whose close it has not confirmed. Overflow: its stream ends.
+pub const LEGACY_CLOSING: usize = 4096;
+/// A front end has ended its direction, which this protocol cannot pass on: after so much silence
+/// of the target the connection is closed.
+pub const LEGACY_LINGER: Duration = Duration::from_secs(5);
+/// How long a legacy agent may take to confirm a close. Overflow: the dial ends without it.
+pub const LEGACY_CLOSE: Duration = Duration::from_secs(10);
+/// How long an unanswered HTTP/2 ping lasts. Overflow: the connection is closed.
+pub const GRPC_PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 // ---- certificates --------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@
 //! [`dial`] (a request becomes a pipe), [`classify`], [`policy`] and [`pick`] (the decisions, all
 //! pure), [`agents`] (who is linked), [`links`] (agents come in), [`directory`] and [`grants`]
 //! (what an agent may serve), [`trust`] and [`reload`] (certificates, and when they change).
+//! [`legacy`] is a room of its own: agents of the compatibility profile.
 
 pub mod agents;
 pub mod args;
@@ -15,6 +16,7 @@ pub mod dial;
 pub mod directory;
 pub mod doors;
 pub mod grants;
+pub mod legacy;
 pub mod links;
 pub mod listen;
 pub mod metrics;
