@@ -280,6 +280,30 @@ pub const REFUSED_BYTES: usize = 64 * 1024;
 /// One message of a gRPC stream, bytes: what grpc-go takes unless told otherwise. Overflow: the
 /// stream ends with `RESOURCE_EXHAUSTED`.
 pub const GRPC_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
+/// DATA towards a front end, packet and its headers together: whole HTTP/2 frames of 16 KiB, so
+/// that no short one follows. Larger ones gained nothing.
+pub const GRPC_DATA_BYTES: usize = 4 * 16 * 1024;
+/// Streams at once on one connection of a front end. Overflow: refused by HTTP/2.
+pub const GRPC_STREAMS: u32 = 1024;
+/// Bytes of one stream of a front end that may wait for its target. Overflow: the front end waits.
+pub const GRPC_WINDOW: u32 = 512 * 1024;
+/// Bytes of one stream that may wait to be written to its front end. Overflow: its dial waits.
+pub const GRPC_SEND_BUFFER: usize = 4 * GRPC_DATA_BYTES;
+/// Streams that a front end has reset and we have not looked at. Overflow: connection closed.
+pub const GRPC_RESETS: usize = 1024;
+/// Packets of one stream that mean nothing. Overflow: the stream ends.
+pub const GRPC_SENSELESS: u32 = 64;
+/// How long a target's first bytes wait for a sign that the front end knows the connection.
+pub const GRPC_FIRST_HOLD: Duration = Duration::from_millis(2);
+/// First bytes of a target that are sent and kept until the front end has them.
+pub const GRPC_FIRST_BYTES: usize = 16 * 1024;
+/// A front end that says nothing about them for so long has taken them.
+pub const GRPC_FIRST_ANSWER: Duration = Duration::from_secs(2);
+/// Pause before what a front end dropped is sent again, first and longest.
+pub const GRPC_REPEAT: (Duration, Duration) =
+    (Duration::from_millis(1), Duration::from_millis(100));
+/// How long the end of a silent target is repeated for a front end that does not leave.
+pub const GRPC_END: Duration = Duration::from_secs(10);
 /// A text in a packet (an address, an error), bytes. Overflow: cut.
 pub const KONNECTIVITY_TEXT_BYTES: usize = 1024;
 /// An agent's identifiers, bytes and how many. Overflow: the agent is refused.
@@ -353,6 +377,8 @@ pub const KUBE_TEXT_BYTES: usize = 512;
 pub const KUBE_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 const _: () = {
+    assert!(GRPC_WINDOW as u64 * (GRPC_STREAMS as u64 + 1) < 1 << 31); // HTTP/2's largest window
+    assert!(GRPC_DATA_BYTES < GRPC_MESSAGE_BYTES);
     assert!(KUBE_REQUEST.as_secs() < KUBE_WATCH.as_secs());
     assert!(KUBE_HEAD_BYTES >= 8192); // hyper's smallest buffer
     assert!(PEER_SILENT.as_secs() >= 3 * HEARTBEAT.as_secs());

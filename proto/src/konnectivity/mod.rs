@@ -6,6 +6,7 @@
 
 mod fields;
 pub mod frame;
+pub mod front_end;
 pub mod identifiers;
 pub mod packet;
 
