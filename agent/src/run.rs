@@ -99,6 +99,7 @@ impl Agent {
             health: process.health,
             socket: process.admin_socket,
             allowed: AllowedUids::default_set(),
+            second: None,
         })?;
         let health = admin.health_address();
         let quic = udp(&reach)?;
@@ -180,6 +181,7 @@ impl Agent {
             readiness: readiness.clone(),
             live: LiveProbe::new(Handle::current()),
             daemon: Arc::clone(&daemon),
+            compat: None,
         })?;
 
         let mut keepers = JoinSet::new();

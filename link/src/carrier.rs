@@ -7,12 +7,15 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use towline_pki::VerifiedPeer;
 use towline_proto::reason::Reason;
+
+use crate::live::Held;
 
 /// Which of the two carriers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -147,6 +150,10 @@ pub trait RecvHalf: Send {
     fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<StreamError>;
     /// Takes no more bytes; the sender is told. Never blocks.
     fn stop(&mut self, reason: Reason);
+    /// What waits in memory without a window that bounds it.
+    fn held(&self) -> Option<Arc<Held>> {
+        None
+    }
 }
 
 /// A bidirectional stream of a link.
@@ -273,6 +280,11 @@ impl RecvStream {
         if std::mem::take(&mut self.open) {
             self.half.stop(reason);
         }
+    }
+
+    /// See [`RecvHalf::held`].
+    pub fn held(&self) -> Option<Arc<Held>> {
+        self.half.held()
     }
 }
 

@@ -6,10 +6,13 @@
 //! byte at a time holds as much as one of none. When the windows of all stalled dials together
 //! pass the process-wide byte budget, the dial that has been stalled longest is ended with
 //! [`Reason::MemoryBudget`]; a dial that moves is never touched.
+//!
+//! Where no window bounds what waits for a reader ([`Held`]: a protocol without flow control for
+//! one connection), the true bytes are charged instead, at once and not only at the next look.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use towline_proto::limits;
@@ -32,6 +35,44 @@ pub struct LiveDial {
     stalled_since: AtomicU32,
     ended: AtomicU32,
     waker: Mutex<Option<Waker>>,
+    held: OnceLock<Arc<Held>>,
+}
+
+/// Bytes of one dial that wait in memory, with no window that bounds them.
+#[derive(Debug)]
+pub struct Held {
+    bytes: AtomicU64,
+    all: LiveDials,
+}
+
+impl Held {
+    /// So many more bytes wait. Whether the budget still holds, after the longest-stalled dials
+    /// were ended for it; if not, whoever adds has to give up.
+    pub fn add(&self, bytes: usize) -> bool {
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        let shared = &self.all.shared;
+        let before = shared.held.fetch_add(bytes as u64, Ordering::Relaxed);
+        before.saturating_add(bytes as u64) <= shared.budget_bytes || self.all.keep_within()
+    }
+
+    /// So many were taken.
+    pub fn take(&self, bytes: usize) {
+        self.bytes.fetch_sub(bytes as u64, Ordering::Relaxed);
+        let held = &self.all.shared.held;
+        held.fetch_sub(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// How many wait.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let left = self.bytes();
+        self.all.shared.held.fetch_sub(left, Ordering::Relaxed);
+    }
 }
 
 impl LiveDial {
@@ -43,7 +84,12 @@ impl LiveDial {
             stalled_since: AtomicU32::new(0),
             ended: AtomicU32::new(NOT_ENDED),
             waker: Mutex::new(None),
+            held: OnceLock::new(),
         }
+    }
+
+    fn held(&self) -> u64 {
+        self.held.get().map_or(0, |held| held.bytes())
     }
 
     /// Once in a tick: a dial that is behind but moves begins its stall anew.
@@ -118,6 +164,8 @@ struct Shared {
     /// Counts looks of the budget task; starts at 1 so that 0 can mean "not stalled".
     tick: AtomicU32,
     budget_bytes: u64,
+    /// Bytes in [`Held`].
+    held: AtomicU64,
     ended_for_memory: AtomicU64,
 }
 
@@ -136,6 +184,7 @@ impl LiveDials {
                 next: AtomicU64::new(0),
                 tick: AtomicU32::new(1),
                 budget_bytes,
+                held: AtomicU64::new(0),
                 ended_for_memory: AtomicU64::new(0),
             }),
         }
@@ -151,6 +200,19 @@ impl LiveDials {
             dial,
             all: self.clone(),
         }
+    }
+
+    /// A count of bytes that wait for one dial without a window.
+    pub fn hold(&self) -> Arc<Held> {
+        Arc::new(Held {
+            bytes: AtomicU64::new(0),
+            all: self.clone(),
+        })
+    }
+
+    /// Bytes that wait without a window, of all dials.
+    pub fn held(&self) -> u64 {
+        self.shared.held.load(Ordering::Relaxed)
     }
 
     /// How many there are.
@@ -225,16 +287,31 @@ impl LiveDials {
         for dial in self.lock().values() {
             dial.look(now);
         }
+        self.keep_within();
+    }
+
+    /// Ends the longest-stalled dials until the rest is within the budget. Whether it is.
+    fn keep_within(&self) -> bool {
         let stalled = self.stalled_dials();
-        let allowed = self.shared.budget_bytes / u64::from(limits::STREAM_WINDOW);
-        let excess = (stalled.len() as u64).saturating_sub(allowed);
-        for (_, dial) in stalled
-            .iter()
-            .take(usize::try_from(excess).unwrap_or(usize::MAX))
-        {
+        let charge = |dial: &LiveDial| dial.held().max(u64::from(limits::STREAM_WINDOW));
+        let held_by = |dials: &mut dyn Iterator<Item = &Arc<LiveDial>>| -> u64 {
+            dials.map(|dial| dial.held()).sum()
+        };
+        // On their way out, and those that move.
+        let ended: u64 = held_by(&mut self.lock().values().filter(|dial| dial.ended().is_some()));
+        let of_stalled = held_by(&mut stalled.iter().map(|(_, dial)| dial));
+        let others = self.held().saturating_sub(ended).saturating_sub(of_stalled);
+        let charged: u64 = stalled.iter().map(|(_, dial)| charge(dial)).sum();
+        let mut total = others.saturating_add(charged);
+        for (_, dial) in &stalled {
+            if total <= self.shared.budget_bytes {
+                break;
+            }
+            total -= charge(dial);
             self.shared.ended_for_memory.fetch_add(1, Ordering::Relaxed);
             dial.end(Reason::MemoryBudget);
         }
+        total <= self.shared.budget_bytes
     }
 }
 
@@ -250,6 +327,12 @@ impl LiveGuard {
     /// The dial as others see it.
     pub fn dial(&self) -> &Arc<LiveDial> {
         &self.dial
+    }
+
+    /// Charges the dial with what waits for it instead of a stream window.
+    pub fn charge(&self, held: Arc<Held>) {
+        // A dial has one stream; a second one would be charged by the look only.
+        let _ = self.dial.held.set(held);
     }
 
     pub(crate) fn count_to_peer(&self, bytes: usize) {
@@ -319,6 +402,31 @@ mod tests {
         assert_eq!(dials.stalled(), 1);
         guard.mark_caught_up();
         assert_eq!(dials.stalled(), 0);
+    }
+
+    #[test]
+    fn bytes_without_a_window_are_charged_as_they_come() {
+        let window = u64::from(limits::STREAM_WINDOW);
+        let dials = LiveDials::new(10 * window);
+        let (old, new) = (dials.register(), dials.register());
+        let (old_held, new_held) = (dials.hold(), dials.hold());
+        old.charge(Arc::clone(&old_held));
+        new.charge(Arc::clone(&new_held));
+        // Nobody is stalled for long enough yet: who adds gives up.
+        assert!(new_held.add(8 * window as usize));
+        assert!(!old_held.add(6 * window as usize));
+        old.mark_stalled();
+        dials.look();
+        new.mark_stalled();
+        dials.look();
+        assert_eq!(old.dial().ended(), Some(Reason::MemoryBudget));
+        assert_eq!(new.dial().ended(), None);
+        // What the ended one still holds does not count against the others.
+        assert!(new_held.add(window as usize));
+        drop((old, old_held));
+        assert_eq!(dials.held(), 9 * window);
+        new_held.take(9 * window as usize);
+        assert_eq!((dials.held(), new_held.bytes()), (0, 0));
     }
 
     #[test]

@@ -61,6 +61,101 @@ pub trait LocalEnd: AsyncRead + AsyncWrite + Unpin + Send {
     }
 }
 
+/// The local side of a splice, as it takes and gives bytes: any [`LocalEnd`], or a protocol that
+/// has bytes in pieces already, so that they need not be copied once more.
+pub trait Edge: Send {
+    /// The next bytes; `Ok(None)` at the end of them.
+    fn poll_take(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>>;
+
+    /// Gives bytes from the front of `chunks`, of which there is at least one, and removes what
+    /// was given. Ready with how many; 0 when nobody takes them any more.
+    fn poll_give(
+        &mut self,
+        cx: &mut Context<'_>,
+        chunks: &mut VecDeque<Bytes>,
+    ) -> Poll<io::Result<usize>>;
+
+    /// Everything was given for now.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// Everything was given, and this is the end of it.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// See [`LocalEnd::abort`]; `reason` is why.
+    fn give_up(self, reason: Reason);
+
+    /// See [`LocalEnd::begin`].
+    fn opened(&self) {}
+
+    /// See [`LocalEnd::complete`].
+    fn ended(&self) {}
+
+    /// See [`LocalEnd::presence`].
+    fn seen(&self) -> Presence;
+}
+
+impl<L: LocalEnd> Edge for L {
+    fn poll_take(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
+        poll_read_chunk(self, cx)
+    }
+
+    fn poll_give(
+        &mut self,
+        cx: &mut Context<'_>,
+        chunks: &mut VecDeque<Bytes>,
+    ) -> Poll<io::Result<usize>> {
+        let mut slices = [IoSlice::new(&[]); VECTOR];
+        let mut count = 0;
+        for (slot, chunk) in slices.iter_mut().zip(&*chunks) {
+            *slot = IoSlice::new(chunk);
+            count += 1;
+        }
+        let local = Pin::new(self);
+        let given = ready!(if local.is_write_vectored() {
+            local.poll_write_vectored(cx, &slices[..count])
+        } else {
+            local.poll_write(cx, &slices[0])
+        })?;
+        let mut left = given;
+        while left > 0 {
+            let Some(first) = chunks.front_mut() else {
+                break;
+            };
+            let taken = left.min(first.len());
+            first.advance(taken);
+            left -= taken;
+            if first.is_empty() {
+                chunks.pop_front();
+            }
+        }
+        Poll::Ready(Ok(given))
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        AsyncWrite::poll_flush(Pin::new(self), cx)
+    }
+
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        AsyncWrite::poll_shutdown(Pin::new(self), cx)
+    }
+
+    fn give_up(self, _reason: Reason) {
+        self.abort();
+    }
+
+    fn opened(&self) {
+        self.begin();
+    }
+
+    fn ended(&self) {
+        self.complete();
+    }
+
+    fn seen(&self) -> Presence {
+        self.presence()
+    }
+}
+
 /// What is known of the other side of a local connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presence {
@@ -186,14 +281,17 @@ pub struct Early {
 
 /// Runs until both directions have ended or one failed. Dropping the future aborts: the stream
 /// is reset by its guard, the local socket is closed.
-pub async fn splice<L: LocalEnd>(
-    local: L,
+pub async fn splice<E: Edge>(
+    local: E,
     stream: Stream,
     side: LocalSide,
     early: Early,
     live: &LiveGuard,
 ) -> SpliceEnd {
-    local.begin();
+    local.opened();
+    if let Some(held) = stream.recv.held() {
+        live.charge(held);
+    }
     let mut job = Job {
         local,
         watch: None,
@@ -223,7 +321,7 @@ pub async fn splice<L: LocalEnd>(
     // When all that came from the peer was delivered and ended in order, the local end keeps it:
     // a RST could destroy what it has not read yet.
     if job.down.state != DownState::Done {
-        job.local.abort();
+        job.local.give_up(reason);
     }
     let (to_peer, from_peer) = live.dial().bytes();
     SpliceEnd {
@@ -310,8 +408,8 @@ struct Watch {
     moved_at: Instant,
 }
 
-struct Job<'a, L> {
-    local: L,
+struct Job<'a, E> {
+    local: E,
     watch: Option<Watch>,
     up: Up,
     down: Down,
@@ -319,7 +417,7 @@ struct Job<'a, L> {
     live: &'a LiveGuard,
 }
 
-impl<L: LocalEnd> Job<'_, L> {
+impl<E: Edge> Job<'_, E> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Reason> {
         if let Poll::Ready(reason) = self.live.dial().poll_ended(cx) {
             return Poll::Ready(reason);
@@ -409,7 +507,7 @@ impl<L: LocalEnd> Job<'_, L> {
             if !unread {
                 continue;
             }
-            match (self.local.presence(), self.side) {
+            match (self.local.seen(), self.side) {
                 (Presence::There, _) => {}
                 (Presence::Broken, side) => return Poll::Ready(side.reset()),
                 // The peer's reader may be slow, and is looked after at the other end.
@@ -444,7 +542,7 @@ impl<L: LocalEnd> Job<'_, L> {
                 }
                 continue;
             }
-            match ready!(poll_read_chunk(&mut self.local, cx)) {
+            match ready!(self.local.poll_take(cx)) {
                 Ok(Some(chunk)) if self.up.state == UpState::Open => self.up.chunk = chunk,
                 Ok(Some(_)) => {}
                 Ok(None) => {
@@ -472,17 +570,17 @@ impl<L: LocalEnd> Job<'_, L> {
                 continue;
             }
             if self.down.state == DownState::Ending {
-                let shut = ready!(Pin::new(&mut self.local).poll_shutdown(cx));
+                let shut = ready!(self.local.poll_end(cx));
                 // A local end that is gone already has what it wanted of this direction.
                 let _ = shut;
-                self.local.complete();
+                self.local.ended();
                 self.down.state = DownState::Done;
                 continue;
             }
             // Nothing came and nothing is held: an idle dial keeps no buffer.
             self.live.mark_caught_up();
             self.down.chunks = VecDeque::new();
-            let flushed = Pin::new(&mut self.local).poll_flush(cx);
+            let flushed = self.local.poll_flush(cx);
             return match flushed {
                 Poll::Ready(Err(_)) => Poll::Ready(Err(self.side.reader_gone())),
                 _ => Poll::Pending,
@@ -515,33 +613,10 @@ impl<L: LocalEnd> Job<'_, L> {
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Reason>> {
-        let mut slices = [IoSlice::new(&[]); VECTOR];
-        let mut count = 0;
-        for (slot, chunk) in slices.iter_mut().zip(&self.down.chunks) {
-            *slot = IoSlice::new(chunk);
-            count += 1;
-        }
-        let local = Pin::new(&mut self.local);
-        let written = if local.is_write_vectored() {
-            local.poll_write_vectored(cx, &slices[..count])
-        } else {
-            local.poll_write(cx, &slices[0])
-        };
-        match written {
-            Poll::Ready(Ok(mut bytes)) if bytes > 0 => {
+        match self.local.poll_give(cx, &mut self.down.chunks) {
+            Poll::Ready(Ok(bytes)) if bytes > 0 => {
                 self.live.count_from_peer(bytes);
-                self.down.held -= bytes;
-                while bytes > 0 {
-                    let Some(first) = self.down.chunks.front_mut() else {
-                        break;
-                    };
-                    let taken = bytes.min(first.len());
-                    first.advance(taken);
-                    bytes -= taken;
-                    if first.is_empty() {
-                        self.down.chunks.pop_front();
-                    }
-                }
+                self.down.held = self.down.held.saturating_sub(bytes);
                 Poll::Ready(Ok(()))
             }
             Poll::Ready(_) => Poll::Ready(Err(self.side.reader_gone())),

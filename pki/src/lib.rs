@@ -4,7 +4,8 @@
 //! [`verify`] (the only way to a [`VerifiedPeer`]; `handshake` is its face to rustls), [`kubelet`]
 //! (whether a kubelet is the one of its node), [`revoke`] (the deny list), [`credentials`]
 //! (our own key and chain), [`tls`] (every TLS configuration of Towline), [`rotate`] (the files of
-//! a daemon as one snapshot). The other half signs: [`role`] (what each role may hold),
+//! a daemon as one snapshot), [`web`] (servers known by name alone), [`chain`] (clients known by
+//! their authority alone). The other half signs: [`role`] (what each role may hold),
 //! [`authority`] and [`mint`] (certificates), [`request`] (signing requests), [`key`] (key pairs),
 //! [`seal`] (signatures for later proof).
 //!
@@ -13,6 +14,7 @@
 
 pub mod anchors;
 pub mod authority;
+pub mod chain;
 pub mod credentials;
 pub mod date;
 mod der;
@@ -37,9 +39,11 @@ pub mod serial;
 pub mod store;
 pub mod tls;
 pub mod verify;
+pub mod web;
 
 pub use anchors::{Anchors, AnchorsError};
 pub use authority::{Authority, AuthorityError, AuthoritySpec, Issue, IssueError, Issued};
+pub use chain::ChainVerifier;
 pub use credentials::{Credentials, CredentialsError};
 pub use gateway::{GatewayError, GatewayFiles, GatewayMaterial};
 pub use identity::{Identity, IdentityError};
@@ -55,3 +59,4 @@ pub use secret::Secret;
 pub use serial::{Fingerprint, Serial};
 pub use tls::TlsError;
 pub use verify::{PeerVerifier, VerifiedPeer};
+pub use web::{WebError, WebPair, WebRoots};

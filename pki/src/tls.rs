@@ -4,7 +4,7 @@
 //! read when X25519 falls. AES-128-GCM comes first because it is the fastest with hardware help;
 //! ChaCha20 stays for machines without. Session resumption, tickets, 0-RTT and half-RTT data are
 //! off at both ends: a resumed handshake does not run the verifier, so somebody who was denied
-//! would come back. A peer always authenticates; there is no switch to leave that out.
+//! would come back. A peer of ours always authenticates; there is no switch to leave that out.
 //!
 //! One exception to the version: **kubelets** are not ours. Those of FIPS builds on older Go, with
 //! BoringCrypto (Bottlerocket's FIPS images of 2025 among them), speak TLS 1.2 at most, so towards
@@ -12,13 +12,13 @@
 
 use std::sync::{Arc, LazyLock};
 
-use rustls::client::Resumption;
 use rustls::client::danger::ServerCertVerifier;
+use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
 use rustls::crypto::hash::Output;
 use rustls::crypto::{CryptoProvider, GetRandomFailed};
-use rustls::server::{NoServerSessionStorage, ResolvesServerCert};
 use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ServerConfig};
@@ -26,10 +26,12 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use towline_proto::target::Host;
 use towline_proto::version::ALPN_LINK;
 
+use crate::chain::ChainVerifier;
 use crate::credentials::Credentials;
 use crate::gateway::{FrontEndVerifier, Serving};
 use crate::kubelet::{KubeletCheck, KubeletClient};
 use crate::verify::PeerVerifier;
+use crate::web::{WebPair, WebRoots};
 
 /// ALPN of the door over TCP.
 pub const ALPN_HTTP11: &[u8] = b"http/1.1";
@@ -115,6 +117,63 @@ pub fn kubelet_name(host: &Host) -> ServerName<'static> {
     }
 }
 
+/// Our end towards a server that has no identity but a DNS name or an address: the Kubernetes
+/// API, or Konnectivity's proxy-server. Chain to `roots`, time, usage (server-auth) and the name
+/// that is connected to are checked; the name is sent (SNI) where it is a DNS name.
+pub fn web_client(
+    roots: &WebRoots,
+    own: Option<&WebPair>,
+    alpn: &[&[u8]],
+) -> Result<Arc<ClientConfig>, TlsError> {
+    let builder = client_builder(web_verifier(roots)?)?;
+    let mut config = match own {
+        Some(pair) => {
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(pair.presented())))
+        }
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    config.resumption = Resumption::disabled();
+    config.enable_early_data = false;
+    Ok(Arc::new(config))
+}
+
+/// Our end of a door of the compatibility profile. With `clients` a certificate of theirs is
+/// required; without, whoever comes is asked for a token by the protocol above, and this end must
+/// not be used for anything that does not ask.
+///
+/// TLS 1.3 here too: every agent and API server of the last years speaks it.
+pub fn chain_server(
+    own: &WebPair,
+    clients: Option<&ChainVerifier>,
+    alpn: &[&[u8]],
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let builder =
+        ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13])?;
+    let builder = match clients {
+        Some(clients) => builder.with_client_cert_verifier(clients.inner()),
+        None => builder.with_no_client_auth(),
+    };
+    let resolver = Arc::new(SingleCertAndKey::from(own.presented()));
+    let mut config = builder.with_cert_resolver(resolver);
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    Ok(Arc::new(without_resumption(config)))
+}
+
+fn without_resumption(mut config: ServerConfig) -> ServerConfig {
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.max_early_data_size = 0;
+    config.send_half_rtt_data = false;
+    config
+}
+
+fn web_verifier(roots: &WebRoots) -> Result<Arc<WebPkiServerVerifier>, TlsError> {
+    WebPkiServerVerifier::builder_with_provider(roots.store(), provider())
+        .build()
+        .map_err(|_| TlsError(rustls::Error::General("no usable root".to_owned())))
+}
+
 /// The name that our clients put where TLS wants one. It is not sent (no SNI) and not checked:
 /// identity decides.
 pub fn server_name() -> ServerName<'static> {
@@ -177,11 +236,7 @@ fn server(
         .with_client_cert_verifier(peers)
         .with_cert_resolver(own);
     config.alpn_protocols = vec![alpn.to_vec()];
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
-    config.max_early_data_size = 0;
-    config.send_half_rtt_data = false;
-    Ok(Arc::new(config))
+    Ok(Arc::new(without_resumption(config)))
 }
 
 fn client(
@@ -198,9 +253,8 @@ fn client(
 }
 
 fn client_builder(
-    peers: Arc<PeerVerifier>,
+    peers: Arc<dyn ServerCertVerifier>,
 ) -> Result<rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>, TlsError> {
-    let peers: Arc<dyn ServerCertVerifier> = peers;
     Ok(ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])?
         // What rustls calls dangerous is a verifier that is not its own. Ours is stricter.

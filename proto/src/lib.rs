@@ -7,7 +7,9 @@
 //! [`limits`] (every bound), [`codec`] and [`control`] (messages of the control stream),
 //! [`dial`] (first bytes of a dial stream), [`session`] (one link's life), [`mux`] (streams
 //! over one TLS connection), [`backoff`] (when to try again), [`address`] (what no dial may
-//! reach), [`policy`] with [`pattern`] (which dials are allowed), [`http1`] and [`kubelet`] (what the gateway has to know of requests to kubelets). `PROTOCOL.md` draws the bytes.
+//! reach), [`policy`] with [`pattern`] (which dials are allowed), [`http1`] and [`kubelet`] (what
+//! the gateway has to know of requests to kubelets), [`konnectivity`] (what the doors for its front
+//! ends and agents speak). `PROTOCOL.md` draws the bytes.
 
 pub mod address;
 pub mod backoff;
@@ -16,6 +18,7 @@ pub mod control;
 pub mod dial;
 pub mod http1;
 pub mod id;
+pub mod konnectivity;
 pub mod kubelet;
 pub mod limits;
 pub mod mux;

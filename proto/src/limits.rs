@@ -172,6 +172,9 @@ pub const ADMIN_CONNECTION: Duration = Duration::from_secs(20);
 pub const ADMIN_STOP: Duration = Duration::from_secs(1);
 /// How long the data runtime may take to run an empty task before `/livez` says no.
 pub const LIVE_PROBE: Duration = Duration::from_secs(3);
+/// Series of one metric whose labels come from elsewhere. Overflow: further ones are counted as
+/// one, `other`.
+pub const METRIC_SERIES: usize = 128;
 /// Named conditions of readiness. Overflow: an error in the log, the condition is not listed.
 pub const READY_CONDITIONS: usize = 64;
 /// Text of one condition, bytes. Overflow: cut.
@@ -283,6 +286,71 @@ pub const ANSWER_ALONE: Duration = Duration::from_millis(5);
 pub const DOOR_CHECK: Duration = Duration::from_secs(30);
 /// Bytes of a refused front end that are read and dropped so that it can read the answer.
 pub const REFUSED_BYTES: usize = 64 * 1024;
+
+// ---- konnectivity --------------------------------------------------------------------------
+
+/// One message of a gRPC stream, bytes: what grpc-go takes unless told otherwise. Overflow: the
+/// stream ends with `RESOURCE_EXHAUSTED`.
+pub const GRPC_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
+/// DATA towards a front end, packet and its headers together: whole HTTP/2 frames of 16 KiB, so
+/// that no short one follows. Larger ones gained nothing.
+pub const GRPC_DATA_BYTES: usize = 4 * 16 * 1024;
+/// Streams at once on one connection of a front end. Overflow: refused by HTTP/2.
+pub const GRPC_STREAMS: u32 = 1024;
+/// Bytes of one stream of a front end that may wait for its target. Overflow: the front end waits.
+pub const GRPC_WINDOW: u32 = 512 * 1024;
+/// Bytes of one stream that may wait to be written to its front end. Overflow: its dial waits.
+pub const GRPC_SEND_BUFFER: usize = 4 * GRPC_DATA_BYTES;
+/// Streams that a front end has reset and we have not looked at. Overflow: connection closed.
+pub const GRPC_RESETS: usize = 1024;
+/// Packets of one stream that mean nothing. Overflow: the stream ends.
+pub const GRPC_SENSELESS: u32 = 64;
+/// How long a target's first bytes wait for a sign that the front end knows the connection.
+pub const GRPC_FIRST_HOLD: Duration = Duration::from_millis(2);
+/// First bytes of a target that are sent and kept until the front end has them.
+pub const GRPC_FIRST_BYTES: usize = 16 * 1024;
+/// A front end that says nothing about them for so long has taken them.
+pub const GRPC_FIRST_ANSWER: Duration = Duration::from_secs(2);
+/// Pause before what a front end dropped is sent again, first and longest.
+pub const GRPC_REPEAT: (Duration, Duration) =
+    (Duration::from_millis(1), Duration::from_millis(100));
+/// How long the end of a silent target is repeated for a front end that does not leave.
+pub const GRPC_END: Duration = Duration::from_secs(10);
+/// A text in a packet (an address, an error), bytes. Overflow: cut.
+pub const KONNECTIVITY_TEXT_BYTES: usize = 1024;
+/// An agent's identifiers, bytes and how many. Overflow: the agent is refused.
+pub const KONNECTIVITY_IDENTIFIERS_BYTES: usize = 8 * 1024;
+/// See [`KONNECTIVITY_IDENTIFIERS_BYTES`].
+pub const KONNECTIVITY_IDENTIFIERS: usize = 256;
+/// An agent's or a server's id, bytes. Overflow: the agent is refused.
+pub const KONNECTIVITY_ID_BYTES: usize = 253;
+/// gRPC headers of one call, bytes. Overflow: the call is refused.
+pub const GRPC_HEADER_BYTES: u32 = 32 * 1024;
+/// Calls at once on one connection of a legacy agent, which needs one. Overflow: refused.
+pub const LEGACY_CALLS: u32 = 8;
+/// Bytes of one legacy agent that may wait for us in HTTP/2.
+pub const LEGACY_WINDOW: u32 = 2 * 1024 * 1024;
+/// From an agent's call to our answer: its token is reviewed in this time. Overflow: refused.
+pub const LEGACY_ADMIT: Duration = Duration::from_secs(15);
+/// Bytes of one dial through a legacy agent that wait for a slow front end before the agent is
+/// held back for it. The protocol has no flow control for one connection.
+pub const LEGACY_QUEUE: u64 = 4 * 1024 * 1024;
+/// How long a legacy agent is held back at a time for a dial that moves. A dial that does not
+/// move holds nobody back: it spills into the memory budget.
+pub const LEGACY_PAUSE: Duration = Duration::from_millis(200);
+/// Bytes taken from a legacy agent between two such pauses.
+pub const LEGACY_TURN: u64 = 1024 * 1024;
+/// Packets other than DATA that wait for a legacy agent. Overflow: its stream ends.
+pub const LEGACY_CONTROL: usize = 16 * 1024;
+/// Connections of one legacy agent whose close it has not confirmed. Overflow: its stream ends.
+pub const LEGACY_CLOSING: usize = 4096;
+/// A front end has ended its direction, which this protocol cannot pass on: after so much silence
+/// of the target the connection is closed.
+pub const LEGACY_LINGER: Duration = Duration::from_secs(5);
+/// How long a legacy agent may take to confirm a close. Overflow: the dial ends without it.
+pub const LEGACY_CLOSE: Duration = Duration::from_secs(10);
+/// How long an unanswered HTTP/2 ping lasts. Overflow: the connection is closed.
+pub const GRPC_PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 // ---- certificates --------------------------------------------------------------------------
 
@@ -406,6 +474,31 @@ pub const GATEWAY_HANDSHAKES: Duration = Duration::from_secs(8);
 /// read.
 pub const GATEWAY_WAITING_BYTES: usize = 64 * 1024;
 
+// ---- kubernetes api ------------------------------------------------------------------------
+
+/// One request to the Kubernetes API: name, connection, handshake, answer. Overflow: an error.
+pub const KUBE_REQUEST: Duration = Duration::from_secs(10);
+/// Head of an answer of the Kubernetes API. Overflow: an error.
+pub const KUBE_HEAD_BYTES: usize = 32 * 1024;
+/// Headers of an answer of the Kubernetes API. Overflow: an error.
+pub const KUBE_HEADERS: usize = 64;
+/// Body of an answer of the Kubernetes API. Overflow: an error.
+pub const KUBE_BODY_BYTES: usize = 4 * 1024 * 1024;
+/// One event of a watch. Overflow: the watch ends and is begun anew.
+pub const KUBE_EVENT_BYTES: usize = 1024 * 1024;
+/// After this time the API server ends a watch by itself; it is begun anew.
+pub const KUBE_WATCH: Duration = Duration::from_secs(300);
+/// Connections to the Kubernetes API that wait for the next request. Overflow: closed.
+pub const KUBE_IDLE: usize = 2;
+/// Leases that are counted. Overflow: further ones are not.
+pub const KUBE_LEASES: usize = 1024;
+/// A bearer token, bytes. Overflow: an error.
+pub const KUBE_TOKEN_BYTES: usize = 16 * 1024;
+/// Text of an error of the Kubernetes API that is shown, bytes. Overflow: cut.
+pub const KUBE_TEXT_BYTES: usize = 512;
+/// Pause before a list or watch of the Kubernetes API is tried again, first and longest.
+pub const KUBE_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
 const _: () = {
     assert!(AUDIT_TEXT_BYTES * 16 + AUDIT_COMMAND_BYTES < AUDIT_LINE_BYTES);
     assert!(AUDIT_BATCH < AUDIT_QUEUE);
@@ -416,6 +509,10 @@ const _: () = {
         ATTESTATION_TIMEOUT.as_secs() + ATTESTATION_RENEW.as_secs() < ATTESTATION_LIFE.as_secs()
     );
     assert!(ATTESTATION_IN_USE.as_secs() >= ATTESTATION_LIFE.as_secs());
+    assert!(GRPC_WINDOW as u64 * (GRPC_STREAMS as u64 + 1) < 1 << 31); // HTTP/2's largest window
+    assert!(GRPC_DATA_BYTES < GRPC_MESSAGE_BYTES);
+    assert!(KUBE_REQUEST.as_secs() < KUBE_WATCH.as_secs());
+    assert!(KUBE_HEAD_BYTES >= 8192); // hyper's smallest buffer
     assert!(PEER_SILENT.as_secs() >= 3 * HEARTBEAT.as_secs());
     assert!(CONNECT_TIMEOUT.as_secs() < DIAL_TIMEOUT.as_secs());
     assert!(DIAL_TIMEOUT.as_secs() <= DIAL_TIMEOUT_MAX.as_secs());

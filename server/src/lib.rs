@@ -6,6 +6,7 @@
 //! pure), [`agents`] (who is linked), [`links`] (agents come in), [`directory`] and [`grants`]
 //! (what an agent may serve), [`trust`] and [`reload`] (certificates, and when they change),
 //! [`audit`] (the trail of all dials), [`verb`] (what the program does beside being a server).
+//! [`legacy`] is a room of its own: agents of the compatibility profile.
 
 pub mod agents;
 pub mod args;
@@ -18,6 +19,7 @@ pub mod dial;
 pub mod directory;
 pub mod doors;
 pub mod grants;
+pub mod legacy;
 pub mod links;
 pub mod listen;
 pub mod metrics;

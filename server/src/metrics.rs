@@ -85,6 +85,10 @@ pub struct Metrics {
     replacement_alarms: Counter,
     overlaps: Counter,
     probes: Family<Outcome, Counter>,
+    legacy_streams: Gauge,
+    legacy_refused: Family<Why, Counter>,
+    legacy_strays: Family<Why, Counter>,
+    legacy_held_back: Counter,
 }
 
 /// Upper bounds of the dial histogram, seconds: from a dial on one host to the longest deadline.
@@ -109,6 +113,10 @@ impl Default for Metrics {
             replacement_alarms: Counter::default(),
             overlaps: Counter::default(),
             probes: Family::default(),
+            legacy_streams: Gauge::default(),
+            legacy_refused: Family::default(),
+            legacy_strays: Family::default(),
+            legacy_held_back: Counter::default(),
         }
     }
 }
@@ -185,6 +193,26 @@ impl Metrics {
             "towline_server_probes",
             "Data-path probes of links, by result",
             self.probes.clone(),
+        );
+        registry.register(
+            "towline_server_legacy_streams",
+            "Streams of legacy agents (compatibility profile), which are not verified",
+            self.legacy_streams.clone(),
+        );
+        registry.register(
+            "towline_server_legacy_refused",
+            "Calls of legacy agents that were refused, by reason",
+            self.legacy_refused.clone(),
+        );
+        registry.register(
+            "towline_server_legacy_stray_packets",
+            "Packets of legacy agents that fit nothing they may speak of, by reason",
+            self.legacy_strays.clone(),
+        );
+        registry.register(
+            "towline_server_legacy_held_back",
+            "Times that a legacy agent was held back for a slow front end of one of its dials",
+            self.legacy_held_back.clone(),
         );
     }
 
@@ -266,6 +294,25 @@ impl Metrics {
 
     pub(crate) fn overlap(&self) {
         self.overlaps.inc();
+    }
+
+    pub(crate) fn legacy_stream(&self, begun: bool) {
+        match begun {
+            true => self.legacy_streams.inc(),
+            false => self.legacy_streams.dec(),
+        };
+    }
+
+    pub(crate) fn legacy_refused(&self, reason: &'static str) {
+        self.legacy_refused.get_or_create(&Why { reason }).inc();
+    }
+
+    pub(crate) fn legacy_stray(&self, reason: &'static str) {
+        self.legacy_strays.get_or_create(&Why { reason }).inc();
+    }
+
+    pub(crate) fn legacy_held_back(&self) {
+        self.legacy_held_back.inc();
     }
 
     pub(crate) fn probed(&self, result: &'static str) {

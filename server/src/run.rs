@@ -227,6 +227,7 @@ impl Server {
             live: LiveProbe::new(tokio::runtime::Handle::current()),
             daemon: Arc::clone(&control) as _,
             accepted,
+            compat: None,
         })?;
         starting.done();
         Ok(Self {

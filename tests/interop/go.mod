@@ -2,7 +2,14 @@ module towline.test/interop
 
 go 1.26.0
 
-require k8s.io/apiserver v0.36.0
+require (
+	google.golang.org/grpc v1.79.3
+	k8s.io/apiserver v0.36.0
+	sigs.k8s.io/apiserver-network-proxy/konnectivity-client v0.34.0
+	towline.test/verbs v0.0.0
+)
+
+replace towline.test/verbs => ./verbs
 
 require (
 	github.com/beorn7/perks v1.0.1 // indirect
@@ -42,7 +49,6 @@ require (
 	golang.org/x/time v0.14.0 // indirect
 	google.golang.org/genproto/googleapis/api v0.0.0-20260128011058-8636f8732409 // indirect
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20260128011058-8636f8732409 // indirect
-	google.golang.org/grpc v1.79.3 // indirect
 	google.golang.org/protobuf v1.36.12-0.20260120151049-f2248ac996af // indirect
 	gopkg.in/inf.v0 v0.9.1 // indirect
 	k8s.io/apimachinery v0.36.0 // indirect
@@ -51,7 +57,6 @@ require (
 	k8s.io/klog/v2 v2.140.0 // indirect
 	k8s.io/kube-openapi v0.0.0-20260317180543-43fb72c5454a // indirect
 	k8s.io/utils v0.0.0-20260210185600-b8788abfbbc2 // indirect
-	sigs.k8s.io/apiserver-network-proxy/konnectivity-client v0.34.0 // indirect
 	sigs.k8s.io/json v0.0.0-20250730193827-2d320260d730 // indirect
 	sigs.k8s.io/randfill v1.0.0 // indirect
 	sigs.k8s.io/structured-merge-diff/v6 v6.3.2 // indirect

@@ -13,6 +13,8 @@ pub mod cluster;
 pub mod demo;
 pub mod emulator;
 pub mod forwarder;
+pub mod konnectivity;
+pub mod kube;
 pub mod kubectl;
 pub mod kubelet;
 pub mod network;

@@ -16,7 +16,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
 ];
 
 /// The one crate that may depend on a heavy library. `tests` may look into everything.
-const OWNERS: [(&str, &[&str]); 13] = [
+const OWNERS: &[(&str, &[&str])] = &[
     ("aws-lc-rs", &["pki"]),
     ("quinn", &["link"]),
     ("quinn-proto", &["link"]),

@@ -9,6 +9,9 @@
 //! | `GET /status` | - | JSON |
 //! | `POST /reload`, `/drain` | - | done, or why not |
 //!
+//! In the place of another program ([`compat`](super::compat)) readiness and metrics have its form,
+//! and there may be a second TCP listener with `/metrics` alone.
+//!
 //! The Unix socket is 0600 and checks the caller's user id. One request per connection, heads
 //! and times bounded, bodies refused, so that no client can hold anything for long. It answers
 //! until [`Admin::stop`], which the daemon calls last.
@@ -37,6 +40,7 @@ use tracing::{debug, error, warn};
 
 use super::accept::{AcceptMetrics, AcceptOptions, Slot, accept_loop};
 use super::answer::{Access, Answers};
+use super::compat::{Compat, Second};
 use super::daemon::Daemon;
 use super::drain::Drain;
 use super::live::LiveProbe;
@@ -54,6 +58,8 @@ pub struct AdminConfig {
     pub socket: Option<PathBuf>,
     /// Who may use the Unix socket.
     pub allowed: AllowedUids,
+    /// The second TCP listener of the compatibility profile.
+    pub second: Option<Second>,
 }
 
 /// What is shown and who is asked.
@@ -68,6 +74,8 @@ pub struct AdminParts {
     pub daemon: Arc<dyn Daemon>,
     /// Its listeners are counted like all others.
     pub accepted: AcceptMetrics,
+    /// Pages and metrics of another program, where we stand in its place.
+    pub compat: Option<Compat>,
 }
 
 /// Why the admin listener did not start.
@@ -76,6 +84,14 @@ pub enum AdminError {
     /// TCP.
     #[error("--health-bind {address}: cannot listen: {source}")]
     Health {
+        /// What was asked for.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The second one.
+    #[error("the admin port {address}: cannot listen: {source}")]
+    Second {
         /// What was asked for.
         address: SocketAddr,
         /// What the kernel said.
@@ -96,6 +112,7 @@ pub struct AdminSockets {
     health_address: SocketAddr,
     socket: Option<(StdUnixListener, SocketFile)>,
     allowed: AllowedUids,
+    second: Option<(StdTcpListener, Second)>,
 }
 
 impl AdminSockets {
@@ -105,17 +122,34 @@ impl AdminSockets {
             health: address,
             socket,
             allowed,
+            second,
         } = config;
         let failed = |source| AdminError::Health { address, source };
         let health = bind_tcp(address).map_err(failed)?;
         let health_address = health.local_addr().map_err(failed)?;
+        let second = second
+            .map(|second| match bind_tcp(second.address) {
+                Ok(listener) => Ok((listener, second)),
+                Err(source) => Err(AdminError::Second {
+                    address: second.address,
+                    source,
+                }),
+            })
+            .transpose()?;
         let socket = socket.map(|path| unix::bind(&path, 0o600)).transpose()?;
         Ok(Self {
             health,
             health_address,
             socket,
             allowed,
+            second,
         })
+    }
+
+    /// Where the second listener is, if there is one.
+    pub fn second_address(&self) -> Option<SocketAddr> {
+        let (listener, _) = self.second.as_ref()?;
+        listener.local_addr().ok()
     }
 
     /// Where health is served.
@@ -126,6 +160,7 @@ impl AdminSockets {
     /// Serves them on a thread of their own.
     pub fn serve(self, parts: AdminParts) -> Result<Admin, AdminError> {
         let health_address = self.health_address;
+        let second_address = self.second_address();
         let drain = Drain::new();
         let runtime = runtime::admin().map_err(AdminError::Thread)?;
         let serving = drain.clone();
@@ -139,6 +174,7 @@ impl AdminSockets {
             .map_err(AdminError::Thread)?;
         Ok(Admin {
             health_address,
+            second_address,
             drain,
             thread: Some(thread),
         })
@@ -149,6 +185,7 @@ impl AdminSockets {
             health,
             socket,
             allowed,
+            second,
             ..
         } = self;
         let AdminParts {
@@ -157,17 +194,20 @@ impl AdminSockets {
             live,
             daemon,
             accepted,
+            compat,
         } = parts;
         let answers = Arc::new(Answers {
             registry,
             readiness,
             live,
             daemon,
+            compat,
         });
         let loops = async {
             let tcp = serve_tcp(health, Arc::clone(&answers), accepted.clone(), &drain);
+            let second = serve_second(second, Arc::clone(&answers), accepted.clone(), &drain);
             let unix = serve_unix(socket, allowed, answers, accepted, &drain);
-            if let Err(error) = tokio::try_join!(tcp, unix) {
+            if let Err(error) = tokio::try_join!(tcp, second, unix) {
                 error!(%error, "health and admin are not served");
             }
         };
@@ -178,6 +218,7 @@ impl AdminSockets {
 /// The running admin listener. Dropping it stops it.
 pub struct Admin {
     health_address: SocketAddr,
+    second_address: Option<SocketAddr>,
     drain: Drain,
     thread: Option<JoinHandle<()>>,
 }
@@ -186,6 +227,11 @@ impl Admin {
     /// Where health is served.
     pub fn health_address(&self) -> SocketAddr {
         self.health_address
+    }
+
+    /// Where the second TCP listener is, if there is one.
+    pub fn second_address(&self) -> Option<SocketAddr> {
+        self.second_address
     }
 
     /// Closes the listeners and ends; answers that are being written have
@@ -246,6 +292,40 @@ async fn serve_tcp(
         options("health", metrics),
         drain.watch(),
         |stream, _peer, slot| serve_one(stream, slot, Arc::clone(&answers), Access::Anybody),
+    )
+    .await;
+    Ok(())
+}
+
+async fn serve_second(
+    second: Option<(StdTcpListener, Second)>,
+    answers: Arc<Answers>,
+    metrics: AcceptMetrics,
+    drain: &Drain,
+) -> io::Result<()> {
+    let Some((
+        listener,
+        Second {
+            metrics: at,
+            profiling,
+            ..
+        },
+    )) = second
+    else {
+        return Ok(());
+    };
+    accept_loop(
+        TcpListener::from_std(listener)?,
+        options("admin-tcp", metrics),
+        drain.watch(),
+        |stream, _peer, slot| {
+            serve_one(
+                stream,
+                slot,
+                Arc::clone(&answers),
+                Access::Second(at, profiling),
+            )
+        },
     )
     .await;
     Ok(())

@@ -43,6 +43,10 @@ struct Running {
 }
 
 fn running(allowed: AllowedUids) -> Running {
+    running_as(allowed, None, None)
+}
+
+fn running_as(allowed: AllowedUids, second: Option<Second>, compat: Option<Compat>) -> Running {
     let folder = tempfile::tempdir().expect("folder");
     let socket = folder.path().join("admin.sock");
     let data = tokio::runtime::Builder::new_multi_thread()
@@ -53,6 +57,7 @@ fn running(allowed: AllowedUids) -> Running {
         health: ([127, 0, 0, 1], 0).into(),
         socket: Some(socket.clone()),
         allowed,
+        second,
     };
     let mut registry = Registry::default();
     let accepted = AcceptMetrics::register(&mut registry);
@@ -67,6 +72,7 @@ fn running(allowed: AllowedUids) -> Running {
         live,
         daemon: daemon.clone(),
         accepted,
+        compat,
     };
     let admin = AdminSockets::bind(config)
         .expect("bound")
@@ -248,10 +254,80 @@ fn a_taken_port_is_a_clear_error() {
         health,
         socket: None,
         allowed: AllowedUids::default_set(),
+        second: None,
     };
     let error = AdminSockets::bind(config).err().expect("taken").to_string();
     assert!(
         error.starts_with(&format!("--health-bind {health}: cannot listen: ")),
         "{error}"
     );
+}
+
+#[test]
+fn in_another_programs_place_its_pages_and_metrics_are_served() {
+    use crate::process::classic::{Counter, Description, Families};
+    use crate::process::compat::{MetricsAt, Page};
+    let mut families = Families::default();
+    let family = families.family::<Counter>(Description {
+        name: "other_failures_count",
+        help: "Failures.",
+        labels: &["reason"],
+        buckets: &[],
+    });
+    family.with(&["timeout"]).inc();
+    let compat = Compat {
+        families,
+        ready: Arc::new(|verbose| Page {
+            status: if verbose { 200 } else { 503 },
+            text: "[+]ping ok\n".to_owned(),
+        }),
+    };
+    let second = Second {
+        address: ([127, 0, 0, 1], 0).into(),
+        metrics: MetricsAt::Port(8093),
+        profiling: true,
+    };
+    let running = running_as(AllowedUids::default_set(), Some(second), Some(compat));
+    let page = running.get("/metrics");
+    assert!(
+        page.contains("content-type: text/plain; version=0.0.4"),
+        "{page}"
+    );
+    assert!(
+        page.contains("# TYPE towline_test_total counter\ntowline_test_total 0\n"),
+        "{page}"
+    );
+    assert!(
+        page.contains("# TYPE other_failures_count counter\n"),
+        "{page}"
+    );
+    assert!(
+        page.contains("other_failures_count{reason=\"timeout\"} 1\n"),
+        "{page}"
+    );
+    assert!(!page.contains("# EOF"), "{page}");
+    assert!(
+        running
+            .get("/ready?verbose")
+            .ends_with("\r\n\r\n[+]ping ok\n")
+    );
+    assert_eq!(status(&running.get("/ready")), "503");
+    assert!(running.get("/healthz").ends_with("\r\n\r\nok"));
+
+    let second = |path: &str| {
+        let address = running.admin.as_ref().and_then(Admin::second_address);
+        let stream = TcpStream::connect(address.expect("a second port")).expect("connected");
+        exchange(
+            stream,
+            &format!("GET {path} HTTP/1.1\r\nHost: node-1:8094\r\n\r\n"),
+        )
+    };
+    let moved = second("/metrics?x=y");
+    assert_eq!(status(&moved), "301");
+    assert!(
+        moved.contains("location: //node-1:8093/metrics?x=y\r\n"),
+        "{moved}"
+    );
+    assert_eq!(status(&second("/debug/pprof/")), "501");
+    assert_eq!(status(&second("/readyz")), "404");
 }

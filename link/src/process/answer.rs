@@ -6,17 +6,20 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Body;
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue, LOCATION};
 use hyper::{Method, Request, Response, StatusCode};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 
+use super::classic::from_open_metrics;
+use super::compat::{Compat, MetricsAt};
 use super::daemon::Daemon;
 use super::live::LiveProbe;
 use super::ready::Readiness;
 
 /// The type that Prometheus asks for first, and the only text that `prometheus-client` writes.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const CLASSIC: &str = "text/plain; version=0.0.4; charset=utf-8; escaping=values";
 const PLAIN: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 
@@ -24,6 +27,8 @@ const JSON: &str = "application/json";
 pub(super) enum Access {
     /// TCP: looking only.
     Anybody,
+    /// The second TCP listener of another program: metrics, or where they are, and profiling.
+    Second(MetricsAt, bool),
     /// The Unix socket, user id allowed.
     Operator,
     /// The Unix socket, user id refused, and why.
@@ -36,6 +41,7 @@ pub(super) struct Answers {
     pub(super) readiness: Readiness,
     pub(super) live: LiveProbe,
     pub(super) daemon: Arc<dyn Daemon>,
+    pub(super) compat: Option<Compat>,
 }
 
 type Answer = Response<Full<Bytes>>;
@@ -48,11 +54,20 @@ enum Page {
     Status,
     Reload,
     Drain,
+    Profile,
 }
 
 impl Page {
-    fn find(path: &str, access: &Access) -> Option<Self> {
+    fn find(path: &str, access: &Access, compat: bool) -> Option<Self> {
+        if let Access::Second(_, profiling) = access {
+            return match path {
+                "/metrics" => Some(Page::Metrics),
+                _ if *profiling && path.starts_with("/debug/pprof") => Some(Page::Profile),
+                _ => None,
+            };
+        }
         let page = match path {
+            "/ready" if compat => Page::Ready,
             "/healthz" | "/livez" => Page::Live,
             "/readyz" => Page::Ready,
             "/metrics" => Page::Metrics,
@@ -86,7 +101,7 @@ impl Answers {
         if let Access::Nobody(why) = access {
             return text(StatusCode::FORBIDDEN, format!("{why}\n"));
         }
-        let Some(page) = Page::find(request.uri().path(), access) else {
+        let Some(page) = Page::find(request.uri().path(), access, self.compat.is_some()) else {
             return text(StatusCode::NOT_FOUND, "no such page\n");
         };
         if !page.allows(request.method()) {
@@ -100,7 +115,14 @@ impl Answers {
         match page {
             Page::Live => self.live().await,
             Page::Ready => self.ready(request.uri().query()),
-            Page::Metrics => self.metrics(),
+            Page::Metrics => match access {
+                Access::Second(MetricsAt::Port(port), _) => elsewhere(request, *port),
+                _ => self.metrics(),
+            },
+            Page::Profile => text(
+                StatusCode::NOT_IMPLEMENTED,
+                "the profiling flags are accepted, but this is no Go program: there is no pprof\n",
+            ),
             Page::Status => self.status(),
             Page::Reload => self.reload().await,
             Page::Drain => {
@@ -112,6 +134,7 @@ impl Answers {
 
     async fn live(&self) -> Answer {
         match self.live.is_alive().await {
+            true if self.compat.is_some() => text(StatusCode::OK, "ok"),
             true => text(StatusCode::OK, "ok\n"),
             false => text(
                 StatusCode::INTERNAL_SERVER_ERROR,
@@ -127,6 +150,11 @@ impl Answers {
                 .split('&')
                 .any(|part| part.split('=').next() == Some("verbose"))
         });
+        if let Some(compat) = &self.compat {
+            let page = (compat.ready)(verbose);
+            let code = StatusCode::from_u16(page.status);
+            return text(code.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), page.text);
+        }
         match (report.is_ready(), verbose) {
             (true, false) => text(StatusCode::OK, "ok\n"),
             (true, true) => text(StatusCode::OK, report.to_string()),
@@ -137,7 +165,14 @@ impl Answers {
     fn metrics(&self) -> Answer {
         let mut body = String::new();
         match encode(&mut body, &self.registry) {
-            Ok(()) => with_type(StatusCode::OK, OPEN_METRICS, body),
+            Ok(()) => match &self.compat {
+                None => with_type(StatusCode::OK, OPEN_METRICS, body),
+                Some(compat) => {
+                    let mut body = from_open_metrics(&body);
+                    compat.families.write(&mut body);
+                    with_type(StatusCode::OK, CLASSIC, body)
+                }
+            },
             Err(_) => text(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "a metric cannot be written\n",
@@ -154,6 +189,27 @@ impl Answers {
             Ok(()) => text(StatusCode::OK, "reloaded\n"),
             Err(why) => text(StatusCode::UNPROCESSABLE_ENTITY, format!("{why}\n")),
         }
+    }
+}
+
+/// The same path at another port of the host that was asked.
+fn elsewhere<B>(request: &Request<B>, port: u16) -> Answer {
+    let host = request
+        .headers()
+        .get(HOST)
+        .and_then(|host| host.to_str().ok());
+    let host = host.unwrap_or_default();
+    let name = match host.rsplit_once(':') {
+        Some((name, digits)) if digits.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let mut answer = text(StatusCode::MOVED_PERMANENTLY, "");
+    match HeaderValue::from_str(&format!("//{name}:{port}{}", request.uri())) {
+        Ok(location) => {
+            answer.headers_mut().insert(LOCATION, location);
+            answer
+        }
+        Err(_) => text(StatusCode::BAD_REQUEST, "a Host header that is none\n"),
     }
 }
 

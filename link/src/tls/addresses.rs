@@ -12,7 +12,7 @@ use towline_proto::limits::{ADDRESS_STAGGER, SERVER_ADDRESSES};
 use crate::error::ConnectError;
 
 /// Connects to `host`, a name or an address (IPv6 without brackets or with).
-pub(super) async fn connect(host: &str, port: u16) -> Result<TcpStream, ConnectError> {
+pub(crate) async fn connect(host: &str, port: u16) -> Result<TcpStream, ConnectError> {
     let bare = host
         .strip_prefix('[')
         .and_then(|host| host.strip_suffix(']'))

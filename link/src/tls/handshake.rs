@@ -5,11 +5,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use rustls::server::Acceptor;
 use rustls::{AlertDescription, Error as TlsFailure};
+use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake, TlsAcceptor, TlsConnector, TlsStream};
 use towline_pki::tls::server_name;
 use towline_pki::{PeerError, PeerVerifier};
 use towline_proto::limits;
@@ -42,6 +44,79 @@ pub async fn accept(
     let remote = tcp.peer_addr().map_err(unreachable)?;
     socket::prepare(&tcp).map_err(unreachable)?;
     accept_on(tcp, remote, config, verifier, options).await
+}
+
+/// A connection whose first message was read and nothing was answered yet: what it wants to speak
+/// decides which door it has come to.
+pub struct Arrived {
+    start: StartHandshake<ReadAhead<TcpStream>>,
+    counters: Arc<Counters>,
+    remote: SocketAddr,
+}
+
+impl Arrived {
+    /// Reads the first message. The caller bounds the time of everything here.
+    pub async fn read(tcp: TcpStream) -> Result<Self, ConnectError> {
+        let unreachable = |source| ConnectError::Unreachable {
+            server: "a connection that ended at once".to_owned(),
+            source,
+        };
+        let remote = tcp.peer_addr().map_err(unreachable)?;
+        socket::prepare(&tcp).map_err(unreachable)?;
+        let counters = Arc::new(Counters::default());
+        let io = ReadAhead::new(tcp, counters.clone());
+        let start = LazyConfigAcceptor::new(Acceptor::default(), io)
+            .await
+            .map_err(|error| handshake_error(&remote.to_string(), &error))?;
+        Ok(Self {
+            start,
+            counters,
+            remote,
+        })
+    }
+
+    /// Whether it offers this protocol (ALPN).
+    pub fn offers(&self, alpn: &[u8]) -> bool {
+        let hello = self.start.client_hello();
+        let mut offered = hello.alpn().into_iter().flatten();
+        offered.any(|name| name == alpn)
+    }
+
+    /// Goes on as a link.
+    pub async fn link(
+        self,
+        config: Arc<rustls::ServerConfig>,
+        verifier: &PeerVerifier,
+        options: &TlsOptions,
+    ) -> Result<Arc<dyn Carrier>, ConnectError> {
+        let peer = self.remote.to_string();
+        let tls = self.start.into_stream(config).await;
+        let tls = tls.map_err(|error| handshake_error(&peer, &error))?;
+        let remote = self.remote;
+        let counters = self.counters;
+        let side = Side::Acceptor;
+        let link = begin(tls.into(), side, remote, &peer, counters, verifier, options)?;
+        Ok(Arc::new(link))
+    }
+
+    /// Goes on as something else: the bytes, and the certificates that the peer showed.
+    pub async fn other(
+        self,
+        config: Arc<rustls::ServerConfig>,
+    ) -> Result<
+        (
+            impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+            Vec<CertificateDer<'static>>,
+        ),
+        ConnectError,
+    > {
+        let peer = self.remote.to_string();
+        let tls = self.start.into_stream(config).await;
+        let tls = tls.map_err(|error| handshake_error(&peer, &error))?;
+        let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
+        let chain = chain.to_vec();
+        Ok((tls, chain))
+    }
 }
 
 /// [`accept`] on any byte pipe.

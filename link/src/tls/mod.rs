@@ -9,18 +9,18 @@
 //! and hands up what came. Streams and driver meet in one short lock. A bulk transfer costs one
 //! copy of the bytes more than TLS itself.
 
-mod addresses;
+pub(crate) mod addresses;
 mod driver;
 mod handshake;
 mod link;
 mod proxy;
 mod read_ahead;
 mod shared;
-mod socket;
+pub(crate) mod socket;
 mod stream;
 mod tunnel;
 
-pub use handshake::{accept, accept_on, connect, connect_on};
+pub use handshake::{Arrived, accept, accept_on, connect, connect_on};
 pub use proxy::{HttpProxy, ProxyError};
 
 use towline_proto::limits;

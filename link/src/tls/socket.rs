@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 use towline_proto::limits;
 
 /// Sets what every link wants: no delay, few unsent bytes in the kernel, an end to silence.
-pub(super) fn prepare(tcp: &TcpStream) -> io::Result<()> {
+pub(crate) fn prepare(tcp: &TcpStream) -> io::Result<()> {
     let socket = SockRef::from(tcp);
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_notsent_lowat(limits::TCP_UNSENT)?;

@@ -1,0 +1,258 @@
+//! gRPC's message framing: one byte of flags, four of length, then the message; cut at arbitrary
+//! places by what carries it.
+//!
+//! [`Messages`] takes the carrier's chunks as they come and gives whole messages back: a slice of
+//! the chunk where a message lies in one, else one copy. What it holds is bounded by the longest
+//! message plus one chunk; who feeds it stops feeding while a message is ready. [`put`] does the
+//! opposite, and leaves bulk data where they are.
+
+use std::collections::VecDeque;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use super::packet::Packet;
+
+/// Bytes before each message.
+pub const PREFIX: usize = 5;
+
+/// Why the bytes are no gRPC messages. The stream cannot go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// Longer than allowed; gRPC's `RESOURCE_EXHAUSTED`.
+    #[error("received message larger than max ({len} vs. {max})")]
+    TooLong {
+        /// What the prefix says.
+        len: u32,
+        /// What is allowed.
+        max: usize,
+    },
+    /// The flag of a compressed message, and no compression was agreed; gRPC's `INTERNAL`.
+    #[error("a compressed message, and no compression was agreed")]
+    Compressed,
+    /// A flag that gRPC does not know; gRPC's `INTERNAL`.
+    #[error("received message with an unknown flag {0:#04x}")]
+    Flag(u8),
+    /// The stream ended within a message; gRPC's `INTERNAL`.
+    #[error("the stream ended in the middle of a message")]
+    Cut,
+}
+
+/// Cuts chunks into messages.
+#[derive(Debug)]
+pub struct Messages {
+    rope: Rope,
+    max: usize,
+    /// Length of the message whose prefix was read.
+    pending: Option<usize>,
+}
+
+impl Messages {
+    /// For messages of at most `max` bytes.
+    pub fn new(max: usize) -> Self {
+        Self {
+            rope: Rope::default(),
+            max,
+            pending: None,
+        }
+    }
+
+    /// What the carrier received.
+    pub fn push(&mut self, chunk: Bytes) {
+        self.rope.push(chunk);
+    }
+
+    /// The next whole message. `Ok(None)`: more bytes are needed.
+    pub fn pop(&mut self) -> Result<Option<Bytes>, FrameError> {
+        let len = match self.pending {
+            Some(len) => len,
+            None if self.rope.len < PREFIX => return Ok(None),
+            None => {
+                let mut prefix = self.rope.split_to(PREFIX);
+                let flag = prefix.get_u8();
+                let len = prefix.get_u32();
+                match flag {
+                    0 => {}
+                    1 => return Err(FrameError::Compressed),
+                    other => return Err(FrameError::Flag(other)),
+                }
+                if len as usize > self.max {
+                    let max = self.max;
+                    return Err(FrameError::TooLong { len, max });
+                }
+                *self.pending.insert(len as usize)
+            }
+        };
+        if self.rope.len < len {
+            return Ok(None);
+        }
+        self.pending = None;
+        Ok(Some(self.rope.split_to(len)))
+    }
+
+    /// The carrier ended: nothing may be left over.
+    pub fn finish(&self) -> Result<(), FrameError> {
+        match self.pending.is_none() && self.rope.len == 0 {
+            true => Ok(()),
+            false => Err(FrameError::Cut),
+        }
+    }
+
+    /// Bytes held: the beginning of a message that is not whole.
+    pub fn held(&self) -> usize {
+        self.rope.len
+    }
+}
+
+/// Chunks in a row. None of them is empty.
+#[derive(Debug, Default)]
+struct Rope {
+    chunks: VecDeque<Bytes>,
+    len: usize,
+}
+
+impl Rope {
+    fn push(&mut self, chunk: Bytes) {
+        if !chunk.is_empty() {
+            self.len += chunk.len();
+            self.chunks.push_back(chunk);
+        }
+    }
+
+    /// The first `len` bytes, of which there are so many.
+    fn split_to(&mut self, len: usize) -> Bytes {
+        let len = len.min(self.len);
+        self.len -= len;
+        let taken = match self.chunks.front_mut() {
+            Some(first) if first.len() > len => first.split_to(len),
+            Some(first) if first.len() == len => self.chunks.pop_front().unwrap_or_default(),
+            _ => self.gather(len),
+        };
+        if self.chunks.is_empty() {
+            // An idle stream holds no memory for chunks.
+            self.chunks = VecDeque::new();
+        }
+        taken
+    }
+
+    fn gather(&mut self, len: usize) -> Bytes {
+        let mut copy = BytesMut::with_capacity(len);
+        while copy.len() < len {
+            let Some(first) = self.chunks.front_mut() else {
+                break;
+            };
+            let piece = first.len().min(len - copy.len());
+            copy.put(first.split_to(piece));
+            if first.is_empty() {
+                self.chunks.pop_front();
+            }
+        }
+        copy.freeze()
+    }
+}
+
+/// A packet with its prefix, in two parts; the second are the bytes of DATA, shared.
+pub fn put(packet: &Packet) -> (Bytes, Bytes) {
+    let (head, data) = packet.encode_parts();
+    let mut out = BytesMut::with_capacity(PREFIX + head.len());
+    out.put_u8(0);
+    out.put_u32((head.len() + data.len()) as u32);
+    out.put(head);
+    (out.freeze(), data)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const MAX: usize = 64;
+
+    fn data(len: usize) -> Packet {
+        Packet::Data {
+            connect_id: 3,
+            data: vec![7; len].into(),
+        }
+    }
+
+    fn wire(packet: &Packet) -> Bytes {
+        let (head, data) = put(packet);
+        [head, data].concat().into()
+    }
+
+    #[test]
+    fn messages_come_out_however_they_are_cut() {
+        let sent = [
+            data(10),
+            Packet::Drain,
+            data(0),
+            Packet::CloseDial { random: 5 },
+        ];
+        let bytes: Bytes = sent.iter().map(wire).collect::<Vec<_>>().concat().into();
+        for cut in 1..bytes.len() {
+            let mut messages = Messages::new(MAX);
+            let mut got = Vec::new();
+            let mut rest = bytes.clone();
+            while !rest.is_empty() {
+                messages.push(rest.split_to(cut.min(rest.len())));
+                while let Some(message) = messages.pop().unwrap() {
+                    got.push(Packet::decode(message).unwrap());
+                }
+            }
+            assert_eq!(got, sent);
+            assert_eq!(messages.finish(), Ok(()));
+            assert_eq!(messages.held(), 0);
+        }
+    }
+
+    #[test]
+    fn bad_prefixes_are_told_apart() {
+        let pop = |bytes: &'static [u8]| {
+            let mut messages = Messages::new(MAX);
+            messages.push(Bytes::from_static(bytes));
+            messages.pop().map(|message| message.is_some())
+        };
+        assert_eq!(pop(&[1, 0, 0, 0, 0]), Err(FrameError::Compressed));
+        assert_eq!(pop(&[2, 0, 0, 0, 0]), Err(FrameError::Flag(2)));
+        let too_long = FrameError::TooLong { len: 65, max: MAX };
+        assert_eq!(pop(&[0, 0, 0, 0, 65]), Err(too_long));
+        assert_eq!(pop(&[0, 0, 0, 0]), Ok(false));
+        assert_eq!(pop(&[0, 0, 0, 0, 0]), Ok(true));
+        let mut messages = Messages::new(MAX);
+        messages.push(Bytes::from_static(&[0, 0, 0, 0, 2, 8]));
+        assert!(messages.pop().unwrap().is_none());
+        assert_eq!(messages.finish(), Err(FrameError::Cut));
+    }
+
+    #[test]
+    fn data_of_one_chunk_are_not_copied() {
+        let bytes = wire(&data(50));
+        let range = bytes.as_ptr_range();
+        let mut messages = Messages::new(MAX);
+        messages.push(bytes.clone());
+        let message = messages.pop().unwrap().unwrap();
+        let Ok(Packet::Data { data, .. }) = Packet::decode(message) else {
+            panic!("not DATA");
+        };
+        assert!(range.contains(&data.as_ptr()));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_messages_or_an_error(chunks in proptest::collection::vec(
+            proptest::collection::vec(any::<u8>(), 0..40), 0..20,
+        )) {
+            let mut messages = Messages::new(MAX);
+            for chunk in chunks {
+                messages.push(chunk.into());
+                loop {
+                    match messages.pop() {
+                        Ok(Some(message)) => drop(Packet::decode(message)),
+                        Ok(None) => break,
+                        Err(_) => return Ok(()),
+                    }
+                }
+                prop_assert!(messages.held() <= MAX + 40);
+            }
+        }
+    }
+}

@@ -1,0 +1,573 @@
+//! One stream of a front end: what its packets mean, what it is answered, and when the target's
+//! bytes may go out.
+//!
+//! A stream carries one dial. Ids of the front end are keys and nothing more; the id of the
+//! connection is ours, and DATA that names another one ends the connection, as the reference says.
+//!
+//! **The hazard.** The real client makes the connection known to itself in another task than the
+//! one that reads our packets. What comes right behind DIAL_RSP can meet a reader that does not
+//! know the connection yet: DATA is then dropped and answered with CLOSE_REQ, CLOSE_RSP is
+//! dropped without a word. A pause makes that rare and proves nothing, so a proof is looked for:
+//! - DATA of the front end is one: only a known connection is written to. Most targets wait for
+//!   it, so most dials pass here without any delay.
+//! - When the target speaks first, its first bytes are sent and kept ([`Room::First`]), and behind
+//!   them one byte for an id that never existed. The client answers that with CLOSE_REQ in any
+//!   case and in order: a CLOSE_REQ for our connection before it says that the bytes were
+//!   dropped, and they are sent again; none says that they were taken. Only then more follow.
+//! - When the target ends without a byte, CLOSE_RSP is repeated until the client leaves.
+//!
+//! What cannot be told apart is a client that closes in the moment between the first bytes and
+//! the answer: its CLOSE_REQ looks like a refusal. Then nothing is lost either; its stream is
+//! ended in order when it leaves ([`FrontEnd::left_in_order`]).
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::{
+    CLOSE_BEFORE_DIAL, CLOSE_UNKNOWN, DATA_BEFORE_DIAL, DATA_UNKNOWN, MISMATCHED, Packet, TCP,
+};
+use crate::limits;
+
+/// What a packet asks of us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing, or nothing but an answer.
+    None,
+    /// A byte pipe to this address.
+    Dial(String),
+    /// The dial is not wanted any more.
+    GivenUp,
+    /// These bytes are for the target.
+    Bytes(Bytes),
+    /// The front end has said everything: [`FrontEnd::closed`] when that was handed on.
+    Closed,
+    /// The stream cannot go on; why is said in the answers.
+    Refused,
+    /// The stream cannot go on: too many packets that mean nothing.
+    Flooded,
+}
+
+/// Whether bytes of the target may go out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// As many as there are.
+    Any,
+    /// At most [`limits::GRPC_FIRST_BYTES`], by [`FrontEnd::first`].
+    First,
+    /// Not before this time; a packet may come first.
+    Until(Instant),
+    /// The connection is over.
+    Never,
+}
+
+/// How sure we are that the front end knows the connection.
+#[derive(Debug)]
+enum Proof {
+    /// It was told.
+    Told { until: Instant },
+    /// It was sent the first bytes and is asked about them.
+    Asked {
+        kept: Bytes,
+        refused: bool,
+        spoke: bool,
+        until: Instant,
+        pause: Duration,
+    },
+    /// It had dropped them.
+    Again {
+        kept: Bytes,
+        at: Instant,
+        pause: Duration,
+    },
+    /// It knows.
+    Known,
+    /// The target has ended without a byte: told so until it leaves.
+    Ending {
+        at: Instant,
+        pause: Duration,
+        until: Instant,
+    },
+}
+
+#[derive(Debug)]
+enum State {
+    Idle,
+    Dialling { random: i64 },
+    Open { id: i64, proof: Proof },
+    Over,
+}
+
+/// See the head of this file.
+#[derive(Debug)]
+pub struct FrontEnd {
+    state: State,
+    answers: VecDeque<Packet>,
+    /// Packets that meant nothing.
+    senseless: u32,
+    /// The target has ended.
+    ending: bool,
+    /// A CLOSE_REQ was taken for a refusal.
+    doubt: bool,
+}
+
+/// An id that no connection has: ours are numbers of dials.
+const NOBODY: i64 = i64::MAX;
+
+impl Default for FrontEnd {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl FrontEnd {
+    /// A stream that has just begun.
+    pub fn new() -> Self {
+        Self {
+            state: State::Idle,
+            answers: VecDeque::new(),
+            senseless: 0,
+            ending: false,
+            doubt: false,
+        }
+    }
+
+    /// Takes a packet of the front end.
+    pub fn receive(&mut self, now: Instant, packet: Packet) -> Step {
+        match packet {
+            Packet::DialRequest {
+                protocol,
+                address,
+                random,
+            } => self.dial(&protocol, address, random),
+            Packet::Data { connect_id, data } => self.data(now, connect_id, data),
+            Packet::CloseRequest { connect_id } => self.close(now, connect_id),
+            Packet::CloseDial { random } => match self.state {
+                State::Dialling { random: ours } if ours == random => {
+                    self.state = State::Over;
+                    Step::GivenUp
+                }
+                // It crossed our answer.
+                _ => Step::None,
+            },
+            Packet::DialResponse { .. }
+            | Packet::CloseResponse { .. }
+            | Packet::Drain
+            | Packet::Unknown(_) => self.senseless(Step::None),
+        }
+    }
+
+    fn dial(&mut self, protocol: &str, address: String, random: i64) -> Step {
+        let refuse = |what: &str| Packet::DialResponse {
+            error: what.to_owned(),
+            connect_id: 0,
+            random,
+        };
+        match self.state {
+            State::Idle if random < 0 => {
+                self.end_with(refuse("dial id is out of range"));
+                Step::Refused
+            }
+            State::Idle if protocol != TCP => {
+                self.end_with(refuse("protocol not supported"));
+                Step::Refused
+            }
+            State::Idle => {
+                self.state = State::Dialling { random };
+                Step::Dial(address)
+            }
+            State::Over => Step::None,
+            State::Dialling { .. } | State::Open { .. } => {
+                self.answers.push_back(refuse("this stream has its dial"));
+                self.senseless(Step::None)
+            }
+        }
+    }
+
+    fn data(&mut self, now: Instant, connect_id: i64, data: Bytes) -> Step {
+        match &mut self.state {
+            _ if connect_id == 0 => self.senseless(Step::None),
+            State::Idle => {
+                self.end_with(close_response(connect_id, DATA_BEFORE_DIAL));
+                Step::Refused
+            }
+            State::Dialling { .. } => {
+                let answer = close_response(connect_id, DATA_UNKNOWN);
+                self.answers.push_back(answer);
+                self.senseless(Step::None)
+            }
+            State::Open { id, proof } if *id == connect_id => {
+                match proof {
+                    Proof::Told { .. } => *proof = Proof::Known,
+                    Proof::Asked { spoke, .. } => *spoke = true,
+                    Proof::Again { kept, .. } => {
+                        let kept = std::mem::take(kept);
+                        let id = *id;
+                        *proof = Proof::Known;
+                        self.answers.push_back(bytes(id, kept));
+                        self.doubt = false;
+                        self.settle();
+                    }
+                    Proof::Known => self.doubt = false,
+                    // It knows the connection now, so this one is heard.
+                    Proof::Ending { at, .. } => *at = now,
+                }
+                match data.is_empty() {
+                    true => self.senseless(Step::None),
+                    false => Step::Bytes(data),
+                }
+            }
+            State::Open { id, .. } => {
+                let ours = *id;
+                self.answers
+                    .push_back(close_response(connect_id, MISMATCHED));
+                self.end_with(close_response(ours, MISMATCHED));
+                Step::Refused
+            }
+            State::Over => Step::None,
+        }
+    }
+
+    fn close(&mut self, now: Instant, connect_id: i64) -> Step {
+        match &mut self.state {
+            State::Idle => {
+                let answer = close_response(connect_id, CLOSE_BEFORE_DIAL);
+                self.answers.push_back(answer);
+                self.senseless(Step::None)
+            }
+            State::Open { id, proof } if *id == connect_id => match proof {
+                Proof::Asked { refused, .. } if !*refused => {
+                    *refused = true;
+                    Step::None
+                }
+                _ => Step::Closed,
+            },
+            State::Open { proof, .. } if connect_id == NOBODY => {
+                if matches!(proof, Proof::Asked { .. }) {
+                    self.answered(now);
+                }
+                Step::None
+            }
+            State::Open { .. } | State::Dialling { .. } => {
+                let answer = close_response(connect_id, CLOSE_UNKNOWN);
+                self.answers.push_back(answer);
+                self.senseless(Step::None)
+            }
+            State::Over => Step::None,
+        }
+    }
+
+    /// The front end has answered what stood behind the first bytes.
+    fn answered(&mut self, now: Instant) {
+        let State::Open { id, proof } = &mut self.state else {
+            return;
+        };
+        let Proof::Asked {
+            kept,
+            refused,
+            spoke,
+            pause,
+            ..
+        } = proof
+        else {
+            return;
+        };
+        let (id, kept) = (*id, std::mem::take(kept));
+        match (*refused, *spoke) {
+            (false, _) => *proof = Proof::Known,
+            (true, true) => {
+                *proof = Proof::Known;
+                self.doubt = true;
+                self.answers.push_back(bytes(id, kept));
+            }
+            (true, false) => {
+                let pause = *pause;
+                *proof = Proof::Again {
+                    kept,
+                    at: now + pause,
+                    pause: (pause * 2).min(limits::GRPC_REPEAT.1),
+                };
+                self.doubt = true;
+            }
+        }
+        self.settle();
+    }
+
+    /// The dial worked: `id` is the connection's from now on.
+    pub fn dialled(&mut self, now: Instant, id: i64) {
+        if let State::Dialling { random } = self.state {
+            self.answers.push_back(Packet::DialResponse {
+                error: String::new(),
+                connect_id: id,
+                random,
+            });
+            let until = now + limits::GRPC_FIRST_HOLD;
+            self.state = State::Open {
+                id,
+                proof: Proof::Told { until },
+            };
+        }
+    }
+
+    /// The dial did not work.
+    pub fn dial_failed(&mut self, error: &str) {
+        if let State::Dialling { random } = self.state {
+            self.end_with(Packet::DialResponse {
+                error: error.to_owned(),
+                connect_id: 0,
+                random,
+            });
+        }
+    }
+
+    /// Whether bytes of the target may go out.
+    pub fn room(&self, now: Instant) -> Room {
+        let State::Open { proof, .. } = &self.state else {
+            return Room::Never;
+        };
+        match proof {
+            Proof::Known => Room::Any,
+            Proof::Told { until } if *until <= now => Room::First,
+            Proof::Told { until } | Proof::Asked { until, .. } => Room::Until(*until),
+            Proof::Again { at, .. } => Room::Until(*at),
+            Proof::Ending { .. } => Room::Never,
+        }
+    }
+
+    /// The connection's id, while there is one.
+    pub fn id(&self) -> Option<i64> {
+        match &self.state {
+            State::Open { id, .. } => Some(*id),
+            _ => None,
+        }
+    }
+
+    /// The first bytes of the target, when there is [`Room::First`].
+    pub fn first(&mut self, now: Instant, kept: Bytes) {
+        self.ask(now, kept, limits::GRPC_REPEAT.0);
+    }
+
+    fn ask(&mut self, now: Instant, kept: Bytes, pause: Duration) {
+        let State::Open { id, proof } = &mut self.state else {
+            return;
+        };
+        self.answers.push_back(bytes(*id, kept.clone()));
+        self.answers
+            .push_back(bytes(NOBODY, Bytes::from_static(b"?")));
+        *proof = Proof::Asked {
+            kept,
+            refused: false,
+            spoke: false,
+            until: now + limits::GRPC_FIRST_ANSWER,
+            pause,
+        };
+    }
+
+    /// The target has ended in order; all its bytes went out.
+    pub fn target_ended(&mut self, now: Instant) {
+        self.ending = true;
+        if let State::Open { proof, .. } = &mut self.state
+            && let Proof::Told { until } = proof
+        {
+            let at = *until;
+            *proof = Proof::Ending {
+                at,
+                pause: limits::GRPC_REPEAT.0,
+                until: now + limits::GRPC_END,
+            };
+        }
+        self.settle();
+    }
+
+    /// Says the end of the target once the front end is sure to hear it.
+    fn settle(&mut self) {
+        if let State::Open { id, proof } = &self.state
+            && self.ending
+            && matches!(proof, Proof::Known)
+        {
+            let id = *id;
+            self.end_with(close_response(id, ""));
+        }
+    }
+
+    /// When [`FrontEnd::on_time`] has something to do.
+    pub fn timer(&self) -> Option<Instant> {
+        match &self.state {
+            State::Open { proof, .. } => match proof {
+                Proof::Asked { until, .. } => Some(*until),
+                Proof::Again { at, .. } => Some(*at),
+                Proof::Ending { at, until, .. } => Some(*at.min(until)),
+                Proof::Told { .. } | Proof::Known => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// Time has passed.
+    pub fn on_time(&mut self, now: Instant) {
+        let State::Open { id, proof } = &mut self.state else {
+            return;
+        };
+        let id = *id;
+        match proof {
+            // A front end of another make, which does not answer for what it does not know.
+            Proof::Asked { until, refused, .. } if *until <= now && !*refused => {
+                *proof = Proof::Known;
+                self.settle();
+            }
+            Proof::Asked { until, .. } if *until <= now => self.answered(now),
+            Proof::Again { kept, at, pause } if *at <= now => {
+                let (kept, pause) = (std::mem::take(kept), *pause);
+                self.ask(now, kept, pause);
+            }
+            Proof::Ending { until, .. } if *until <= now => {
+                self.end_with(close_response(id, ""));
+            }
+            Proof::Ending { at, pause, .. } if *at <= now => {
+                *at = now + *pause;
+                *pause = (*pause * 2).min(limits::GRPC_REPEAT.1);
+                self.answers.push_back(close_response(id, ""));
+            }
+            _ => {}
+        }
+    }
+
+    /// All that came before [`Step::Closed`] was handed on.
+    pub fn closed(&mut self) {
+        if let Some(id) = self.id() {
+            self.end_with(close_response(id, ""));
+        }
+    }
+
+    /// The connection broke: the front end is told why.
+    pub fn broke(&mut self, error: &str) {
+        if let Some(id) = self.id() {
+            self.end_with(close_response(id, error));
+        }
+    }
+
+    /// What to send, in order, and before any bytes of the target.
+    pub fn answer(&mut self) -> Option<Packet> {
+        let answer = self.answers.pop_front();
+        if self.answers.is_empty() {
+            // An idle stream holds no memory for answers.
+            self.answers = VecDeque::new();
+        }
+        answer
+    }
+
+    /// Nothing is expected any more, and nothing will be said once the answers are sent.
+    pub fn is_over(&self) -> bool {
+        matches!(self.state, State::Over)
+    }
+
+    /// The front end left without a CLOSE_REQ of which we are sure: whether that is an end in
+    /// order all the same.
+    pub fn left_in_order(&self) -> bool {
+        let refused = matches!(
+            self.state,
+            State::Open {
+                proof: Proof::Asked { refused: true, .. } | Proof::Ending { .. },
+                ..
+            }
+        );
+        self.is_over() || self.doubt || refused
+    }
+
+    fn end_with(&mut self, last: Packet) {
+        self.answers.push_back(last);
+        self.state = State::Over;
+    }
+
+    fn senseless(&mut self, step: Step) -> Step {
+        self.senseless += 1;
+        if self.senseless <= limits::GRPC_SENSELESS {
+            return step;
+        }
+        self.broke("too many packets without sense");
+        self.state = State::Over;
+        Step::Flooded
+    }
+}
+
+fn close_response(connect_id: i64, error: &str) -> Packet {
+    Packet::CloseResponse {
+        error: error.to_owned(),
+        connect_id,
+    }
+}
+
+fn bytes(connect_id: i64, data: Bytes) -> Packet {
+    Packet::Data { connect_id, data }
+}
+
+/// Fuzz body: whatever packets come, in whatever state, a stream dials once, hands bytes on only
+/// while its connection is open, and says a bounded number of things.
+pub fn fuzz_front_end(begun: Instant, input: &[u8]) {
+    let mut stream = FrontEnd::new();
+    let (mut dials, mut said) = (0, 0usize);
+    for (at, pair) in input.chunks(2).enumerate() {
+        let now = begun + Duration::from_millis(at as u64);
+        let [what, id] = [pair[0], *pair.last().unwrap_or(&0)];
+        let id = [0, 7, 8, NOBODY, -1][usize::from(id % 5)];
+        let over = stream.is_over();
+        let packet = match what % 16 {
+            0 => Packet::DialRequest {
+                protocol: TCP.to_owned(),
+                address: "a:1".to_owned(),
+                random: id,
+            },
+            1 | 2 => bytes(id, Bytes::from_static(b"x")),
+            3 => Packet::CloseRequest { connect_id: id },
+            4 => Packet::CloseDial { random: id },
+            5 => Packet::Drain,
+            6 => Packet::Unknown(9),
+            7 => {
+                stream.dialled(now, 7);
+                continue;
+            }
+            8 => {
+                stream.target_ended(now);
+                continue;
+            }
+            9 => {
+                if stream.room(now) == Room::First {
+                    stream.first(now, Bytes::from_static(b"first"));
+                }
+                continue;
+            }
+            10 => {
+                stream.on_time(now);
+                continue;
+            }
+            11 => {
+                stream.dial_failed("no");
+                continue;
+            }
+            _ => {
+                while stream.answer().is_some() {
+                    said += 1;
+                }
+                continue;
+            }
+        };
+        match stream.receive(now, packet) {
+            Step::Dial(_) => dials += 1,
+            Step::Bytes(_) => assert!(stream.id() == Some(7)),
+            Step::Closed => stream.closed(),
+            Step::Refused | Step::GivenUp | Step::Flooded => assert!(stream.is_over()),
+            Step::None => {}
+        }
+        assert!(dials <= 1);
+        assert!(!over || stream.is_over());
+    }
+    while stream.answer().is_some() {
+        said += 1;
+    }
+    assert!(said <= 2 * input.len() + limits::GRPC_SENSELESS as usize);
+}
+
+#[cfg(test)]
+#[path = "front_end_tests.rs"]
+mod tests;

@@ -1,0 +1,285 @@
+//! The machine of a front-end stream: texts of the reference, and a model of the real client in
+//! which the connection becomes known late.
+
+use super::*;
+use proptest::prelude::*;
+
+const ID: i64 = 7;
+
+fn now() -> Instant {
+    Instant::now()
+}
+
+fn request(random: i64) -> Packet {
+    Packet::DialRequest {
+        protocol: TCP.to_owned(),
+        address: "10.0.0.7:10250".to_owned(),
+        random,
+    }
+}
+
+fn data(connect_id: i64, text: &'static str) -> Packet {
+    bytes(connect_id, Bytes::from_static(text.as_bytes()))
+}
+
+fn close(connect_id: i64) -> Packet {
+    Packet::CloseRequest { connect_id }
+}
+
+fn open(at: Instant) -> FrontEnd {
+    let mut stream = FrontEnd::new();
+    let dial = Step::Dial("10.0.0.7:10250".to_owned());
+    assert_eq!(stream.receive(at, request(5)), dial);
+    stream.dialled(at, ID);
+    assert_eq!(
+        stream.answer(),
+        Some(Packet::DialResponse {
+            error: String::new(),
+            connect_id: ID,
+            random: 5
+        })
+    );
+    stream
+}
+
+fn answers(stream: &mut FrontEnd) -> Vec<Packet> {
+    std::iter::from_fn(|| stream.answer()).collect()
+}
+
+#[test]
+fn a_front_end_that_speaks_first_is_never_held_up() {
+    let at = now();
+    let mut stream = open(at);
+    assert_eq!(stream.room(at), Room::Until(at + limits::GRPC_FIRST_HOLD));
+    let sent = Step::Bytes(Bytes::from_static(b"hello"));
+    assert_eq!(stream.receive(at, data(ID, "hello")), sent);
+    assert_eq!(stream.room(at), Room::Any);
+    stream.target_ended(at);
+    assert_eq!(answers(&mut stream), [close_response(ID, "")]);
+    assert!(stream.is_over());
+}
+
+#[test]
+fn misuse_gets_the_words_of_the_reference() {
+    let at = now();
+    let mut stream = FrontEnd::new();
+    assert_eq!(stream.receive(at, close(3)), Step::None);
+    assert_eq!(stream.receive(at, data(3, "x")), Step::Refused);
+    assert_eq!(
+        answers(&mut stream),
+        [
+            close_response(3, "backend uninitialized"),
+            close_response(3, "backend not initialized")
+        ]
+    );
+
+    let mut stream = FrontEnd::new();
+    stream.receive(at, request(5));
+    assert_eq!(stream.receive(at, data(3, "x")), Step::None);
+    assert_eq!(stream.receive(at, close(3)), Step::None);
+    assert_eq!(
+        answers(&mut stream),
+        [
+            close_response(3, "unrecognized connectID"),
+            close_response(3, "Unknown connectID")
+        ]
+    );
+
+    let mut stream = open(at);
+    assert_eq!(stream.receive(at, data(0, "x")), Step::None);
+    assert_eq!(stream.receive(at, close(3)), Step::None);
+    assert_eq!(stream.receive(at, data(3, "x")), Step::Refused);
+    assert_eq!(
+        answers(&mut stream),
+        [
+            close_response(3, "Unknown connectID"),
+            close_response(3, "mismatched connection IDs"),
+            close_response(ID, "mismatched connection IDs")
+        ]
+    );
+    assert!(stream.is_over());
+}
+
+#[test]
+fn a_dial_is_refused_by_what_is_wrong_with_it() {
+    let at = now();
+    for (packet, error) in [
+        (request(-1), "dial id is out of range"),
+        (
+            Packet::DialRequest {
+                protocol: "udp".to_owned(),
+                address: "a:1".to_owned(),
+                random: 5,
+            },
+            "protocol not supported",
+        ),
+    ] {
+        let mut stream = FrontEnd::new();
+        assert_eq!(stream.receive(at, packet), Step::Refused);
+        let told = answers(&mut stream);
+        assert!(
+            matches!(&told[..], [Packet::DialResponse { error: said, .. }] if said == error),
+            "{told:?}"
+        );
+    }
+    // A second dial does not disturb the first.
+    let mut stream = open(at);
+    assert_eq!(stream.receive(at, request(6)), Step::None);
+    assert_eq!(stream.id(), Some(ID));
+}
+
+#[test]
+fn a_dial_is_given_up_by_its_own_id_only() {
+    let at = now();
+    let mut stream = FrontEnd::new();
+    stream.receive(at, request(5));
+    let give_up = |random| Packet::CloseDial { random };
+    assert_eq!(stream.receive(at, give_up(6)), Step::None);
+    assert_eq!(stream.receive(at, give_up(5)), Step::GivenUp);
+    // What the dialer says afterwards is heard by nobody.
+    stream.dialled(at, ID);
+    assert!(stream.is_over() && stream.answer().is_none());
+    let mut stream = open(at);
+    assert_eq!(stream.receive(at, give_up(5)), Step::None);
+    assert_eq!(stream.id(), Some(ID));
+}
+
+#[test]
+fn packets_without_sense_are_bounded() {
+    let at = now();
+    let mut stream = open(at);
+    for _ in 0..limits::GRPC_SENSELESS {
+        assert_eq!(stream.receive(at, Packet::Unknown(99)), Step::None);
+    }
+    assert_eq!(stream.receive(at, Packet::Drain), Step::Flooded);
+    assert!(stream.is_over());
+}
+
+#[test]
+fn a_close_before_anything_was_sent_is_a_close() {
+    let at = now();
+    let mut stream = open(at);
+    assert_eq!(stream.receive(at, close(ID)), Step::Closed);
+    stream.closed();
+    assert_eq!(answers(&mut stream), [close_response(ID, "")]);
+}
+
+#[test]
+fn a_front_end_that_does_not_answer_gets_its_bytes_in_the_end() {
+    let mut at = now();
+    let mut stream = open(at);
+    at += limits::GRPC_FIRST_HOLD;
+    assert_eq!(stream.room(at), Room::First);
+    stream.first(at, Bytes::from_static(b"first"));
+    assert_eq!(answers(&mut stream).len(), 2);
+    at += limits::GRPC_FIRST_ANSWER;
+    assert_eq!(stream.timer(), Some(at));
+    stream.on_time(at);
+    assert_eq!(stream.room(at), Room::Any);
+}
+
+/// The real client as far as it matters: a reader, and a connection that becomes known after a
+/// number of packets.
+struct Client {
+    known_after: usize,
+    seen: usize,
+    got: Vec<u8>,
+    ended: bool,
+}
+
+impl Client {
+    fn receive(&mut self, packet: Packet) -> Option<Packet> {
+        self.seen += 1;
+        let known = self.seen > self.known_after;
+        match packet {
+            Packet::Data { connect_id, data } if connect_id == ID && known => {
+                assert!(!self.ended);
+                self.got.extend_from_slice(&data);
+                None
+            }
+            Packet::Data { connect_id, .. } => Some(close(connect_id)),
+            Packet::CloseResponse { connect_id, .. } if connect_id == ID && known => {
+                self.ended = true;
+                None
+            }
+            Packet::CloseResponse { .. } => None,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn deliver(stream: &mut FrontEnd, client: &mut Client, at: Instant) {
+    while let Some(packet) = stream.answer() {
+        if let Some(reply) = client.receive(packet) {
+            assert_eq!(stream.receive(at, reply), Step::None);
+        }
+    }
+}
+
+/// Runs a target that says `chunks` and ends against a client.
+fn run(known_after: usize, speaks_at: Option<usize>, chunks: &[Vec<u8>]) -> Client {
+    let mut at = now();
+    let mut stream = open(at);
+    let mut client = Client {
+        known_after,
+        seen: 0,
+        got: Vec::new(),
+        ended: false,
+    };
+    let mut chunks: VecDeque<_> = chunks.iter().cloned().map(Bytes::from).collect();
+    let mut told_end = false;
+    for turn in 0..10_000 {
+        if client.ended {
+            break;
+        }
+        if speaks_at == Some(turn) && client.seen >= client.known_after {
+            stream.receive(at, data(ID, "spoken"));
+        }
+        deliver(&mut stream, &mut client, at);
+        match stream.room(at) {
+            Room::Any => match chunks.pop_front() {
+                Some(chunk) => {
+                    client.receive(bytes(ID, chunk));
+                }
+                None if !told_end => {
+                    told_end = true;
+                    stream.target_ended(at);
+                }
+                None => {}
+            },
+            Room::First => match chunks.pop_front() {
+                Some(chunk) => stream.first(at, chunk),
+                None if !told_end => {
+                    told_end = true;
+                    stream.target_ended(at);
+                }
+                None => {}
+            },
+            Room::Until(_) | Room::Never => {}
+        }
+        deliver(&mut stream, &mut client, at);
+        at += Duration::from_millis(1);
+        if stream.timer().is_some_and(|timer| timer <= at) {
+            stream.on_time(at);
+        }
+    }
+    client
+}
+
+proptest! {
+    #[test]
+    fn nothing_is_lost_however_late_the_connection_is_known(
+        known_after in 0..30usize,
+        speaks_at in proptest::option::of(0..40usize),
+        chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..20), 0..6),
+    ) {
+        let client = run(known_after, speaks_at, &chunks);
+        prop_assert!(client.ended);
+        prop_assert_eq!(client.got, chunks.concat());
+    }
+
+    #[test]
+    fn any_packets_in_any_state(input in proptest::collection::vec(any::<u8>(), 0..400)) {
+        fuzz_front_end(now(), &input);
+    }
+}

@@ -1,0 +1,441 @@
+//! One connection through a legacy agent as the byte pipe that doors know.
+//!
+//! What the protocol cannot say is made up for here:
+//! - No flow control for one connection: what comes for a slow reader waits in a queue that is
+//!   charged to the process-wide memory budget; see `serve` for who is held back when.
+//! - No half-close: when our side has ended, nothing is said to the agent until the target has
+//!   been silent for [`limits::LEGACY_LINGER`] or our reader has gone too; only then CLOSE_REQ,
+//!   which ends the connection as a whole.
+//! - No reset: an end of the agent's side reads as an end in order, unless the agent names an
+//!   error or its stream is lost.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+use tokio::time::{Instant, Sleep};
+use towline_link::carrier::{RecvHalf, SendHalf, Stream, StreamError};
+use towline_link::live::Held;
+use towline_proto::konnectivity::Packet;
+use towline_proto::limits;
+use towline_proto::reason::Reason;
+
+use super::stream::AgentStream;
+
+/// How far closing has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Closing {
+    No,
+    /// As soon as everything that waits for the agent was handed over.
+    AfterFlush,
+    /// CLOSE_REQ was queued.
+    Asked,
+}
+
+#[derive(Debug)]
+struct Inner {
+    /// From the agent.
+    inbound: VecDeque<Bytes>,
+    /// How the agent's side ended: in order, or not.
+    end: Option<Result<(), StreamError>>,
+    recv_waker: Option<Waker>,
+    /// Our reader takes no more.
+    stopped: bool,
+    /// To the agent.
+    outbound: VecDeque<Bytes>,
+    waiting: usize,
+    send_waker: Option<Waker>,
+    /// Our side has ended.
+    finished: bool,
+    /// Whether it stands in the stream's line of those with something to send.
+    in_line: bool,
+    closing: Closing,
+    /// When it was last judged whether the reader moves, and how much it had taken then.
+    judged: Instant,
+    taken: u64,
+    taken_then: u64,
+    moves: bool,
+}
+
+/// One connection of an agent stream.
+#[derive(Debug)]
+pub(super) struct Connection {
+    id: i64,
+    stream: Arc<AgentStream>,
+    inner: Mutex<Inner>,
+    held: Arc<Held>,
+    /// Told when the queue is short again, or nobody wants it any more.
+    pub(super) room: Notify,
+}
+
+/// What the writer of a stream finds when it is a connection's turn.
+pub(super) struct Turn {
+    /// To be sent.
+    pub(super) packet: Option<Packet>,
+    /// Whether there is more for another turn.
+    pub(super) again: bool,
+}
+
+impl Connection {
+    pub(super) fn new(id: i64, stream: Arc<AgentStream>) -> Arc<Self> {
+        let held = stream.live().hold();
+        Arc::new(Self {
+            id,
+            stream,
+            inner: Mutex::new(Inner {
+                inbound: VecDeque::new(),
+                end: None,
+                recv_waker: None,
+                stopped: false,
+                outbound: VecDeque::new(),
+                waiting: 0,
+                send_waker: None,
+                finished: false,
+                in_line: false,
+                closing: Closing::No,
+                judged: Instant::now(),
+                taken: 0,
+                taken_then: 0,
+                moves: true,
+            }),
+            held,
+            room: Notify::new(),
+        })
+    }
+
+    /// Whether CLOSE_REQ was said.
+    pub(super) fn is_closing(&self) -> bool {
+        self.lock().closing == Closing::Asked
+    }
+
+    /// The two halves. Dropping them closes the connection.
+    pub(super) fn pipe(self: Arc<Self>) -> Stream {
+        let recv = Receiver {
+            connection: Arc::clone(&self),
+            quiet: None,
+            asked: false,
+        };
+        Stream::new(Box::new(Sender { connection: self }), Box::new(recv))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes from the agent. Whether the queue is so long that the agent should wait for it.
+    pub(super) fn push(&self, data: Bytes) -> bool {
+        if data.is_empty() {
+            return false;
+        }
+        let length = data.len();
+        let within = self.held.add(length);
+        let mut inner = self.lock();
+        if inner.stopped || inner.end.is_some() {
+            drop(inner);
+            self.held.take(length);
+            return false;
+        }
+        inner.inbound.push_back(data);
+        let waker = inner.recv_waker.take();
+        let long = self.held.bytes() > limits::LEGACY_QUEUE;
+        let wait = long && judge(&mut inner);
+        drop(inner);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        if !within && self.held.bytes() > limits::LEGACY_QUEUE {
+            // The budget is used up, and nobody was stalled longer.
+            self.fail(StreamError::Reset(Reason::MemoryBudget));
+            self.ask_close();
+            return false;
+        }
+        wait
+    }
+
+    /// Whether the queue is short enough for the agent to go on.
+    pub(super) fn has_room(&self) -> bool {
+        self.held.bytes() <= limits::LEGACY_QUEUE / 2
+    }
+
+    /// After a pause: a reader that took nearly nothing meanwhile is no reason for another one.
+    pub(super) fn judge_after_pause(&self) {
+        let mut inner = self.lock();
+        let elapsed = inner.judged.elapsed().as_secs_f64();
+        let least = limits::MOVING_BYTES as f64 * elapsed.min(1.0);
+        inner.moves = (inner.taken - inner.taken_then) as f64 >= least;
+        inner.judged = Instant::now();
+        inner.taken_then = inner.taken;
+    }
+
+    /// The agent's side has ended.
+    pub(super) fn ended(&self, error: &str) {
+        match error.is_empty() {
+            true => self.finish_with(Ok(())),
+            false => self.fail(StreamError::Reset(Reason::TargetReset)),
+        }
+    }
+
+    /// Everything that waits for our reader stays; then this.
+    pub(super) fn fail(&self, error: StreamError) {
+        self.finish_with(Err(error));
+    }
+
+    fn finish_with(&self, end: Result<(), StreamError>) {
+        let mut inner = self.lock();
+        if inner.end.is_none() {
+            inner.end = Some(end);
+        }
+        inner.outbound.clear();
+        inner.waiting = 0;
+        let wakers = [inner.recv_waker.take(), inner.send_waker.take()];
+        drop(inner);
+        self.room.notify_waiters();
+        for waker in wakers.into_iter().flatten() {
+            waker.wake();
+        }
+    }
+
+    /// The writer's turn with this connection.
+    pub(super) fn turn(&self) -> Turn {
+        let mut inner = self.lock();
+        let packet = match inner.outbound.pop_front() {
+            Some(data) => {
+                inner.waiting -= data.len();
+                let connect_id = self.id;
+                Some(Packet::Data { connect_id, data })
+            }
+            None if inner.closing == Closing::AfterFlush => {
+                inner.closing = Closing::Asked;
+                let connect_id = self.id;
+                Some(Packet::CloseRequest { connect_id })
+            }
+            None => None,
+        };
+        let again = !inner.outbound.is_empty() || inner.closing == Closing::AfterFlush;
+        inner.in_line = again;
+        let sender = inner.send_waker.take();
+        // The receiver waits for the flush before it counts silence.
+        let receiver = match inner.finished && !again {
+            true => inner.recv_waker.take(),
+            false => None,
+        };
+        drop(inner);
+        for waker in [sender, receiver].into_iter().flatten() {
+            waker.wake();
+        }
+        Turn { packet, again }
+    }
+
+    /// CLOSE_REQ, at once.
+    fn ask_close(&self) {
+        let mut inner = self.lock();
+        inner.outbound.clear();
+        inner.waiting = 0;
+        let ask = inner.closing != Closing::Asked;
+        inner.closing = Closing::Asked;
+        drop(inner);
+        if ask {
+            self.stream.ask_close(self.id);
+        }
+    }
+
+    /// CLOSE_REQ, behind what waits for the agent.
+    fn close_after_flush(self: &Arc<Self>) {
+        let mut inner = self.lock();
+        if inner.closing != Closing::No || inner.end.is_some() {
+            return;
+        }
+        inner.closing = Closing::AfterFlush;
+        let enter = !std::mem::replace(&mut inner.in_line, true);
+        drop(inner);
+        if enter {
+            self.stream.stand_in_line(self);
+        }
+    }
+}
+
+/// Looks once in a while whether the reader moves.
+fn judge(inner: &mut Inner) -> bool {
+    if inner.judged.elapsed() >= limits::STALLED_AFTER {
+        inner.moves = inner.taken - inner.taken_then >= limits::MOVING_BYTES;
+        inner.judged = Instant::now();
+        inner.taken_then = inner.taken;
+    }
+    inner.moves
+}
+
+struct Sender {
+    connection: Arc<Connection>,
+}
+
+impl SendHalf for Sender {
+    fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        chunk: &mut Bytes,
+    ) -> Poll<Result<(), StreamError>> {
+        if chunk.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        let connection = &self.connection;
+        let mut inner = connection.lock();
+        if let Some(end) = inner.end {
+            return Poll::Ready(Err(after_end(end)));
+        }
+        if inner.waiting >= limits::MUX_SEND_QUEUE {
+            inner.send_waker = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        let most = chunk.len().min(limits::READ_CHUNK);
+        inner.waiting += most;
+        inner.outbound.push_back(chunk.split_to(most));
+        let enter = !std::mem::replace(&mut inner.in_line, true);
+        drop(inner);
+        if enter {
+            connection.stream.stand_in_line(connection);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn finish(&mut self) {
+        let mut inner = self.connection.lock();
+        inner.finished = true;
+        let stopped = inner.stopped;
+        let waker = inner.recv_waker.take();
+        drop(inner);
+        if stopped {
+            self.connection.close_after_flush();
+        }
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn reset(&mut self, _: Reason) {
+        let ended = self.connection.lock().end.is_some();
+        if !ended {
+            self.connection.ask_close();
+        }
+    }
+
+    fn poll_stopped(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
+        let mut inner = self.connection.lock();
+        match inner.end {
+            Some(end) => Poll::Ready(after_end(end)),
+            None => {
+                inner.send_waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    fn set_priority(&mut self, _: i32) {}
+}
+
+/// What a sender is told when the agent's side has ended: in this protocol it takes no more.
+fn after_end(end: Result<(), StreamError>) -> StreamError {
+    match end {
+        Ok(()) => StreamError::Stopped(Reason::ReaderGone),
+        Err(error) => error,
+    }
+}
+
+struct Receiver {
+    connection: Arc<Connection>,
+    /// Runs while our side has ended and the target is silent, then while the close is unconfirmed.
+    quiet: Option<Pin<Box<Sleep>>>,
+    asked: bool,
+}
+
+impl Receiver {
+    fn poll_quiet(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamError>> {
+        loop {
+            let wait = match self.asked {
+                true => limits::LEGACY_CLOSE,
+                false => limits::LEGACY_LINGER,
+            };
+            let quiet = self
+                .quiet
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(wait)));
+            ready!(quiet.as_mut().poll(cx));
+            self.quiet = None;
+            if self.asked {
+                return Poll::Ready(Err(StreamError::Reset(Reason::PeerSilent)));
+            }
+            self.asked = true;
+            self.connection.close_after_flush();
+        }
+    }
+}
+
+impl RecvHalf for Receiver {
+    fn poll_recv(
+        &mut self,
+        cx: &mut Context<'_>,
+        max: usize,
+    ) -> Poll<Result<Option<Bytes>, StreamError>> {
+        let connection = Arc::clone(&self.connection);
+        let mut inner = connection.lock();
+        if let Some(first) = inner.inbound.front_mut() {
+            let taken = match first.len() > max {
+                true => first.split_to(max),
+                false => inner.inbound.pop_front().unwrap_or_default(),
+            };
+            inner.taken += taken.len() as u64;
+            drop(inner);
+            connection.held.take(taken.len());
+            if connection.has_room() {
+                connection.room.notify_waiters();
+            }
+            if !self.asked {
+                self.quiet = None;
+            }
+            return Poll::Ready(Ok(Some(taken)));
+        }
+        match inner.end {
+            Some(Ok(())) => return Poll::Ready(Ok(None)),
+            Some(Err(error)) => return Poll::Ready(Err(error)),
+            None => {}
+        }
+        inner.recv_waker = Some(cx.waker().clone());
+        let alone = inner.finished && inner.outbound.is_empty();
+        drop(inner);
+        match alone {
+            true => self.poll_quiet(cx),
+            false => Poll::Pending,
+        }
+    }
+
+    fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
+        let mut inner = self.connection.lock();
+        match inner.end {
+            // What is here already is not lost with the stream.
+            Some(Err(error)) if inner.inbound.is_empty() => Poll::Ready(error),
+            _ => {
+                inner.recv_waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    fn stop(&mut self, _: Reason) {
+        let mut inner = self.connection.lock();
+        inner.stopped = true;
+        let dropped: usize = inner.inbound.drain(..).map(|data| data.len()).sum();
+        let finished = inner.finished;
+        drop(inner);
+        self.connection.held.take(dropped);
+        self.connection.room.notify_waiters();
+        if finished {
+            self.connection.close_after_flush();
+        }
+    }
+
+    fn held(&self) -> Option<Arc<Held>> {
+        Some(Arc::clone(&self.connection.held))
+    }
+}

@@ -1,0 +1,3 @@
+module towline.test/verbs
+
+go 1.26.0
