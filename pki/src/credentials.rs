@@ -92,7 +92,9 @@ pub enum CredentialsError {
 }
 
 impl Credentials {
-    /// Reads and checks a chain and its key. The key file must not be readable by others.
+    /// Reads and checks a chain and its key. The key file must not be readable by others. When a
+    /// renewal was cut off between the two files, the key is the one that waits beside it
+    /// ([`store::replace_pair`]).
     pub fn load(
         cert: &Path,
         key: &Path,
@@ -101,7 +103,14 @@ impl Credentials {
     ) -> Result<Self, CredentialsError> {
         let chain = store::read_certificates(cert)?;
         let secret = store::read_private_key(key)?;
-        Self::new(chain, secret, role, now).map_err(|source| CredentialsError::In {
+        let mut loaded = Self::new(chain.clone(), secret, role, now);
+        if matches!(loaded, Err(CredentialsError::Mismatch { .. }))
+            && let Ok(next) = store::read_private_key(&store::next_key(key))
+            && let Ok(waiting) = Self::new(chain, next, role, now)
+        {
+            loaded = Ok(waiting);
+        }
+        loaded.map_err(|source| CredentialsError::In {
             path: match source {
                 CredentialsError::Key | CredentialsError::Mismatch { .. } => key.into(),
                 _ => cert.into(),

@@ -213,15 +213,7 @@ pub(crate) fn describe(spki: &[u8]) -> String {
     };
     let algorithm = info.algorithm.algorithm.to_id_string();
     match (algorithm.as_str(), info.parsed()) {
-        (_, Ok(ParsedKey::RSA(key))) => {
-            let modulus = key.modulus;
-            let zeros = modulus.iter().take_while(|byte| **byte == 0).count();
-            let digits = &modulus[zeros..];
-            let leading = digits
-                .first()
-                .map_or(0, |byte| byte.leading_zeros() as usize);
-            format!("RSA {}", digits.len() * 8 - leading)
-        }
+        (_, Ok(ParsedKey::RSA(key))) => format!("RSA {}", bits(key.modulus)),
         ("1.2.840.10045.2.1", _) => match curve().as_deref() {
             Some("1.2.840.10045.3.1.7") => "ECDSA P-256".into(),
             Some("1.3.132.0.34") => "ECDSA P-384".into(),
@@ -231,6 +223,24 @@ pub(crate) fn describe(spki: &[u8]) -> String {
         ("1.3.101.112", _) => "Ed25519".into(),
         (other, _) => format!("of kind {other}"),
     }
+}
+
+/// Size of an RSA key in a SubjectPublicKeyInfo; `None` for other kinds.
+pub(crate) fn rsa_bits(spki: &[u8]) -> Option<usize> {
+    let (_, info) = SubjectPublicKeyInfo::from_der(spki).ok()?;
+    match info.parsed() {
+        Ok(ParsedKey::RSA(key)) => Some(bits(key.modulus)),
+        _ => None,
+    }
+}
+
+fn bits(modulus: &[u8]) -> usize {
+    let zeros = modulus.iter().take_while(|byte| **byte == 0).count();
+    let digits = &modulus[zeros..];
+    let leading = digits
+        .first()
+        .map_or(0, |byte| byte.leading_zeros() as usize);
+    digits.len() * 8 - leading
 }
 
 /// By the one crypto provider of the tree.

@@ -9,6 +9,9 @@
 //! [`authority`] and [`mint`] (certificates), [`request`] (signing requests), [`key`] (key pairs),
 //! [`seal`] (signatures for later proof).
 //!
+//! For people: [`survey`] (every certificate in a place), [`lint`] (what is wrong with one), [`yaml`]
+//! (files that operators write).
+//!
 //! Files are touched in [`store`] only. Nobody here reads the clock: `now` is an argument. No
 //! system roots, no "skip verification", no key or passphrase in an argument or a `Debug`.
 
@@ -26,9 +29,11 @@ pub mod identity;
 pub mod inspect;
 pub mod key;
 pub mod kubelet;
+pub mod lint;
 pub mod mint;
 pub mod peer_error;
 pub mod pem;
+pub mod presented;
 pub mod request;
 pub mod revoke;
 pub mod role;
@@ -37,9 +42,11 @@ pub mod seal;
 pub mod secret;
 pub mod serial;
 pub mod store;
+pub mod survey;
 pub mod tls;
 pub mod verify;
 pub mod web;
+pub mod yaml;
 
 pub use anchors::{Anchors, AnchorsError};
 pub use authority::{Authority, AuthorityError, AuthoritySpec, Issue, IssueError, Issued};

@@ -35,6 +35,11 @@ pub enum StoreError {
         path = path.display()
     )]
     PublicKeyFile { path: PathBuf, mode: u32 },
+    #[error(
+        "{path}: more than {} files, or folders more than {} deep: name fewer",
+        limits::SURVEY_FILES, limits::SURVEY_DEPTH, path = path.display()
+    )]
+    TooMany { path: PathBuf },
     #[error("{path}: is there already and is never overwritten", path = path.display())]
     Exists { path: PathBuf },
 }
@@ -105,6 +110,33 @@ pub fn read_private_key(path: &Path) -> Result<PrivateKeyDer<'static>, StoreErro
     })
 }
 
+/// Every file below a directory, by name, without the temporary ones of our own writes. Symbolic
+/// links to files count, those to folders are not followed.
+pub fn files_below(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    let mut files = Vec::new();
+    let mut folders = vec![(directory.to_owned(), 0)];
+    while let Some((folder, depth)) = folders.pop() {
+        let failed = |source| StoreError::Read {
+            path: folder.clone(),
+            source,
+        };
+        for entry in fs::read_dir(&folder).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let path = entry.path();
+            let kind = entry.file_type().map_err(failed)?;
+            if kind.is_dir() && depth < limits::SURVEY_DEPTH {
+                folders.push((path, depth + 1));
+            } else if kind.is_dir() || files.len() == limits::SURVEY_FILES {
+                return Err(StoreError::TooMany { path: folder });
+            } else if path.is_file() && !entry.file_name().as_encoded_bytes().ends_with(b".new") {
+                files.push(path);
+            }
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
 /// Whether a write may replace what is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Replace {
@@ -122,6 +154,33 @@ pub fn write_secret(path: &Path, secret: &Secret, replace: Replace) -> Result<()
 /// Writes a file that everybody can read.
 pub fn write_public(path: &Path, text: &str, replace: Replace) -> Result<(), StoreError> {
     write_mode(path, text.as_bytes(), 0o644, replace)
+}
+
+/// Where the next key of a pair waits until its certificate is in place.
+pub fn next_key(key: &Path) -> PathBuf {
+    let mut name = key.as_os_str().to_owned();
+    name.push(".next");
+    name.into()
+}
+
+/// Replaces a certificate and its key. Two files cannot change in one step, so the new key is
+/// first written beside the old one: at every moment in between, and after a crash there, the
+/// certificate fits the key at `key` or the one at [`next_key`].
+pub fn replace_pair(
+    cert: &Path,
+    text: &str,
+    key: &Path,
+    secret: &Secret,
+) -> Result<(), StoreError> {
+    let next = next_key(key);
+    write_secret(&next, secret, Replace::Atomically)?;
+    write_public(cert, text, Replace::Atomically)?;
+    let failed = |source| StoreError::Write {
+        path: key.into(),
+        source,
+    };
+    fs::rename(&next, key).map_err(failed)?;
+    sync_directory_of(key).map_err(failed)
 }
 
 /// Makes a directory that only its owner can enter, and its parents.
@@ -148,10 +207,7 @@ fn write_mode(path: &Path, bytes: &[u8], mode: u32, replace: Replace) -> Result<
     let name = path
         .file_name()
         .ok_or_else(|| failed(io::Error::from(io::ErrorKind::InvalidInput)))?;
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let directory = directory_of(path);
     let mut temporary_name = std::ffi::OsString::from(".");
     temporary_name.push(name);
     temporary_name.push(format!(".{}.new", std::process::id()));
@@ -162,9 +218,18 @@ fn write_mode(path: &Path, bytes: &[u8], mode: u32, replace: Replace) -> Result<
         let _ = fs::remove_file(&temporary);
     }
     result.map_err(failed)?;
-    File::open(directory)
-        .and_then(|directory| directory.sync_all())
-        .map_err(failed)
+    sync_directory_of(path).map_err(failed)
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+fn sync_directory_of(path: &Path) -> io::Result<()> {
+    File::open(directory_of(path)).and_then(|directory| directory.sync_all())
 }
 
 fn write_and_place(

@@ -30,6 +30,7 @@ use crate::chain::ChainVerifier;
 use crate::credentials::Credentials;
 use crate::gateway::{FrontEndVerifier, Serving};
 use crate::kubelet::{KubeletCheck, KubeletClient};
+use crate::presented::Looker;
 use crate::verify::PeerVerifier;
 use crate::web::{WebPair, WebRoots};
 
@@ -104,6 +105,21 @@ pub fn gateway_server(
     front_ends: Arc<FrontEndVerifier>,
 ) -> Result<Arc<ServerConfig>, TlsError> {
     server(Arc::new(serving.clone()), front_ends, ALPN_HTTP11)
+}
+
+/// A handshake that is broken off when the server has shown its certificate: [`crate::presented`].
+/// All that is offered is there so that servers of every kind get as far as that.
+pub(crate) fn looking_client(looker: Arc<Looker>) -> Result<Arc<ClientConfig>, TlsError> {
+    let mut config = ClientConfig::builder_with_provider(kubelet_provider())
+        .with_protocol_versions(&[&TLS13, &TLS12])?
+        // It refuses everybody, which is more than rustls' own does.
+        .dangerous()
+        .with_custom_certificate_verifier(looker)
+        .with_no_client_auth();
+    config.alpn_protocols = [ALPN_LINK, b"h2", ALPN_HTTP11].map(<[u8]>::to_vec).to_vec();
+    config.resumption = Resumption::disabled();
+    config.enable_early_data = false;
+    Ok(Arc::new(config))
 }
 
 /// What kube-apiserver sends a kubelet as SNI: a name, nothing for an address.

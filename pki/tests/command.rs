@@ -1,98 +1,13 @@
 //! The tool as it is run: what it prints, what it writes, and how it ends.
 
 mod cluster;
+mod tool;
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 
-use cluster::{Scratch, have_openssl, openssl};
-
-struct Tool {
-    dir: Scratch,
-}
-
-struct Answer {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-impl Tool {
-    fn new() -> Self {
-        Self {
-            dir: Scratch::new(),
-        }
-    }
-
-    /// With a cluster "prod" in ./prod.
-    fn with_cluster() -> Self {
-        let tool = Self::new();
-        tool.ok("init prod --cluster prod.example");
-        tool
-    }
-
-    fn run(&self, args: &str) -> Answer {
-        let output: Output = Command::new(env!("CARGO_BIN_EXE_towline-pki"))
-            .args(args.split_whitespace())
-            .current_dir(self.dir.root())
-            .env_remove("TOWLINE_PKI_DIR")
-            .output()
-            .unwrap();
-        Answer {
-            code: output.status.code().unwrap_or(-1),
-            out: String::from_utf8(output.stdout).unwrap(),
-            err: String::from_utf8(output.stderr).unwrap(),
-        }
-    }
-
-    #[track_caller]
-    fn ok(&self, args: &str) -> String {
-        let answer = self.run(args);
-        assert_eq!(answer.code, 0, "{args}: {}{}", answer.out, answer.err);
-        assert_eq!(answer.err, "", "{args}");
-        answer.out
-    }
-
-    /// It ends with this code, says all of these words, and writes nothing new.
-    #[track_caller]
-    fn refused(&self, args: &str, code: i32, words: &[&str]) {
-        let before = self.files();
-        let answer = self.run(args);
-        assert_eq!(answer.code, code, "{args}: {}{}", answer.out, answer.err);
-        for word in words {
-            assert!(
-                answer.err.contains(word),
-                "{args}: no {word:?} in {}",
-                answer.err
-            );
-        }
-        assert_eq!(self.files(), before, "{args}");
-    }
-
-    /// Every file with its content.
-    fn files(&self) -> Vec<(String, Vec<u8>)> {
-        fn walk(dir: &Path, out: &mut Vec<(String, Vec<u8>)>) {
-            for entry in fs::read_dir(dir).unwrap() {
-                let path = entry.unwrap().path();
-                if path.is_dir() {
-                    walk(&path, out);
-                } else {
-                    out.push((path.display().to_string(), fs::read(&path).unwrap()));
-                }
-            }
-        }
-        let mut out = Vec::new();
-        walk(self.dir.root(), &mut out);
-        out.sort();
-        out
-    }
-
-    fn mode(&self, name: &str) -> u32 {
-        fs::metadata(self.dir.path(name)).unwrap().mode() & 0o7777
-    }
-}
+use cluster::{have_openssl, openssl};
+use tool::Tool;
 
 #[test]
 fn init_makes_a_root_two_issuers_and_their_trust_files() {

@@ -266,6 +266,12 @@ pub const POLICY_NAME_BYTES: usize = 64;
 pub const YAML_NODES: usize = 500_000;
 /// Lists and mappings inside each other in a YAML file. Overflow: the file is refused.
 pub const YAML_DEPTH: usize = 16;
+/// Documents of one file of manifests. Overflow: the file is refused.
+pub const YAML_DOCUMENTS: usize = 1024;
+/// Files that one look at a directory takes in. Overflow: refused; name fewer.
+pub const SURVEY_FILES: usize = 20_000;
+/// Folders inside each other that a look at a directory enters. Overflow: refused.
+pub const SURVEY_DEPTH: usize = 16;
 /// What is told of one fault in a file, characters. Overflow: cut.
 pub const FAULT_CHARS: usize = 400;
 /// Entries of a grants file. Overflow: the file is refused, the old one stays.

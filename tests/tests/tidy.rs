@@ -28,7 +28,7 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("notify", &["link"]),
     ("sd-notify", &["link"]),
     ("tracing-subscriber", &["link"]),
-    ("serde-saphyr", &["link", "server"]),
+    ("serde-saphyr", &["pki", "link", "server"]),
     ("httparse", &["proto", "server", "link"]),
 ];
 

@@ -30,4 +30,4 @@ pub mod telemetry;
 pub mod unix;
 pub mod values;
 pub mod watch;
-pub mod yaml;
+pub use towline_pki::yaml;

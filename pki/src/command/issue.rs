@@ -42,7 +42,7 @@ pub(crate) struct Args {
     /// Kind of the key: ecdsa-p256, ecdsa-p384, ed25519, rsa-2048 or rsa-4096
     #[arg(long, value_name = "KIND", default_value_t)]
     key_kind: KeyKind,
-    /// Replace both files when they are there (renewal): each in one step, the key first
+    /// Replace both files when they are there (renewal); a crash leaves a pair that works
     #[arg(long)]
     replace: bool,
 }
@@ -50,18 +50,19 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, now: SystemTime) -> Result<String, Failure> {
     let path = |end| paper::file(&args.out, args.role, &args.name, end);
     let (cert, key) = (path("crt"), path("key"));
-    let replace = if args.replace {
-        Replace::Atomically
-    } else {
+    if !args.replace {
         let advice = "to renew, add --replace: it makes a new key and certificate in its place";
         paper::refuse_existing(&[&key, &cert], advice)?;
-        Replace::Never
-    };
+    }
     let signing = args.source.open(args.role, now)?;
     let private = PrivateKey::generate(args.key_kind).map_err(Failure::failed)?;
     let public = private.public();
     let issued = paper::issue(&signing, args.role, &args.name, &args.names, public, now)?;
-    store::write_secret(&key, &private.to_pem(), replace)?;
-    paper::write(&issued, &cert, replace)?;
+    if args.replace {
+        store::replace_pair(&cert, &issued.to_pem(), &key, &private.to_pem())?;
+    } else {
+        store::write_secret(&key, &private.to_pem(), Replace::Never)?;
+        paper::write(&issued, &cert, Replace::Never)?;
+    }
     Ok(paper::report(&issued, &signing, &cert, Some(&key), now))
 }

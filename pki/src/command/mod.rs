@@ -10,16 +10,21 @@ use towline_pki::{
     RequestError,
 };
 
+pub(crate) mod ask;
 pub(crate) mod audit_key;
 pub(crate) mod gateway_issuer;
 pub(crate) mod init;
 pub(crate) mod inspect;
 pub(crate) mod issue;
 pub(crate) mod kubelet_client;
+pub(crate) mod lint;
+pub(crate) mod needs_renewal;
 pub(crate) mod paper;
+pub(crate) mod renew;
 pub(crate) mod request;
 pub(crate) mod sign;
 pub(crate) mod source;
+pub(crate) mod status;
 pub(crate) mod verify;
 
 /// Shown at the end of every help.

@@ -74,25 +74,39 @@ pub fn number(place: u64) -> u32 {
 
 /// Reads one value.
 pub fn read<T: DeserializeOwned>(text: &[u8]) -> Result<T, Fault> {
+    let options = options(1);
+    serde_saphyr::from_str_with_options(bounded(text)?, options).map_err(|error| fault(&error))
+}
+
+/// Reads the documents of a file, as Kubernetes manifests come. Empty ones are left out.
+pub fn read_all<T: DeserializeOwned>(text: &[u8]) -> Result<Vec<T>, Fault> {
+    let options = options(limits::YAML_DOCUMENTS);
+    serde_saphyr::from_multiple_with_options(bounded(text)?, options).map_err(|error| fault(&error))
+}
+
+fn bounded(text: &[u8]) -> Result<&str, Fault> {
     if text.len() as u64 > limits::FILE_BYTES {
         return Err(Fault::of_all("larger than a file of ours may be"));
     }
-    let text = std::str::from_utf8(text).map_err(|error| {
+    std::str::from_utf8(text).map_err(|error| {
         let line = text[..error.valid_up_to()].iter().filter(|b| **b == b'\n');
         Fault {
             line: number(line.count() as u64 + 1),
             column: 1,
             cause: "not text (UTF-8)".to_owned(),
         }
-    })?;
-    let options = serde_saphyr::options! {
+    })
+}
+
+fn options(documents: usize) -> serde_saphyr::Options {
+    serde_saphyr::options! {
         budget: serde_saphyr::budget! {
             max_events: limits::YAML_NODES * 3,
             max_nodes: limits::YAML_NODES,
             max_depth: limits::YAML_DEPTH,
             flow_nesting_limit: limits::YAML_DEPTH,
             max_total_scalar_bytes: limits::FILE_BYTES as usize,
-            max_documents: 1,
+            max_documents: documents,
             max_aliases: 0,
             max_anchors: 0,
             max_recorded_anchor_events: 0,
@@ -102,8 +116,7 @@ pub fn read<T: DeserializeOwned>(text: &[u8]) -> Result<T, Fault> {
         strict_booleans: true,
         reject_unsupported_tags: true,
         with_snippet: false,
-    };
-    serde_saphyr::from_str_with_options(text, options).map_err(|error| fault(&error))
+    }
 }
 
 fn fault(error: &serde_saphyr::Error) -> Fault {
