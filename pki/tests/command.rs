@@ -366,7 +366,18 @@ fn hostile_text_cannot_drive_the_terminal() {
 #[test]
 fn every_verb_s_help_has_examples_and_exit_codes() {
     let tool = Tool::new();
-    for verb in ["init", "issue", "request", "sign", "inspect", "verify"] {
+    for verb in [
+        "init",
+        "issue",
+        "request",
+        "sign",
+        "inspect",
+        "verify",
+        "status",
+        "lint",
+        "needs-renewal",
+        "renew",
+    ] {
         let help = tool.ok(&format!("{verb} --help"));
         assert!(
             help.contains("Example") && help.contains("Exit codes:"),
