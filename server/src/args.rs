@@ -14,6 +14,7 @@ use towline_proto::id::Name;
 use towline_proto::limits;
 use towline_proto::target::Target;
 
+use crate::audit::trail::OnFailure;
 use crate::config::CarrierMode;
 
 /// The control plane's end of the line: gives kube-apiserver a byte pipe to any node.
@@ -134,6 +135,32 @@ pub struct Args {
     /// What agents may serve beyond their certificates (YAML); without it each is a gateway
     #[arg(long, env = "TOWLINE_GRANTS", value_name = "FILE")]
     pub grants: Option<PathBuf>,
+
+    /// Where every dial is recorded, in lines that hold the hash of the one before; - is standard
+    /// output
+    #[arg(long, env = "TOWLINE_AUDIT_LOG", value_name = "FILE")]
+    pub audit_log: Option<PathBuf>,
+
+    /// The key that signs checkpoints of the audit log (PEM; towline-pki audit-key makes one)
+    #[arg(long, env = "TOWLINE_AUDIT_KEY", value_name = "FILE")]
+    pub audit_key: Option<PathBuf>,
+
+    /// While the audit log cannot be written: block refuses new dials, drop lets them go on
+    /// unrecorded and counts them
+    #[arg(long, env = "TOWLINE_AUDIT_FAILURE", value_name = "WHAT", default_value_t = OnFailure::default())]
+    pub audit_failure: OnFailure,
+
+    /// Size at which the audit log is put aside under the number of its last line
+    #[arg(long, env = "TOWLINE_AUDIT_MAX_SIZE", value_name = "SIZE", default_value_t = ByteSize(limits::AUDIT_MAX_SIZE), value_parser = ByteSize::between(64 << 10..=1 << 40))]
+    pub audit_max_size: ByteSize,
+
+    /// Age at which the audit log is put aside, 0 for none
+    #[arg(long, env = "TOWLINE_AUDIT_MAX_AGE", value_name = "TIME", default_value_t = TimeSpan(limits::AUDIT_MAX_AGE))]
+    pub audit_max_age: TimeSpan,
+
+    /// Audit logs that are kept when put aside, older ones are removed; 0 keeps all
+    #[arg(long, env = "TOWLINE_AUDIT_KEEP", value_name = "COUNT", default_value_t = limits::AUDIT_KEEP)]
+    pub audit_keep: u32,
 
     /// From a front end's request to the agent's answer
     #[arg(long, env = "TOWLINE_DIAL_TIMEOUT", value_name = "TIME", default_value_t = TimeSpan(limits::DIAL_TIMEOUT), value_parser = TimeSpan::between(Duration::from_millis(100)..=limits::DIAL_TIMEOUT_MAX))]

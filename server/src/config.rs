@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
@@ -12,11 +13,13 @@ use towline_link::process::telemetry::{LogFilter, LogFormat};
 use towline_link::process::unix::{AllowedUids, UidError};
 use towline_link::process::watch::Seen;
 use towline_link::quic;
-use towline_pki::Files;
+use towline_pki::{Files, SealError, SealKey};
 use towline_proto::id::{Name, Role};
 use towline_proto::limits;
 
 use crate::args::Args;
+use crate::audit::file::Rotate;
+use crate::audit::open::{AuditConfig, Place};
 use crate::classify::Prefixes;
 use crate::dial::DialOptions;
 use crate::grants::{Grants, GrantsError};
@@ -79,6 +82,14 @@ pub enum ConfigError {
     /// And whom to let in.
     #[error("--door-tcp needs --door-allow, the names of client certificates that may use it")]
     NobodyAllowed,
+    /// The key of the audit trail.
+    #[error("--audit-key: {0}")]
+    AuditKey(#[from] SealError),
+    /// An unsigned trail proves little.
+    #[error(
+        "--audit-log needs --audit-key, which signs its checkpoints; `towline-pki audit-key` makes one"
+    )]
+    NoAuditKey,
     /// Flags that would silently do nothing.
     #[error("{flag} has no effect without {without}")]
     Useless {
@@ -155,6 +166,8 @@ pub struct Config {
     pub grants: Option<(PathBuf, Grants)>,
     /// Bounds of dials.
     pub dials: DialOptions,
+    /// Where dials are recorded.
+    pub audit: Option<AuditConfig>,
     /// For stalled dials, bytes.
     pub memory_budget: u64,
     /// How long dials may go on after the first signal.
@@ -262,6 +275,26 @@ impl Config {
             Some(path) => Some((path.clone(), Grants::load(&path)?)),
             None => None,
         };
+        let audit = match (args.audit_log, args.audit_key) {
+            (Some(path), Some(key)) => Some(AuditConfig {
+                place: Place::of(path),
+                key: Arc::new(SealKey::load(&key)?),
+                on_failure: args.audit_failure,
+                rotate: Rotate {
+                    max_size: args.audit_max_size.into(),
+                    max_age: args.audit_max_age.into(),
+                    keep: args.audit_keep,
+                },
+            }),
+            (Some(_), None) => return Err(ConfigError::NoAuditKey),
+            (None, Some(_)) => {
+                return Err(ConfigError::Useless {
+                    flag: "--audit-key",
+                    without: "--audit-log",
+                });
+            }
+            (None, None) => None,
+        };
         let mode = args.door_unix_mode;
         Ok(Self {
             files,
@@ -298,6 +331,7 @@ impl Config {
                 timeout: args.dial_timeout.into(),
                 per_link: args.max_dials,
             },
+            audit,
             memory_budget: args.memory_budget.into(),
             drain_timeout: args.drain_timeout.into(),
             process: ProcessConfig {

@@ -21,6 +21,7 @@ use towline_proto::reason::Reason;
 use towline_proto::target::{Class, Target};
 
 use crate::agents::{AgentLink, Agents, Ended};
+use crate::audit::{Audit, Draft, OpenRecord};
 use crate::caller::Caller;
 use crate::classify::{Prefixes, classify};
 use crate::metrics::Metrics;
@@ -73,6 +74,8 @@ pub struct OpenDial {
     pub early: Bytes,
     /// Its place among the link's dials.
     pub on_link: DialGuard,
+    /// Its place in the audit trail.
+    pub record: OpenRecord,
 }
 
 /// Why there is no byte pipe.
@@ -110,6 +113,21 @@ pub enum Detail {
     UnknownNode,
     /// Gateways are known, and none has a link.
     NoGateway,
+    /// Whoever asked has given it up, or has lost the right to ask.
+    GivenUp,
+}
+
+impl DialError {
+    /// Before anything was found out.
+    fn early(ask: &Ask, reason: Reason, detail: Detail) -> Box<Self> {
+        Box::new(Self {
+            reason,
+            target: ask.target.clone(),
+            class: None,
+            agent: None,
+            detail,
+        })
+    }
 }
 
 impl Detail {
@@ -138,6 +156,7 @@ pub struct Dialer {
     options: DialOptions,
     live: LiveDials,
     metrics: Metrics,
+    audit: Audit,
     next: AtomicU64,
     turn: AtomicUsize,
 }
@@ -151,6 +170,7 @@ impl Dialer {
         options: DialOptions,
         live: LiveDials,
         metrics: Metrics,
+        audit: Audit,
     ) -> Self {
         Self {
             agents,
@@ -159,6 +179,7 @@ impl Dialer {
             options,
             live,
             metrics,
+            audit,
             next: AtomicU64::new(1),
             turn: AtomicUsize::new(0),
         }
@@ -169,11 +190,33 @@ impl Dialer {
         self.live.register()
     }
 
+    /// The audit trail.
+    pub fn audit(&self) -> &Audit {
+        &self.audit
+    }
+
     /// Makes a byte pipe. Dropping the future gives the dial up at both ends.
     pub async fn dial(&self, ask: Ask) -> Result<OpenDial, Box<DialError>> {
+        self.dial_until(ask, std::future::pending()).await
+    }
+
+    /// The same, given up with a reason when `gone` resolves.
+    pub async fn dial_until(
+        &self,
+        ask: Ask,
+        gone: impl Future<Output = Reason>,
+    ) -> Result<OpenDial, Box<DialError>> {
         let begun = Instant::now();
         let door = ask.door;
-        let result = self.attempt(ask, begun).await;
+        let id = self.next_id();
+        let result = match self.audit.begin(id, &ask) {
+            Ok(draft) => self.recorded(ask, id, begun, draft, gone).await,
+            Err(_) => Err(DialError::early(
+                &ask,
+                Reason::AuditUnavailable,
+                Detail::None,
+            )),
+        };
         match &result {
             Ok(_) => self.metrics.dial_opened(begun.elapsed()),
             Err(error) => self.metrics.dial_ended(door, error.class, error.reason),
@@ -181,28 +224,71 @@ impl Dialer {
         result
     }
 
-    async fn attempt(&self, ask: Ask, begun: Instant) -> Result<OpenDial, Box<DialError>> {
-        let permit = self.permit(&ask)?;
+    /// Whatever comes of it, the draft becomes a record.
+    async fn recorded(
+        &self,
+        ask: Ask,
+        id: DialId,
+        begun: Instant,
+        mut draft: Draft,
+        gone: impl Future<Output = Reason>,
+    ) -> Result<OpenDial, Box<DialError>> {
+        let attempt = tokio::select! {
+            biased;
+            attempt = self.attempt(&ask, id, begun, &mut draft) => attempt,
+            reason = gone => Err(DialError::early(&ask, reason, Detail::GivenUp)),
+        };
+        match attempt {
+            Ok(through) => Ok(OpenDial {
+                id,
+                class: through.class,
+                agent: through.agent,
+                stream: through.stream,
+                early: through.early,
+                on_link: through.on_link,
+                record: draft.opened(),
+            }),
+            Err(error) => {
+                let address = match error.detail {
+                    Detail::Address(address) => Some(address),
+                    _ => None,
+                };
+                draft.refused(error.reason, address);
+                Err(error)
+            }
+        }
+    }
+
+    async fn attempt(
+        &self,
+        ask: &Ask,
+        id: DialId,
+        begun: Instant,
+        draft: &mut Draft,
+    ) -> Result<Through, Box<DialError>> {
+        let permit = self.permit(ask, draft)?;
         let deadline = begun + self.options.timeout;
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let first = self.pick(&permit, None, turn)?;
-        let error = match self.open(&permit, &ask, first, deadline).await {
+        let first = self.pick(&permit, None, turn, draft)?;
+        let asked = Asked { id, ask, deadline };
+        let error = match self.open(&permit, asked, first, draft).await {
             Ok(open) => return Ok(open),
             Err(error) => error,
         };
         let Some(avoid) = error.never_reached.filter(|_| Instant::now() < deadline) else {
             return Err(error.error);
         };
-        let Ok(second) = self.pick(&permit, Some(avoid), turn.wrapping_add(1)) else {
+        let Ok(second) = self.pick(&permit, Some(avoid), turn.wrapping_add(1), draft) else {
             return Err(error.error);
         };
         self.metrics.retry();
-        let again = self.open(&permit, &ask, second, deadline).await;
+        let again = self.open(&permit, asked, second, draft).await;
         again.map_err(|error| error.error)
     }
 
-    fn permit(&self, ask: &Ask) -> Result<Permit, Box<DialError>> {
+    fn permit(&self, ask: &Ask, draft: &mut Draft) -> Result<Permit, Box<DialError>> {
         let class = classify(&ask.target, &self.prefixes, &*self.agents.routes());
+        draft.class(class);
         self.policy
             .check(ask.target.clone(), class)
             .map_err(|denial| {
@@ -221,6 +307,7 @@ impl Dialer {
         permit: &Permit,
         avoid: Option<LinkId>,
         turn: usize,
+        draft: &mut Draft,
     ) -> Result<Arc<AgentLink>, Box<DialError>> {
         let routes = self.agents.routes();
         let host = &permit.target().host;
@@ -243,6 +330,9 @@ impl Dialer {
             Err(NoAgent::NoGateway) => (Reason::NoAgent, None, Detail::NoGateway),
             Err(NoAgent::NoRoute) => (Reason::NoRoute, None, Detail::None),
         };
+        if let Some(node) = &agent {
+            draft.node(node);
+        }
         Err(Box::new(DialError {
             reason,
             target: permit.target().clone(),
@@ -255,12 +345,13 @@ impl Dialer {
     async fn open(
         &self,
         permit: &Permit,
-        ask: &Ask,
+        Asked { id, ask, deadline }: Asked<'_>,
         through: Arc<AgentLink>,
-        deadline: Instant,
-    ) -> Result<OpenDial, Attempt> {
+        draft: &mut Draft,
+    ) -> Result<Through, Attempt> {
         // The proof that this is an agent of ours: a link cannot be without it.
         let agent = through.peer().identity().name.clone();
+        draft.agent(through.peer(), through.link.carrier().kind());
         let fail = |reason, detail, reached: bool| Attempt {
             error: Box::new(DialError {
                 reason,
@@ -274,7 +365,6 @@ impl Dialer {
         let Some(on_link) = through.link.begin_dial(self.options.per_link) else {
             return Err(fail(Reason::AgentBusy, Detail::None, false));
         };
-        let id = self.next_id();
         let request = DialRequest::Dial(Dial {
             id,
             target: permit.target().clone(),
@@ -284,8 +374,7 @@ impl Dialer {
         });
         let carrier = through.link.carrier();
         match dial::open(&**carrier, &request, deadline).await {
-            Ok(open) => Ok(OpenDial {
-                id,
+            Ok(open) => Ok(Through {
                 class: permit.class(),
                 agent,
                 stream: open.stream,
@@ -306,6 +395,23 @@ impl Dialer {
             }
         }
     }
+}
+
+/// What is asked of an agent.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    id: DialId,
+    ask: &'a Ask,
+    deadline: Instant,
+}
+
+/// A pipe through an agent, not recorded yet.
+struct Through {
+    class: Class,
+    agent: Name,
+    stream: Stream,
+    early: Bytes,
+    on_link: DialGuard,
 }
 
 struct Attempt {

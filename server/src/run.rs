@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use prometheus_client::registry::Registry;
@@ -26,6 +26,8 @@ use towline_proto::limits;
 use towline_proto::reason::Reason;
 
 use crate::agents::Agents;
+use crate::audit::open as audit;
+use crate::audit::writer::Trail;
 use crate::config::Config;
 use crate::control::Control;
 use crate::dial::Dialer;
@@ -71,6 +73,7 @@ pub struct Server {
     _files: reload::Reloader,
     quic: Option<Arc<QuicListener>>,
     failed: Arc<OnceLock<String>>,
+    trail: Mutex<Option<Trail>>,
     _tasks: JoinSet<()>,
 }
 
@@ -94,6 +97,7 @@ impl Server {
             prefixes,
             grants,
             dials,
+            audit,
             memory_budget,
             drain_timeout,
             process,
@@ -120,6 +124,16 @@ impl Server {
             addresses,
         } = listening;
 
+        let trail = match audit {
+            Some(config) => Some(audit::open(config, trust.identity(), SystemTime::now())?),
+            None => None,
+        };
+        let audit = trail.as_ref().map(|trail| trail.audit().clone());
+        let audit = audit.unwrap_or_default();
+        if let Some(trail) = &trail {
+            trail.register(&mut registry);
+        }
+
         // What everything else is made of.
         let trust = Trust::new(trust);
         let (grants_path, grants) = grants.unzip();
@@ -135,6 +149,7 @@ impl Server {
             dials,
             live.clone(),
             metrics.clone(),
+            audit.clone(),
         ));
         let front_ends = FrontEnds::default();
 
@@ -190,7 +205,10 @@ impl Server {
         let counted = ReloadMetrics::register(&mut registry);
         counted.count("files", true);
         let applying = Arc::clone(&reloader);
+        let recorded = audit.clone();
         let files = reload::Reloader::start("files", watch, counted, move || {
+            // SIGHUP says that the file may have been moved, too.
+            recorded.look();
             applying.reload(SystemTime::now()).map(|_| ())
         });
         let source: expiry::Source = {
@@ -211,6 +229,10 @@ impl Server {
         tasks.spawn(Arc::clone(&reloader).keep_verifying());
         let linked = readiness.condition("links", "no agent is linked");
         let new_dials = readiness.condition("new-dials", "not started");
+        if audit.blocks() {
+            let written = readiness.condition("audit", "nothing was written yet");
+            tasks.spawn(ready::keep_audit(audit, written));
+        }
         tasks.spawn(expiry::warn_in_time(source));
         tasks.spawn(ready::keep(agents, drain.view(), linked, new_dials));
         let failed = Arc::new(OnceLock::new());
@@ -239,6 +261,7 @@ impl Server {
             _files: files,
             quic,
             failed,
+            trail: Mutex::new(trail),
             _tasks: tasks,
         })
     }
@@ -305,6 +328,15 @@ impl Server {
             quic.close(Reason::Shutdown);
             // So that agents are told now instead of finding out.
             let _ = tokio::time::timeout(limits::CLOSE_LINGER, quic.wait_idle()).await;
+        }
+        // Behind the last end of the last dial.
+        let trail = self
+            .trail
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(mut trail) = trail {
+            trail.finish().await;
         }
         if let Some(text) = self.failed.get() {
             return Err(RunError::Panicked(text.clone()));

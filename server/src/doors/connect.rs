@@ -24,7 +24,7 @@ use super::front_ends::FrontEndGuard;
 use super::head::{self, Head, HeadError};
 use super::status::{self, Answer};
 use crate::caller::Caller;
-use crate::dial::{Ask, Dialer, Door, OpenDial};
+use crate::dial::{Ask, Detail, Dialer, Door, OpenDial};
 use crate::metrics::Metrics;
 
 /// What a door's connection must be able to tell beside bytes.
@@ -120,7 +120,9 @@ pub async fn serve<S: FrontEnd>(mut stream: S, desk: Arc<Desk>, mut visit: Visit
         stream: pipe,
         early,
         on_link,
+        mut record,
     } = open;
+    record.counts(live.dial());
     tracing::debug!(dial = %id, door = door.as_str(), front_end = %caller, %class, %agent, "dial open");
     drop((caller, drain));
     let early = Early {
@@ -129,6 +131,7 @@ pub async fn serve<S: FrontEnd>(mut stream: S, desk: Arc<Desk>, mut visit: Visit
     };
     let joined = splice(stream, pipe, LocalSide::FrontEnd, early, &live);
     let end = joined.await;
+    record.ended(end);
     drop((on_link, work, certified));
     desk.metrics.moved(end);
     desk.metrics.dial_ended(door, Some(class), end.reason);
@@ -178,19 +181,20 @@ async fn greet<S: FrontEnd>(stream: &mut S, desk: &Desk, visit: &mut Visit) -> O
         trace,
     };
     let mut kept = Kept::new(rest);
-    let dialled = tokio::select! {
-        biased;
-        dialled = desk.dialer.dial(ask.clone()) => dialled,
-        () = kept.until_gone(stream) => {
-            desk.metrics.dial_ended(visit.door, None, Reason::FrontEndGone);
-            tracing::debug!(target = %ask.target, "front end left while dialling");
-            return None;
+    let gone = async {
+        tokio::select! {
+            () = kept.until_gone(stream) => Reason::FrontEndGone,
+            () = drain.forced() => Reason::Shutdown,
+            reason = untrusted(&mut visit.certified) => reason,
         }
-        () = drain.forced() => return None,
-        _ = untrusted(&mut visit.certified) => return None,
     };
+    let dialled = desk.dialer.dial_until(ask, gone).await;
     let open = match dialled {
         Ok(open) => open,
+        Err(error) if matches!(error.detail, Detail::GivenUp) => {
+            tracing::debug!(target = %error.target, reason = %error.reason, "given up while dialling");
+            return None;
+        }
         Err(error) => {
             let answer = status::of_dial(&error);
             desk.refused(visit.door, &visit.caller, error.reason.as_str(), &answer);
@@ -200,14 +204,16 @@ async fn greet<S: FrontEnd>(stream: &mut S, desk: &Desk, visit: &mut Visit) -> O
     };
     let nothing_kept = kept.bytes.is_empty() && !kept.ended;
     let answered = tokio::select! {
-        answered = establish(stream, nothing_kept) => answered,
-        () = drain.forced() => None,
+        answered = establish(stream, nothing_kept) => answered.ok_or(Reason::FrontEndGone),
+        () = drain.forced() => Err(Reason::Shutdown),
     };
-    if answered.is_none() {
+    if let Err(reason) = answered {
         desk.metrics
-            .dial_ended(visit.door, Some(open.class), Reason::FrontEndGone);
+            .dial_ended(visit.door, Some(open.class), reason);
+        open.record.ended_early(reason);
+        return None;
     }
-    answered.map(|()| Greeted {
+    Some(Greeted {
         open,
         to_peer: kept.bytes.freeze(),
         work,
@@ -273,6 +279,8 @@ async fn refuse_head<S: FrontEnd>(stream: &mut S, desk: &Desk, visit: &Visit, er
     if *error == HeadError::Gone {
         return;
     }
+    let audit = desk.dialer.audit();
+    audit.bad_request(visit.door, &visit.caller, error.as_str());
     let answer = status::of_head(error);
     desk.refused(visit.door, &visit.caller, error.as_str(), &answer);
     tell(stream, &answer).await;

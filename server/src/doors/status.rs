@@ -138,6 +138,9 @@ fn phrase(error: &DialError) -> String {
         Reason::TargetReset => format!("{at} reset the connection (asked from node {agent})"),
         Reason::NameNotFound => format!("{target} does not resolve on node {agent}"),
         Reason::AgentBusy => format!("agent {agent} has as many dials as it may have"),
+        Reason::AuditUnavailable => {
+            "this towline-server cannot write its audit trail and takes no dials until it can (--audit-failure block)".to_owned()
+        }
         Reason::ServerBusy => "this towline-server has as many dials as it may have".to_owned(),
         Reason::LocalResources => {
             format!("agent {agent} is out of descriptors or memory for {at}")
