@@ -9,12 +9,14 @@
 
 pub mod agents;
 pub mod args;
+pub mod attest;
 pub mod audit;
 pub mod caller;
 pub mod classify;
 pub mod config;
 pub mod control;
 pub mod dial;
+pub mod dial_ids;
 pub mod directory;
 pub mod doors;
 pub mod grants;

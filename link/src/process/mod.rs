@@ -3,12 +3,13 @@
 //!
 //! Reading order: [`values`] and [`exit`] (the outside), [`drain`] (the order of stopping),
 //! [`ready`], [`signal`], [`accept`] with [`unix`] (who gets a connection), [`admin`] with
-//! [`live`] and [`daemon`] (health, metrics, orders), [`watch`], [`reload`] and [`expiry`] (files that
+//! [`live`] and [`daemon`] (health, metrics, orders) and [`ask`] (its other end), [`watch`], [`reload`] and [`expiry`] (files that
 //! change), [`yaml`] and [`policy_file`] (files that operators write), [`telemetry`], [`logsink`], [`ratelimit`] and [`panics`] (logs), [`runtime`].
 
 pub mod accept;
 pub mod admin;
 mod answer;
+pub mod ask;
 pub mod daemon;
 pub mod drain;
 pub mod exit;
