@@ -14,8 +14,10 @@ use towline_proto::id::Name;
 use towline_proto::limits;
 use towline_proto::target::Target;
 
+use crate::attest::Mode;
 use crate::audit::trail::OnFailure;
 use crate::config::CarrierMode;
+use crate::gateway::flags::GatewayArgs;
 
 /// The control plane's end of the line: gives kube-apiserver a byte pipe to any node.
 ///
@@ -105,6 +107,28 @@ pub struct Args {
     #[arg(long, env = "TOWLINE_KUBELET_PORT", default_value_t = 10250, value_parser = clap::value_parser!(u16).range(1..))]
     pub kubelet_port: u16,
 
+    /// What a kubelet's serving certificate decides: enforce (unverified kubelets are not
+    /// dialled), observe (the same checks, only counted and listed) or off
+    #[arg(long, env = "TOWLINE_KUBELET_VERIFICATION", value_name = "MODE", default_value_t = Mode::default())]
+    pub kubelet_verification: Mode,
+
+    /// The authority that signs kubelets' serving certificates (PEM, several during a change)
+    #[arg(long, env = "TOWLINE_KUBELET_CERTIFICATE_AUTHORITY", value_name = "FILE")]
+    pub kubelet_certificate_authority: Option<PathBuf>,
+
+    /// Revocation lists of that authority and of those below it (PEM); repeat it
+    #[arg(
+        long = "kubelet-crl",
+        env = "TOWLINE_KUBELET_CRL",
+        value_name = "FILE",
+        value_delimiter = ','
+    )]
+    pub kubelet_crls: Vec<PathBuf>,
+
+    /// The kubelet gateway
+    #[command(flatten)]
+    pub gateway: GatewayArgs,
+
     /// Service prefixes of the cluster
     #[arg(
         long = "service-cidr",
@@ -135,6 +159,11 @@ pub struct Args {
     /// What agents may serve beyond their certificates (YAML); without it each is a gateway
     #[arg(long, env = "TOWLINE_GRANTS", value_name = "FILE")]
     pub grants: Option<PathBuf>,
+
+    /// Which front ends may reach which targets (YAML, the same file at agents); without it the
+    /// classes kubelet, pod and service are allowed
+    #[arg(long, env = "TOWLINE_POLICY", value_name = "FILE")]
+    pub policy: Option<PathBuf>,
 
     /// Where every dial is recorded, in lines that hold the hash of the one before; - is standard
     /// output

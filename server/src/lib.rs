@@ -19,6 +19,7 @@ pub mod dial;
 pub mod dial_ids;
 pub mod directory;
 pub mod doors;
+pub mod gateway;
 pub mod grants;
 pub mod links;
 pub mod listen;

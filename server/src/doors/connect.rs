@@ -19,12 +19,14 @@ use towline_link::process::ratelimit::RateLimited;
 use towline_link::splice::{Early, LocalEnd, LocalSide, splice};
 use towline_proto::limits;
 use towline_proto::reason::Reason;
+use towline_proto::target::Class;
 
 use super::front_ends::FrontEndGuard;
 use super::head::{self, Head, HeadError};
 use super::status::{self, Answer};
 use crate::caller::Caller;
 use crate::dial::{Ask, Detail, Dialer, Door, OpenDial};
+use crate::gateway::{self, Gateway};
 use crate::metrics::Metrics;
 
 /// What a door's connection must be able to tell beside bytes.
@@ -40,6 +42,7 @@ pub struct Desk {
     dialer: Arc<Dialer>,
     metrics: Metrics,
     refusals: RateLimited<(Door, &'static str)>,
+    gateway: Option<Arc<Gateway>>,
 }
 
 /// Lines about refused dials in a minute, for each door and reason.
@@ -52,7 +55,14 @@ impl Desk {
             dialer,
             metrics,
             refusals: RateLimited::new(REFUSAL_LINES, Duration::from_secs(60)),
+            gateway: None,
         }
+    }
+
+    /// With a gateway, which takes dials of class kubelet over.
+    pub fn with_gateway(mut self, gateway: Option<Arc<Gateway>>) -> Self {
+        self.gateway = gateway;
+        self
     }
 
     /// The dialer behind it.
@@ -109,10 +119,6 @@ pub async fn serve<S: FrontEnd>(mut stream: S, desk: Arc<Desk>, mut visit: Visit
         drain,
         certified,
     } = visit;
-    let live = desk.dialer.live();
-    if let Some(certified) = &certified {
-        certified.carries(live.dial());
-    }
     let OpenDial {
         id,
         class,
@@ -121,18 +127,34 @@ pub async fn serve<S: FrontEnd>(mut stream: S, desk: Arc<Desk>, mut visit: Visit
         early,
         on_link,
         mut record,
+        live,
+        judged,
+        rule,
+        kubelet,
     } = open;
+    if let Some(certified) = &certified {
+        certified.carries(live.dial());
+    }
     record.counts(live.dial());
-    tracing::debug!(dial = %id, door = door.as_str(), front_end = %caller, %class, %agent, "dial open");
-    drop((caller, drain));
+    tracing::debug!(dial = %id, door = door.as_str(), front_end = %caller, %class, %agent, %rule, kubelet = kubelet.as_ref().map(|found| found.word()), "dial open");
+    drop((caller, drain, rule, kubelet));
+    let request = (class == Class::Kubelet && desk.gateway.is_some()).then(|| gateway::Request {
+        id,
+        target: judged.judged().target.clone(),
+        node: agent.clone(),
+    });
     let early = Early {
         to_peer,
         to_local: early,
     };
-    let joined = splice(stream, pipe, LocalSide::FrontEnd, early, &live);
-    let end = joined.await;
+    let end = match request.zip(desk.gateway.as_ref()) {
+        Some((request, gateway)) => {
+            Box::pin(gateway.serve(stream, pipe, request, early, &live)).await
+        }
+        None => splice(stream, pipe, LocalSide::FrontEnd, early, &live).await,
+    };
     record.ended(end);
-    drop((on_link, work, certified));
+    drop((on_link, work, certified, judged));
     desk.metrics.moved(end);
     desk.metrics.dial_ended(door, Some(class), end.reason);
     tracing::debug!(
