@@ -90,9 +90,14 @@ pub struct Args {
     )]
     pub pod_prefixes: Vec<IpNet>,
 
-    /// Classes of targets that may be reached: kubelet, node, pod, service, other
+    /// What may be reached (YAML, the same file as at the servers); takes the place of --allow-class
+    #[arg(long, env = "TOWLINE_POLICY", value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+
+    /// Classes of targets that may be reached without --policy: kubelet, node, pod, service, other
     #[arg(
         long = "allow-class",
+        conflicts_with = "policy",
         env = "TOWLINE_ALLOW_CLASS",
         value_name = "CLASS",
         value_delimiter = ',',

@@ -3,9 +3,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
+use towline_link::process::policy_file::{PolicyFile, PolicyFileError};
 use towline_link::process::telemetry::{LogFilter, LogFormat};
 use towline_link::process::watch::Seen;
 use towline_link::quic;
@@ -14,10 +16,11 @@ use towline_pki::Files;
 use towline_proto::address::{self, Refusal};
 use towline_proto::id::Role;
 use towline_proto::limits;
-use towline_proto::target::{Class, Target};
+use towline_proto::policy::RuleSet;
+use towline_proto::target::{Class, Classes, Target};
 
 use crate::args::Args;
-use crate::policy::{Classes, Policy, Rules};
+use crate::policy::{Policy, Rules};
 use crate::reach::CarrierMode;
 use crate::serve::ServeConfig;
 use crate::trust::{Snapshot, TrustError};
@@ -31,6 +34,9 @@ pub enum ConfigError {
     /// The proxy.
     #[error(transparent)]
     Proxy(#[from] ProxyError),
+    /// The policy file.
+    #[error("policy: {0}")]
+    Policy(#[from] PolicyFileError),
     /// Nothing to keep a link to.
     #[error("no server: give --server HOST:PORT")]
     NoServer,
@@ -107,6 +113,8 @@ pub struct Config {
     pub reach: ReachConfig,
     /// What may be reached.
     pub policy: PolicyConfig,
+    /// The policy file, what was in it, and what it was before it was read.
+    pub policy_file: Option<((PathBuf, PolicyFile), Seen)>,
     /// Bounds of dials.
     pub serve: ServeConfig,
     /// How long dials may go on after the first signal.
@@ -141,22 +149,41 @@ pub struct PolicyConfig {
 }
 
 impl PolicyConfig {
-    /// The policy of the node that the certificate names.
-    pub fn policy(&self, trust: &Snapshot, health: Option<SocketAddr>) -> Policy {
+    /// The policy without a file, of the node that the certificate names.
+    pub fn policy(
+        &self,
+        trust: &Snapshot,
+        health: Option<SocketAddr>,
+        file: Option<&PolicyFile>,
+    ) -> Policy {
+        let rules = match file {
+            Some(file) => Arc::clone(&file.rules),
+            None => Arc::new(RuleSet::built_in(Classes::of(&self.allowed))),
+        };
+        Policy::new(self.rules(trust, health, rules))
+    }
+
+    /// What the policy goes by.
+    pub fn rules(
+        &self,
+        trust: &Snapshot,
+        health: Option<SocketAddr>,
+        rules: Arc<RuleSet>,
+    ) -> Rules {
         let leaf = trust.material.credentials().leaf();
         let kubelet_addresses = match self.kubelet_addresses.as_slice() {
             [] => leaf.ip_sans.clone(),
             given => given.to_vec(),
         };
-        Policy::new(Rules {
+        Rules {
             node: leaf.identity.name.clone(),
             kubelet_addresses,
             kubelet_port: self.kubelet_port,
             service_prefixes: self.service_prefixes.clone(),
             pod_prefixes: self.pod_prefixes.clone(),
-            allowed: Classes::of(&self.allowed),
+            rules,
             health,
-        })
+        }
     }
 }
 
@@ -208,6 +235,14 @@ impl Config {
         let paths: Vec<_> = files.paths().cloned().collect();
         let seen = Seen::now(&paths);
         let trust = Snapshot::load(&files, now)?;
+        let policy_file = match args.policy {
+            Some(path) => {
+                let seen = Seen::now(std::slice::from_ref(&path));
+                let file = PolicyFile::load(&path)?;
+                Some(((path, file), seen))
+            }
+            None => None,
+        };
         Ok(Self {
             files,
             trust,
@@ -226,6 +261,7 @@ impl Config {
                 pod_prefixes: args.pod_prefixes,
                 allowed: args.allow_classes,
             },
+            policy_file,
             serve: ServeConfig {
                 max_dials: args.max_dials,
                 connect_timeout: args.connect_timeout.into(),

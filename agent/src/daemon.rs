@@ -15,6 +15,7 @@ use crate::status::Sources;
 pub(crate) struct AgentDaemon {
     pub(crate) sources: Sources,
     pub(crate) reload: ReloadHandle,
+    pub(crate) reload_policy: Option<ReloadHandle>,
     pub(crate) drain: Drain,
     pub(crate) drain_timeout: Duration,
 }
@@ -27,10 +28,13 @@ impl Daemon for AgentDaemon {
     }
 
     async fn reload(&self) -> Result<(), String> {
-        self.reload
-            .reload_now()
-            .await
-            .map_err(|error| error.to_string())
+        // Both are read, whatever becomes of the first.
+        let certificates = self.reload.reload_now().await;
+        let policy = match &self.reload_policy {
+            Some(reload) => reload.reload_now().await,
+            None => Ok(()),
+        };
+        certificates.and(policy).map_err(|error| error.to_string())
     }
 
     fn drain(&self) {

@@ -13,6 +13,7 @@ pub mod config;
 pub mod connect;
 mod daemon;
 mod farewell;
+pub mod judged;
 pub mod links;
 pub mod metrics;
 pub mod policy;

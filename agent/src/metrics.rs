@@ -8,7 +8,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetri
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use towline_link::carrier::CarrierKind;
@@ -57,6 +57,9 @@ struct Outcome {
 pub struct Metrics {
     dials: Family<Dialled, Counter>,
     denied: Family<Refused, Counter>,
+    policy_dials_ended: Counter,
+    policy_rules: Gauge,
+    policy_stale: Gauge,
     bytes: Family<Direction, Counter>,
     connect: Histogram,
     attempts_failed: Family<Why, Counter>,
@@ -77,6 +80,9 @@ impl Default for Metrics {
         Self {
             dials: Family::default(),
             denied: Family::default(),
+            policy_dials_ended: Counter::default(),
+            policy_rules: Gauge::default(),
+            policy_stale: Gauge::default(),
             bytes: Family::default(),
             connect: Histogram::new(CONNECT_SECONDS),
             attempts_failed: Family::default(),
@@ -95,6 +101,9 @@ impl Metrics {
         let Metrics {
             dials,
             denied,
+            policy_dials_ended,
+            policy_rules,
+            policy_stale,
             bytes,
             connect,
             attempts_failed,
@@ -113,6 +122,21 @@ impl Metrics {
             "towline_agent_dials_denied",
             "Dials that the policy of this agent refused, by the class that the server said and by rule",
             denied.clone(),
+        );
+        registry.register(
+            "towline_agent_policy_dials_ended",
+            "Live dials ended because a new policy does not allow them",
+            policy_dials_ended.clone(),
+        );
+        registry.register(
+            "towline_agent_policy_rules",
+            "Rules of the policy file in force, 0 without a file",
+            policy_rules.clone(),
+        );
+        registry.register(
+            "towline_agent_policy_stale",
+            "1 while the policy file cannot be used and an older one is in force",
+            policy_stale.clone(),
         );
         registry.register(
             "towline_agent_dial_bytes",
@@ -180,7 +204,8 @@ impl Metrics {
             Denial::Forbidden(..) => "forbidden-address",
             Denial::Tunnel(_) => "tunnel-endpoint",
             Denial::Mismatch(..) => "class-mismatch",
-            Denial::Class(..) => "class-not-allowed",
+            Denial::Rule(..) => "denied",
+            Denial::Unnamed(..) => "not-allowed",
         };
         self.denied
             .get_or_create(&Refused {
@@ -188,6 +213,22 @@ impl Metrics {
                 rule,
             })
             .inc();
+    }
+
+    /// Live dials were ended by a new policy.
+    pub fn ended_by_policy(&self, count: usize) {
+        self.policy_dials_ended.inc_by(count as u64);
+    }
+
+    /// A policy file is in force.
+    pub fn policy_rules(&self, count: usize) {
+        self.policy_rules
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// Whether the policy file cannot be used and an older one is in force.
+    pub fn policy_stale(&self, stale: bool) {
+        self.policy_stale.set(stale.into());
     }
 
     /// A target was connected.

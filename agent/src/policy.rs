@@ -14,8 +14,9 @@ use towline_proto::address::{self, Refusal};
 use towline_proto::dial::Refused;
 use towline_proto::id::Name;
 use towline_proto::limits;
+use towline_proto::policy::{Asker, Decision, Question, RuleSet, RuleTag};
 use towline_proto::reason::Reason;
-use towline_proto::target::{Class, Host, HostName, Target};
+use towline_proto::target::{Class, Classes, Host, HostName, Target};
 
 /// The leave to reach one address. Made here only, consumed by the connector.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,30 +37,6 @@ impl Permit {
     }
 }
 
-/// A set of classes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Classes(u8);
-
-impl Classes {
-    /// The set of these.
-    pub fn of(classes: &[Class]) -> Self {
-        Self(classes.iter().fold(0, |set, class| set | 1 << class.code()))
-    }
-
-    /// Whether it is in the set.
-    pub const fn has(self, class: Class) -> bool {
-        self.0 >> class.code() & 1 == 1
-    }
-
-    fn with(self, class: Class, condition: bool) -> Self {
-        if condition {
-            Self(self.0 | 1 << class.code())
-        } else {
-            self
-        }
-    }
-}
-
 /// What the agent knows of its node, and what the operator allows.
 #[derive(Clone, Debug)]
 pub struct Rules {
@@ -74,10 +51,37 @@ pub struct Rules {
     pub service_prefixes: Vec<IpNet>,
     /// Pod prefixes, when given.
     pub pod_prefixes: Vec<IpNet>,
-    /// Classes that may be reached at all.
-    pub allowed: Classes,
+    /// What may be reached at all, of the policy file or built in. The front end is not visible
+    /// here; see [`towline_proto::policy`] for what that means.
+    pub rules: Arc<RuleSet>,
     /// Where this process serves health and metrics.
     pub health: Option<SocketAddr>,
+}
+
+/// What is asked for, beside the address.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// The name, when it was one.
+    pub name: Option<&'a str>,
+    /// The port.
+    pub port: u16,
+    /// What the server takes it for.
+    pub said: Class,
+}
+
+impl<'a> Asked<'a> {
+    /// Of a target.
+    pub fn of(target: &'a Target, said: Class) -> Self {
+        let name = match &target.host {
+            Host::Name(name) => Some(name.as_str()),
+            Host::Ip(_) => None,
+        };
+        Self {
+            name,
+            port: target.port(),
+            said,
+        }
+    }
 }
 
 /// How the addresses of a target are found.
@@ -98,7 +102,7 @@ pub trait Facts {
 }
 
 /// Why a dial is not allowed, for the log; only the reason and the address travel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Denial {
     /// The name gave no address.
     #[error("the name has no address")]
@@ -112,20 +116,33 @@ pub enum Denial {
     /// The server takes it for something that it is not here.
     #[error("the server takes {0} for class {1}, which it is not on this node")]
     Mismatch(IpAddr, Class),
-    /// The operator does not allow the class.
-    #[error("{0} is class {1}, which --allow-class does not name")]
-    Class(IpAddr, Class),
+    /// A rule denies it.
+    #[error("{0} is denied by {1} of this agent's policy")]
+    Rule(IpAddr, RuleTag),
+    /// No rule allows it.
+    #[error(
+        "no rule of this agent's policy allows {0} (class {1}); see --policy and --allow-class"
+    )]
+    Unnamed(IpAddr, Class),
 }
 
 impl Denial {
     /// The part that is told to the server.
     pub fn refused(&self) -> Refused {
-        let (reason, address) = match *self {
+        let (reason, address) = match self {
             Denial::NoAddress => (Reason::NameNotFound, None),
             Denial::Forbidden(ip, _) => (Reason::ForbiddenAddress, Some(ip)),
-            Denial::Tunnel(address) => (Reason::ForbiddenAddress, Some(address.ip())),
-            Denial::Mismatch(ip, _) | Denial::Class(ip, _) => (Reason::AgentPolicy, Some(ip)),
+            Denial::Tunnel(address) => {
+                return Refused {
+                    reason: Reason::ForbiddenAddress,
+                    address: Some(address.ip()),
+                };
+            }
+            Denial::Mismatch(ip, _) | Denial::Rule(ip, _) | Denial::Unnamed(ip, _) => {
+                (Reason::AgentPolicy, Some(ip))
+            }
         };
+        let address = address.copied();
         Refused { reason, address }
     }
 }
@@ -166,13 +183,12 @@ impl Policy {
     pub fn check(
         &self,
         resolved: &[IpAddr],
-        port: u16,
-        said: Class,
+        asked: Asked<'_>,
         facts: &impl Facts,
     ) -> Result<Vec<Permit>, Denial> {
         let mut permits: Vec<Permit> = Vec::with_capacity(resolved.len());
         for ip in resolved.iter().take(limits::RESOLVED_ADDRESSES) {
-            let permit = self.check_one(*ip, port, said, facts)?;
+            let permit = self.check_one(*ip, asked, facts)?;
             if !permits.contains(&permit) {
                 permits.push(permit);
             }
@@ -183,13 +199,14 @@ impl Policy {
         Ok(permits)
     }
 
-    fn check_one(
+    /// The leave for one address.
+    pub fn check_one(
         &self,
         ip: IpAddr,
-        port: u16,
-        said: Class,
+        asked: Asked<'_>,
         facts: &impl Facts,
     ) -> Result<Permit, Denial> {
+        let Asked { name, port, said } = asked;
         let ip = address::canonical(ip);
         let address = SocketAddr::new(ip, port);
         let kubelet = port == self.0.kubelet_port && self.0.kubelet_addresses.contains(&ip);
@@ -207,13 +224,21 @@ impl Policy {
         if !self.classes(ip, port, kubelet, || *local).has(said) {
             return Err(Denial::Mismatch(ip, said));
         }
-        if !self.0.allowed.has(said) {
-            return Err(Denial::Class(ip, said));
-        }
-        Ok(Permit {
-            address,
+        match self.0.rules.decide(&Question {
             class: said,
-        })
+            port,
+            name,
+            address: Some(ip),
+            node: Some(self.0.node.as_str()),
+            asker: Asker::Unseen,
+        }) {
+            Decision::Allowed(_) => Ok(Permit {
+                address,
+                class: said,
+            }),
+            Decision::Denied(rule) => Err(Denial::Rule(ip, rule)),
+            Decision::Unnamed => Err(Denial::Unnamed(ip, said)),
+        }
     }
 
     fn is_health(&self, address: SocketAddr, local: impl Fn() -> bool) -> bool {

@@ -35,6 +35,18 @@ fn nets(texts: &[&str]) -> Vec<IpNet> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
 }
 
+fn classes(classes: &[Class]) -> Arc<RuleSet> {
+    Arc::new(RuleSet::built_in(Classes::of(classes)))
+}
+
+fn asked(port: u16, said: Class) -> Asked<'static> {
+    Asked {
+        name: None,
+        port,
+        said,
+    }
+}
+
 fn rules() -> Rules {
     Rules {
         node: "n7".parse().unwrap(),
@@ -42,7 +54,7 @@ fn rules() -> Rules {
         kubelet_port: 10250,
         service_prefixes: nets(&["10.96.0.0/12", "fd00:96::/108"]),
         pod_prefixes: nets(&["10.244.0.0/16"]),
-        allowed: Classes::of(&[Class::Kubelet, Class::Pod, Class::Service]),
+        rules: classes(&[Class::Kubelet, Class::Pod, Class::Service]),
         health: Some("0.0.0.0:8093".parse().unwrap()),
     }
 }
@@ -50,13 +62,14 @@ fn rules() -> Rules {
 /// One address; the word is the class, or why not.
 fn judge(rules: &Rules, address: &str, said: Class) -> String {
     let address: SocketAddr = address.parse().unwrap();
-    match Policy::new(rules.clone()).check(&[address.ip()], address.port(), said, &Node) {
+    match Policy::new(rules.clone()).check(&[address.ip()], asked(address.port(), said), &Node) {
         Ok(permits) => permits[0].class().to_string(),
         Err(Denial::NoAddress) => "none".into(),
         Err(Denial::Forbidden(..)) => "forbidden".into(),
         Err(Denial::Tunnel(_)) => "tunnel".into(),
         Err(Denial::Mismatch(..)) => "mismatch".into(),
-        Err(Denial::Class(..)) => "class".into(),
+        Err(Denial::Rule(..)) => "rule".into(),
+        Err(Denial::Unnamed(..)) => "class".into(),
     }
 }
 
@@ -162,7 +175,7 @@ fn without_kubelet_addresses_every_address_of_the_node_but_loopback_is_the_kubel
 #[test]
 fn one_bad_address_refuses_all() {
     let policy = Policy::new(rules());
-    let check = |list: &[&str]| policy.check(&ips(list), 443, Class::Service, &Node);
+    let check = |list: &[&str]| policy.check(&ips(list), asked(443, Class::Service), &Node);
     assert_eq!(
         check(&["10.96.0.1", "10.96.0.2", "10.96.0.1"])
             .unwrap()
@@ -190,7 +203,7 @@ fn the_nodes_own_name_is_never_resolved() {
 fn what_travels_is_a_number_and_an_address() {
     let ip: IpAddr = NODE.parse().unwrap();
     assert_eq!(
-        Denial::Class(ip, Class::Node).refused(),
+        Denial::Unnamed(ip, Class::Node).refused(),
         Refused {
             reason: Reason::AgentPolicy,
             address: Some(ip)
@@ -200,6 +213,58 @@ fn what_travels_is_a_number_and_an_address() {
         Denial::NoAddress.refused(),
         Refused::new(Reason::NameNotFound)
     );
+}
+
+#[test]
+fn rules_of_a_file_are_kept_on_the_resolved_address() {
+    use towline_proto::policy::{Action, Destination, FrontEnd, Rule};
+    let allow = |name: &str, change: &dyn Fn(&mut Rule)| {
+        let mut rule = Rule::new(name, Action::Allow);
+        change(&mut rule);
+        rule
+    };
+    let deny = Rule {
+        action: Action::Deny,
+        ..allow("no-dns", &|rule| {
+            rule.to = vec![Destination::from(IpAddr::from([10, 96, 0, 10]))];
+        })
+    };
+    let set = RuleSet::new(vec![
+        deny,
+        allow("hook", &|rule| {
+            rule.to = vec![Destination::Name("hook.ns.svc".parse().unwrap())];
+        }),
+        allow("own", &|rule| rule.nodes = vec!["n7".parse().unwrap()]),
+        allow("root", &|rule| {
+            rule.classes = Classes::of(&[Class::Pod]);
+            rule.from = vec![FrontEnd::Uid(0)];
+        }),
+    ]);
+    let policy = Policy::new(Rules {
+        rules: Arc::new(set),
+        ..rules()
+    });
+    let check = |policy: &Policy, name, ip: &str, said| {
+        let asked = Asked {
+            name,
+            port: 443,
+            said,
+        };
+        policy.check(&ips(&[ip]), asked, &Node).map(|_| ())
+    };
+    // By name, and a name is no way around a rule about addresses.
+    assert!(check(&policy, Some("hook.ns.svc"), "10.96.0.1", Class::Service).is_ok());
+    let denied = check(&policy, Some("hook.ns.svc"), "10.96.0.10", Class::Service);
+    assert!(matches!(denied, Err(Denial::Rule(_, tag)) if &*tag.name == "no-dns"));
+    // Who asks is not visible here: the servers have looked.
+    assert!(check(&policy, None, "10.244.1.1", Class::Pod).is_ok());
+    let elsewhere = Policy::new(Rules {
+        node: "n8".parse().unwrap(),
+        ..policy.rules().clone()
+    });
+    let unnamed = check(&elsewhere, None, "10.96.0.1", Class::Service);
+    assert!(matches!(unnamed, Err(Denial::Unnamed(..))), "{unnamed:?}");
+    assert!(check(&policy, None, "10.96.0.1", Class::Service).is_ok());
 }
 
 /// The rules again, as plainly as they can be said, over IPv4 only.
@@ -268,8 +333,8 @@ proptest! {
         if !services { rules.service_prefixes.clear(); }
         if !pods { rules.pod_prefixes.clear(); }
         if loopback { rules.kubelet_addresses = ips(&["127.0.0.1"]); }
-        let asked: IpAddr = if mapped { ip.to_ipv6_mapped().into() } else { ip.into() };
-        let result = Policy::new(rules.clone()).check(&[asked], port, said, &Node);
+        let ip_asked: IpAddr = if mapped { ip.to_ipv6_mapped().into() } else { ip.into() };
+        let result = Policy::new(rules.clone()).check(&[ip_asked], asked(port, said), &Node);
         prop_assert_eq!(result.is_ok(), oracle(&rules, ip, port, said), "{:?}", result);
         if let Ok(permits) = result {
             prop_assert_eq!(permits[0].address(), SocketAddr::new(ip.into(), port));
@@ -286,7 +351,7 @@ proptest! {
             3 => Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, !high, !low),
             _ => Ipv6Addr::new(0, 0, 0, 0, 0xffff, 0, high, low),
         };
-        let open = Rules { allowed: Classes::of(&Class::ALL), service_prefixes: Vec::new(), pod_prefixes: Vec::new(), ..rules() };
-        prop_assert!(Policy::new(open).check(&[ip.into()], port, said, &Node).is_err());
+        let open = Rules { rules: classes(&Class::ALL), service_prefixes: Vec::new(), pod_prefixes: Vec::new(), ..rules() };
+        prop_assert!(Policy::new(open).check(&[ip.into()], asked(port, said), &Node).is_err());
     }
 }

@@ -1,14 +1,19 @@
-//! The certificate files again: a set that loads is put in force. When that happens, and what is
-//! said about it, is `link::process::reload`'s.
+//! The files again: what loads is put in force. When that happens, and what is said about it, is
+//! `link::process::reload`'s. The certificates and the policy file are two sets, so that a fault in
+//! one keeps nothing new of the other out.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use towline_link::process::policy_file::{PolicyFile, PolicyFileError};
+use towline_link::process::ready::Condition;
 use towline_link::process::reload::{ReloadMetrics, Reloader};
 use towline_link::process::watch::{Seen, Watch};
 
 use crate::config::PolicyConfig;
+use crate::metrics::Metrics;
 use crate::serve::Serve;
 use crate::trust::{Snapshot, Trust, TrustError};
 
@@ -39,9 +44,74 @@ impl Reload {
 
     fn read(&self) -> Result<(), TrustError> {
         let snapshot = Snapshot::load(self.trust.files(), SystemTime::now())?;
-        self.serve
-            .set_policy(self.policy.policy(&snapshot, Some(self.health)));
+        self.serve.change_policy(|rules| {
+            let allowed = Arc::clone(&rules.rules);
+            *rules = self.policy.rules(&snapshot, Some(self.health), allowed);
+        });
         self.trust.replace(snapshot);
         Ok(())
+    }
+}
+
+/// The policy file. One that cannot be used leaves the old one in force and raises an alarm: an
+/// error in the log, the metrics, and the readiness condition `policy`.
+pub struct PolicyReload {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Whom it concerns.
+    pub serve: Arc<Serve>,
+    /// The alarm.
+    pub condition: Condition,
+    /// The alarm, too.
+    pub gauges: Metrics,
+}
+
+impl PolicyReload {
+    /// Follows the file from the moment at which `seen` was taken; `first` was read since.
+    pub fn start(self, first: &PolicyFile, seen: Seen, metrics: ReloadMetrics) -> Reloader {
+        metrics.count("policy", true);
+        self.condition.met();
+        self.gauges.policy_rules(first.rules.rules().len());
+        say(first);
+        let watch = Watch::since([self.path.clone()], seen);
+        Reloader::start("policy", watch, metrics, move || self.read())
+    }
+
+    fn read(&self) -> Result<(), PolicyFileError> {
+        let read = PolicyFile::load(&self.path);
+        self.gauges.policy_stale(read.is_err());
+        self.condition.set(
+            read.as_ref().map(|_| ()).map_err(|error| {
+                format!("the policy file is not in force, an older one is: {error}")
+            }),
+        );
+        let file = read?;
+        let ended = self.serve.change_policy(|rules| {
+            rules.rules = Arc::clone(&file.rules);
+        });
+        self.gauges.policy_rules(file.rules.rules().len());
+        say(&file);
+        if ended > 0 {
+            tracing::warn!(
+                dials = ended,
+                "live dials were ended that are no longer allowed"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// What of the file an agent cannot keep is said, not passed over.
+fn say(file: &PolicyFile) {
+    let asking = file.rules.asking_front_end();
+    if asking > 0 {
+        tracing::info!(
+            rules = asking,
+            "rules ask who the front end is, which only servers see: here such an allow rule counts \
+             for every front end, and such a deny rule is left to the servers"
+        );
+    }
+    if file.kubelet.is_some() {
+        tracing::info!("the kubelet section of the policy file is kept by the servers' gateway");
     }
 }

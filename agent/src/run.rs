@@ -1,6 +1,7 @@
 //! The whole agent in start order, and in stop order.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -14,9 +15,11 @@ use towline_link::process::admin::{Admin, AdminConfig, AdminError, AdminParts, A
 use towline_link::process::daemon::Daemon;
 use towline_link::process::drain::{Drain, DrainView, Outcome};
 use towline_link::process::live::LiveProbe;
+use towline_link::process::policy_file::PolicyFile;
 use towline_link::process::ready::Readiness;
 use towline_link::process::reload::{ReloadError, ReloadMetrics, Reloader};
 use towline_link::process::unix::AllowedUids;
+use towline_link::process::watch::Seen;
 use towline_link::process::{expiry, panics};
 use towline_link::quic::{BindError, QuicEndpoint};
 use towline_proto::limits;
@@ -31,7 +34,7 @@ use crate::links::Links;
 use crate::metrics::Metrics;
 use crate::reach::{CarrierMode, Reach, ServerAddresses};
 use crate::reconnect::Keeper;
-use crate::reload::Reload;
+use crate::reload::{PolicyReload, Reload};
 use crate::serve::Serve;
 use crate::status::Sources;
 use crate::trust::Trust;
@@ -68,6 +71,7 @@ pub struct Agent {
     links: Links,
     serve: Arc<Serve>,
     reloader: Reloader,
+    policy_reloader: Option<Reloader>,
     readiness: Readiness,
     quic: Option<Arc<QuicEndpoint>>,
     failed: Arc<OnceLock<String>>,
@@ -86,6 +90,7 @@ impl Agent {
             seen,
             reach,
             policy,
+            policy_file,
             serve,
             drain_timeout,
             process,
@@ -121,7 +126,7 @@ impl Agent {
         let serve = Arc::new(Serve::new(
             serve,
             network,
-            policy.policy(&trust, Some(health)),
+            policy.policy(&trust, Some(health), file_of(&policy_file)),
             Arc::clone(&reach),
             metrics.clone(),
         ));
@@ -144,11 +149,21 @@ impl Agent {
             policy,
             health,
         };
-        let reloader = reload.start(seen, ReloadMetrics::register(&mut registry));
+        let reloads = ReloadMetrics::register(&mut registry);
+        let reloader = reload.start(seen, reloads.clone());
+        let readiness = Readiness::new();
+        let policy_reloader = policy_file.map(|((path, file), seen)| {
+            let reload = PolicyReload {
+                path,
+                serve: Arc::clone(&serve),
+                condition: readiness.condition("policy", "not read yet"),
+                gauges: keeping.metrics.clone(),
+            };
+            reload.start(&file, seen, reloads)
+        });
         let expiring = Arc::clone(&trust);
         let expiries: expiry::Source = Arc::new(move || expiring.current().material.expiries());
         expiry::register(&mut registry, Arc::clone(&expiries));
-        let readiness = Readiness::new();
         let linked = readiness.condition("links", "no link yet");
         let running = readiness.condition("running", "starting");
         let mut tasks = JoinSet::new();
@@ -172,6 +187,7 @@ impl Agent {
         let daemon: Arc<dyn Daemon> = Arc::new(AgentDaemon {
             sources,
             reload: reloader.handle(),
+            reload_policy: policy_reloader.as_ref().map(Reloader::handle),
             drain: drain.clone(),
             drain_timeout,
         });
@@ -197,6 +213,7 @@ impl Agent {
             links,
             serve,
             reloader,
+            policy_reloader,
             readiness,
             quic,
             failed,
@@ -236,9 +253,14 @@ impl Agent {
         &*self.daemon
     }
 
-    /// Reads the certificate files again, now.
+    /// Reads the files again, now.
     pub async fn reload(&self) -> Result<(), ReloadError> {
-        self.reloader.handle().reload_now().await
+        let certificates = self.reloader.handle().reload_now().await;
+        let policy = match &self.policy_reloader {
+            Some(reloader) => reloader.handle().reload_now().await,
+            None => Ok(()),
+        };
+        certificates.and(policy)
     }
 
     /// Stops gracefully: servers choose us no more, live dials end, then the links.
@@ -270,6 +292,10 @@ impl Agent {
             }),
         }
     }
+}
+
+fn file_of(file: &Option<((PathBuf, PolicyFile), Seen)>) -> Option<&PolicyFile> {
+    file.as_ref().map(|((_, file), _)| file)
 }
 
 /// Ends live dials when the drain is forced: their splices reset both sides.

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use towline_link::carrier::Stream;
 use towline_link::dial::{self, PendingDial};
 use towline_link::driver::{DialGuard, Link};
-use towline_link::live::LiveDials;
+use towline_link::live::{LiveDials, LiveGuard};
 use towline_link::process::drain::WorkGuard;
 use towline_link::process::ratelimit::RateLimited;
 use towline_link::splice::{Early, LocalSide, splice};
@@ -23,8 +23,9 @@ use towline_proto::reason::Reason;
 use tracing::{debug, info, warn};
 
 use crate::connect::{Network, connect_first, lookup_reason};
+use crate::judged::{Judged, JudgedDials};
 use crate::metrics::Metrics;
-use crate::policy::{Denial, Facts, Lookup, Permit, Policy};
+use crate::policy::{Asked, Denial, Facts, Lookup, Permit, Policy, Rules};
 use crate::reach::Reach;
 
 /// Streams that a link may have beyond its dials: probes, and dials that are being refused.
@@ -40,6 +41,7 @@ pub struct Serve {
     policy: ArcSwap<Policy>,
     reach: Arc<Reach>,
     live: LiveDials,
+    judged: JudgedDials,
     slots: Arc<Semaphore>,
     max_dials: u32,
     connect_timeout: Duration,
@@ -72,6 +74,7 @@ impl Serve {
             policy: ArcSwap::from_pointee(policy),
             reach,
             live: LiveDials::new(config.memory_budget),
+            judged: JudgedDials::default(),
             slots: Arc::new(Semaphore::new(config.max_dials as usize)),
             max_dials: config.max_dials,
             connect_timeout: config.connect_timeout,
@@ -95,9 +98,23 @@ impl Serve {
         self.policy.load_full()
     }
 
-    /// Dials from now on are judged by this one.
-    pub fn set_policy(&self, policy: Policy) {
-        self.policy.store(Arc::new(policy));
+    /// Changes what the policy goes by. Dials from now on are judged by it, and live ones that it
+    /// does not allow are ended; gives their number. `change` may be asked more than once.
+    pub fn change_policy(&self, change: impl Fn(&mut Rules)) -> usize {
+        self.policy.rcu(|policy| {
+            let mut rules = policy.rules().clone();
+            change(&mut rules);
+            Policy::new(rules)
+        });
+        let policy = self.policy();
+        let ended = self.judged.judge(|judged| self.allows(&policy, judged));
+        self.metrics.ended_by_policy(ended);
+        ended
+    }
+
+    fn allows(&self, policy: &Policy, judged: &Judged) -> bool {
+        let asked = Asked::of(&judged.target, judged.class);
+        policy.check_one(judged.address.ip(), asked, self).is_ok()
     }
 
     /// Serves the dials of a link until it is closed and the last of them has ended.
@@ -142,17 +159,24 @@ impl Serve {
 
     async fn dial(&self, dial: &Dial, pending: PendingDial) {
         let begun = Instant::now();
-        let (target, slot, open) = match Box::pin(self.open(dial, pending)).await {
-            Some(open) => open,
-            None => return,
+        let round = self.judged.round();
+        let Some((target, slot, open, address)) = Box::pin(self.open(dial, pending)).await else {
+            return;
         };
         let live = self.live.register();
+        let judged = self.judged.add(Judged {
+            target: dial.target.clone(),
+            class: dial.class,
+            address,
+            dial: Arc::clone(live.dial()),
+        });
+        self.judge_again(round, dial, address, &live);
         let early = Early {
             to_local: open.early,
             ..Early::default()
         };
         let end = splice(target, open.stream, LocalSide::Target, early, &live).await;
-        drop((live, slot));
+        drop((live, slot, judged));
         self.metrics
             .dial_ended(dial.class, end.reason, end.to_peer, end.from_peer);
         debug!(
@@ -167,12 +191,23 @@ impl Serve {
         );
     }
 
+    /// The policy may have changed while the dial was opened.
+    fn judge_again(&self, round: u64, dial: &Dial, address: SocketAddr, live: &LiveGuard) {
+        let asked = Asked::of(&dial.target, dial.class);
+        if self.judged.round() != round
+            && self.policy().check_one(address.ip(), asked, self).is_err()
+        {
+            self.metrics.ended_by_policy(1);
+            live.dial().end(Reason::PolicyChanged);
+        }
+    }
+
     /// Up to the answer. Everything that a live dial does not need is gone afterwards.
     async fn open(
         &self,
         dial: &Dial,
         mut pending: PendingDial,
-    ) -> Option<(TcpStream, OwnedSemaphorePermit, dial::OpenDial)> {
+    ) -> Option<(TcpStream, OwnedSemaphorePermit, dial::OpenDial, SocketAddr)> {
         let begun = Instant::now();
         let opened = tokio::select! {
             opened = self.connect(dial) => opened,
@@ -187,7 +222,7 @@ impl Serve {
                 self.metrics.connected(begun.elapsed());
                 debug!(dial = %dial.id, target = %dial.target, %address, "dial connected");
                 match pending.accepted().await {
-                    Ok(open) => Some((target, slot, open)),
+                    Ok(open) => Some((target, slot, open, address)),
                     Err(error) => {
                         self.metrics.dial_ended(dial.class, error.reason(), 0, 0);
                         None
@@ -242,7 +277,7 @@ impl Serve {
             })?,
         };
         policy
-            .check(&resolved, dial.target.port(), dial.class, self)
+            .check(&resolved, Asked::of(&dial.target, dial.class), self)
             .map_err(|denial| {
                 self.denied(dial, &denial);
                 denial.refused()

@@ -140,7 +140,7 @@ impl LiveDial {
     }
 
     /// Ready when somebody ended the dial.
-    pub(crate) fn poll_ended(&self, cx: &Context<'_>) -> Poll<Reason> {
+    pub fn poll_ended(&self, cx: &Context<'_>) -> Poll<Reason> {
         if let Some(reason) = self.ended() {
             return Poll::Ready(reason);
         }
@@ -335,25 +335,27 @@ impl LiveGuard {
         let _ = self.dial.held.set(held);
     }
 
-    pub(crate) fn count_to_peer(&self, bytes: usize) {
+    /// Bytes that went to the peer.
+    pub fn count_to_peer(&self, bytes: usize) {
         self.dial.to_peer.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    pub(crate) fn count_from_peer(&self, bytes: usize) {
+    /// Bytes that the local end took.
+    pub fn count_from_peer(&self, bytes: usize) {
         self.dial
             .from_peer
             .fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// The local reader has taken all there is.
-    pub(crate) fn mark_caught_up(&self) {
+    pub fn mark_caught_up(&self) {
         if self.dial.stalled_since.load(Ordering::Relaxed) != 0 {
             self.dial.stalled_since.store(0, Ordering::Relaxed);
         }
     }
 
     /// The local reader takes nothing at the moment.
-    pub(crate) fn mark_stalled(&self) {
+    pub fn mark_stalled(&self) {
         if self.dial.stalled_since.load(Ordering::Relaxed) == 0 {
             self.dial
                 .stalled_since

@@ -346,8 +346,8 @@ const TURNS: usize = 16;
 /// Chunks written by one call.
 const VECTOR: usize = 64;
 
-/// `Ok(None)` at end of file.
-fn poll_read_chunk<L: LocalEnd>(
+/// One read into the scratch buffer of the thread; `Ok(None)` at end of file.
+pub fn poll_read_chunk<L: AsyncRead + Unpin>(
     local: &mut L,
     cx: &mut Context<'_>,
 ) -> Poll<io::Result<Option<Bytes>>> {

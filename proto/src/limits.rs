@@ -163,6 +163,9 @@ pub const ADMIN_CONNECTIONS: usize = 32;
 pub const ADMIN_HEAD_BYTES: usize = 8 * 1024;
 /// Headers of a health or admin request. Overflow: 431 and close.
 pub const ADMIN_HEADERS: usize = 64;
+/// Answer of a daemon that a command reads: every kubelet of ten thousand nodes, several times over.
+/// Overflow: the command fails.
+pub const ADMIN_ANSWER_BYTES: u64 = 64 * 1024 * 1024;
 /// From accept to a whole health or admin request head. Overflow: close.
 pub const ADMIN_HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// One health or admin connection, from accept to the last byte. Overflow: close.
@@ -466,6 +469,8 @@ pub const GATEWAY_HELD_BYTES: usize = GATEWAY_HEAD_BYTES + READ_CHUNK;
 /// A namespace, pod, container or uid in a path: Kubernetes allows 253. Overflow: the path is
 /// ambiguous, the record is cut.
 pub const GATEWAY_NAME_BYTES: usize = 253;
+/// Path of a request that is kept for the record, bytes. Overflow: cut.
+pub const GATEWAY_PATH_BYTES: usize = 512;
 /// Words of a command that are kept for the record, bytes. Overflow: cut and marked.
 pub const GATEWAY_COMMAND_BYTES: usize = 1024;
 /// Kubelet rules of a policy file. Overflow: the file is refused.

@@ -166,6 +166,10 @@ reasons! {
     RouteWithdrawn = 51, "route-withdrawn", Config, false;
     /// The audit trail cannot be written, and what cannot be recorded is not done.
     AuditUnavailable = 60, "audit-unavailable", Local, true;
+    /// The gateway: the front end sent a request that may not pass, and nothing can follow it.
+    BadRequest = 70, "bad-request", Local, false;
+    /// The gateway: the front end did not prove to be one.
+    FrontEndUnverified = 71, "front-end-unverified", Config, false;
 }
 
 impl fmt::Display for Reason {

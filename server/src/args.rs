@@ -14,7 +14,10 @@ use towline_proto::id::Name;
 use towline_proto::limits;
 use towline_proto::target::Target;
 
+use crate::attest::Mode;
+use crate::audit::trail::OnFailure;
 use crate::config::CarrierMode;
+use crate::gateway::flags::GatewayArgs;
 
 /// The control plane's end of the line: gives kube-apiserver a byte pipe to any node.
 ///
@@ -104,6 +107,32 @@ pub struct Args {
     #[arg(long, env = "TOWLINE_KUBELET_PORT", default_value_t = 10250, value_parser = clap::value_parser!(u16).range(1..))]
     pub kubelet_port: u16,
 
+    /// What a kubelet's serving certificate decides: enforce (unverified kubelets are not
+    /// dialled), observe (the same checks, only counted and listed) or off
+    #[arg(long, env = "TOWLINE_KUBELET_VERIFICATION", value_name = "MODE", default_value_t = Mode::default())]
+    pub kubelet_verification: Mode,
+
+    /// The authority that signs kubelets' serving certificates (PEM, several during a change)
+    #[arg(
+        long,
+        env = "TOWLINE_KUBELET_CERTIFICATE_AUTHORITY",
+        value_name = "FILE"
+    )]
+    pub kubelet_certificate_authority: Option<PathBuf>,
+
+    /// Revocation lists of that authority and of those below it (PEM); repeat it
+    #[arg(
+        long = "kubelet-crl",
+        env = "TOWLINE_KUBELET_CRL",
+        value_name = "FILE",
+        value_delimiter = ','
+    )]
+    pub kubelet_crls: Vec<PathBuf>,
+
+    /// The kubelet gateway
+    #[command(flatten)]
+    pub gateway: GatewayArgs,
+
     /// Service prefixes of the cluster
     #[arg(
         long = "service-cidr",
@@ -134,6 +163,37 @@ pub struct Args {
     /// What agents may serve beyond their certificates (YAML); without it each is a gateway
     #[arg(long, env = "TOWLINE_GRANTS", value_name = "FILE")]
     pub grants: Option<PathBuf>,
+
+    /// Which front ends may reach which targets (YAML, the same file at agents); without it the
+    /// classes kubelet, pod and service are allowed
+    #[arg(long, env = "TOWLINE_POLICY", value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+
+    /// Where every dial is recorded, in lines that hold the hash of the one before; - is standard
+    /// output
+    #[arg(long, env = "TOWLINE_AUDIT_LOG", value_name = "FILE")]
+    pub audit_log: Option<PathBuf>,
+
+    /// The key that signs checkpoints of the audit log (PEM; towline-pki audit-key makes one)
+    #[arg(long, env = "TOWLINE_AUDIT_KEY", value_name = "FILE")]
+    pub audit_key: Option<PathBuf>,
+
+    /// While the audit log cannot be written: block refuses new dials, drop lets them go on
+    /// unrecorded and counts them
+    #[arg(long, env = "TOWLINE_AUDIT_FAILURE", value_name = "WHAT", default_value_t = OnFailure::default())]
+    pub audit_failure: OnFailure,
+
+    /// Size at which the audit log is put aside under the number of its last line
+    #[arg(long, env = "TOWLINE_AUDIT_MAX_SIZE", value_name = "SIZE", default_value_t = ByteSize(limits::AUDIT_MAX_SIZE), value_parser = ByteSize::between(64 << 10..=1 << 40))]
+    pub audit_max_size: ByteSize,
+
+    /// Age at which the audit log is put aside, 0 for none
+    #[arg(long, env = "TOWLINE_AUDIT_MAX_AGE", value_name = "TIME", default_value_t = TimeSpan(limits::AUDIT_MAX_AGE))]
+    pub audit_max_age: TimeSpan,
+
+    /// Audit logs that are kept when put aside, older ones are removed; 0 keeps all
+    #[arg(long, env = "TOWLINE_AUDIT_KEEP", value_name = "COUNT", default_value_t = limits::AUDIT_KEEP)]
+    pub audit_keep: u32,
 
     /// From a front end's request to the agent's answer
     #[arg(long, env = "TOWLINE_DIAL_TIMEOUT", value_name = "TIME", default_value_t = TimeSpan(limits::DIAL_TIMEOUT), value_parser = TimeSpan::between(Duration::from_millis(100)..=limits::DIAL_TIMEOUT_MAX))]

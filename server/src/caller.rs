@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 
 use towline_link::process::unix::PeerCredentials;
 use towline_pki::VerifiedPeer;
+use towline_proto::policy::Asker;
 
 /// A front end that a door has let in. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -19,6 +20,19 @@ pub enum Caller {
         /// Where its connection comes from.
         address: SocketAddr,
     },
+}
+
+impl Caller {
+    /// As the rules of the policy see it.
+    pub fn asker(&self) -> Asker<'_> {
+        match self {
+            Caller::Local(process) => Asker::Local {
+                uid: process.uid,
+                gid: process.gid,
+            },
+            Caller::Certified { peer, .. } => Asker::Client(peer.identity().name.as_str()),
+        }
+    }
 }
 
 impl fmt::Display for Caller {

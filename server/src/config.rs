@@ -5,20 +5,29 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
+use towline_link::process::policy_file::{PolicyFile, PolicyFileError};
 use towline_link::process::telemetry::{LogFilter, LogFormat};
 use towline_link::process::unix::{AllowedUids, UidError};
 use towline_link::process::watch::Seen;
 use towline_link::quic;
-use towline_pki::Files;
+use towline_pki::gateway::{GatewayError, GatewayFiles};
+use towline_pki::kubelet::{KubeletFiles, KubeletTrust, KubeletTrustError};
+use towline_pki::{Files, SealError, SealKey};
 use towline_proto::id::{Name, Role};
 use towline_proto::limits;
 
 use crate::args::Args;
+use crate::attest::{KubeletConfig, Mode};
+use crate::audit::file::Rotate;
+use crate::audit::open::{AuditConfig, Place};
 use crate::classify::Prefixes;
 use crate::dial::DialOptions;
+use crate::gateway::GatewayConfig;
+use crate::gateway::flags::GatewayFlagError;
 use crate::grants::{Grants, GrantsError};
 use crate::trust::{Snapshot, TrustError};
 
@@ -70,6 +79,26 @@ pub enum ConfigError {
     /// The grants file.
     #[error("grants: {0}")]
     Grants(#[from] GrantsError),
+    /// The policy file.
+    #[error("policy: {0}")]
+    Policy(#[from] PolicyFileError),
+    /// Verification of kubelets without anything to verify them by.
+    #[error(
+        "--kubelet-verification {0} needs --kubelet-certificate-authority FILE, the authority that \
+         signs your kubelets' serving certificates. To see first what would be refused, give it \
+         together with --kubelet-verification observe; to carry on without verification say \
+         --kubelet-verification off"
+    )]
+    NoKubeletAuthority(Mode),
+    /// What kubelets are verified by.
+    #[error(transparent)]
+    Kubelets(#[from] KubeletTrustError),
+    /// Flags of the gateway.
+    #[error(transparent)]
+    GatewayFlags(#[from] GatewayFlagError),
+    /// Files of the gateway.
+    #[error(transparent)]
+    Gateway(#[from] GatewayError),
     /// Nobody could ask for anything.
     #[error("no door for front ends: give --door-unix PATH or --door-tcp ADDRESS")]
     NoDoor,
@@ -79,6 +108,14 @@ pub enum ConfigError {
     /// And whom to let in.
     #[error("--door-tcp needs --door-allow, the names of client certificates that may use it")]
     NobodyAllowed,
+    /// The key of the audit trail.
+    #[error("--audit-key: {0}")]
+    AuditKey(#[from] SealError),
+    /// An unsigned trail proves little.
+    #[error(
+        "--audit-log needs --audit-key, which signs its checkpoints; `towline-pki audit-key` makes one"
+    )]
+    NoAuditKey,
     /// Flags that would silently do nothing.
     #[error("{flag} has no effect without {without}")]
     Useless {
@@ -153,8 +190,16 @@ pub struct Config {
     pub prefixes: Prefixes,
     /// The grants file and what was in it.
     pub grants: Option<(PathBuf, Grants)>,
+    /// How kubelets are verified.
+    pub kubelets: KubeletConfig,
+    /// The kubelet gateway.
+    pub gateway: Option<GatewayConfig>,
+    /// The policy file, what was in it, and what it was before it was read.
+    pub policy: Option<((PathBuf, PolicyFile), Seen)>,
     /// Bounds of dials.
     pub dials: DialOptions,
+    /// Where dials are recorded.
+    pub audit: Option<AuditConfig>,
     /// For stalled dials, bytes.
     pub memory_budget: u64,
     /// How long dials may go on after the first signal.
@@ -255,12 +300,69 @@ impl Config {
                 .collect(),
             deny_list: args.deny_list,
         };
-        let watched: Vec<PathBuf> = files.paths().chain(&args.grants).cloned().collect();
+        let kubelet_files = kubelet_files(
+            args.kubelet_verification,
+            args.kubelet_certificate_authority,
+            args.kubelet_crls,
+        )?;
+        let gateway_files = args
+            .gateway
+            .files(args.kubelet_verification, files.deny_list.clone())?;
+        let watched: Vec<PathBuf> = files
+            .paths()
+            .chain(&args.grants)
+            .chain(kubelet_files.iter().flat_map(KubeletFiles::paths))
+            .chain(gateway_files.iter().flat_map(GatewayFiles::paths))
+            .cloned()
+            .collect();
         let seen = Seen::now(&watched);
         let trust = Snapshot::load(&files, now)?;
+        let kubelets = KubeletConfig {
+            mode: args.kubelet_verification,
+            trust: match kubelet_files {
+                Some(files) => {
+                    let trust = KubeletTrust::load(&files)?;
+                    Some((files, trust))
+                }
+                None => None,
+            },
+        };
+        let gateway = match gateway_files {
+            Some(files) => Some(GatewayConfig::load(files, now)?),
+            None => None,
+        };
         let grants = match args.grants {
             Some(path) => Some((path.clone(), Grants::load(&path)?)),
             None => None,
+        };
+        let policy = match args.policy {
+            Some(path) => {
+                let seen = Seen::now(std::slice::from_ref(&path));
+                let file = PolicyFile::load(&path)?;
+                Some(((path, file), seen))
+            }
+            None => None,
+        };
+        check_kubelet_rules(policy.as_ref().map(|((_, file), _)| file), &gateway)?;
+        let audit = match (args.audit_log, args.audit_key) {
+            (Some(path), Some(key)) => Some(AuditConfig {
+                place: Place::of(path),
+                key: Arc::new(SealKey::load(&key)?),
+                on_failure: args.audit_failure,
+                rotate: Rotate {
+                    max_size: args.audit_max_size.into(),
+                    max_age: args.audit_max_age.into(),
+                    keep: args.audit_keep,
+                },
+            }),
+            (Some(_), None) => return Err(ConfigError::NoAuditKey),
+            (None, Some(_)) => {
+                return Err(ConfigError::Useless {
+                    flag: "--audit-key",
+                    without: "--audit-log",
+                });
+            }
+            (None, None) => None,
         };
         let mode = args.door_unix_mode;
         Ok(Self {
@@ -294,10 +396,14 @@ impl Config {
                 node: args.node_prefixes,
             },
             grants,
+            kubelets,
+            gateway,
+            policy,
             dials: DialOptions {
                 timeout: args.dial_timeout.into(),
                 per_link: args.max_dials,
             },
+            audit,
             memory_budget: args.memory_budget.into(),
             drain_timeout: args.drain_timeout.into(),
             process: ProcessConfig {
@@ -308,6 +414,34 @@ impl Config {
                 log_level: args.log_level,
             },
         })
+    }
+}
+
+/// The files by which kubelets are verified. With `off` they may be given and are not read, so
+/// that switching it is one word.
+fn kubelet_files(
+    mode: Mode,
+    authority: Option<PathBuf>,
+    crls: Vec<PathBuf>,
+) -> Result<Option<KubeletFiles>, ConfigError> {
+    match (mode, authority) {
+        (Mode::Off, _) => Ok(None),
+        (_, Some(authority)) => Ok(Some(KubeletFiles { authority, crls })),
+        (mode, None) => Err(ConfigError::NoKubeletAuthority(mode)),
+    }
+}
+
+/// Nobody else reads requests.
+fn check_kubelet_rules(
+    policy: Option<&PolicyFile>,
+    gateway: &Option<GatewayConfig>,
+) -> Result<(), ConfigError> {
+    match (policy, gateway) {
+        (Some(file), None) if file.kubelet.is_some() => Err(ConfigError::Useless {
+            flag: "section kubelet of --policy",
+            without: "--kubelet-gateway",
+        }),
+        _ => Ok(()),
     }
 }
 
@@ -411,7 +545,10 @@ mod tests {
             "--agent-ca",
             "/none",
         ];
-        let args = Args::try_parse_from(base.iter().chain(more)).unwrap();
+        let verification = ["--kubelet-verification", "off"];
+        let given = more.contains(&verification[0]);
+        let verification = if given { &[][..] } else { &verification };
+        let args = Args::try_parse_from(base.iter().chain(verification).chain(more)).unwrap();
         Config::new(args, SystemTime::now()).map(|_| ())
     }
 
@@ -432,6 +569,14 @@ mod tests {
             "10.244.0.0/16"
         ])));
         assert!(matches!(check(&[]), Err(ConfigError::NoDoor)));
+        for mode in ["enforce", "observe"] {
+            let error = with(&["--kubelet-verification", mode]).unwrap_err();
+            assert!(matches!(error, ConfigError::NoKubeletAuthority(_)));
+            let said = error.to_string();
+            for word in [mode, "--kubelet-certificate-authority", "observe", "off"] {
+                assert!(said.contains(word), "{said}");
+            }
+        }
         assert!(matches!(
             with(&["--door-tcp", "127.0.0.1:0"]),
             Err(ConfigError::NoClientRoots)

@@ -1,12 +1,13 @@
 //! The dialer: every door's request ends here and becomes a byte pipe or a reason.
 //!
-//! In this order: classify, policy, pick, a place on the link, the stream, the agent's answer;
-//! all under one deadline. A dial is tried a second time, on another link, only when it never
+//! In this order: classify, policy, pick, for a kubelet its attestation, a place on the link, the
+//! stream, the agent's answer;
+//! all under one deadline. An open dial is judged again whenever policy or grants change. A dial is tried a second time, on another link, only when it never
 //! reached the first agent. Nothing here waits for a lock or looks at bytes.
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,14 +18,21 @@ use towline_link::driver::DialGuard;
 use towline_link::live::{LiveDials, LiveGuard};
 use towline_proto::dial::{Dial, DialRequest, TraceContext};
 use towline_proto::id::{DialId, LinkId, Name};
+use towline_proto::policy::RuleTag;
 use towline_proto::reason::Reason;
 use towline_proto::target::{Class, Target};
 
-use crate::agents::{AgentLink, Agents, Ended};
+use crate::agents::{AgentLink, Agents, Ended, Node};
+use crate::attest::{Attestation, Attestor};
+use crate::audit::{Audit, Draft, OpenRecord};
 use crate::caller::Caller;
 use crate::classify::{Prefixes, classify};
+use crate::dial_ids::DialIds;
 use crate::metrics::Metrics;
 use crate::pick::NoAgent;
+use crate::policy::explain::{self, Explained};
+use crate::policy::in_force::InForce;
+use crate::policy::judged::{Judged, JudgedGuard};
 use crate::policy::{Denial, Permit, Policy};
 
 /// Where a dial came in.
@@ -73,6 +81,16 @@ pub struct OpenDial {
     pub early: Bytes,
     /// Its place among the link's dials.
     pub on_link: DialGuard,
+    /// What is known of the kubelet, when it is one that is verified or observed.
+    pub kubelet: Option<Arc<Attestation>>,
+    /// Its place in the audit trail.
+    pub record: OpenRecord,
+    /// Its place among the live dials of the process: counted, and ended from outside.
+    pub live: LiveGuard,
+    /// Its place among those that are judged again when policy or grants change.
+    pub judged: JudgedGuard,
+    /// The rule that allowed it.
+    pub rule: RuleTag,
 }
 
 /// Why there is no byte pipe.
@@ -91,7 +109,7 @@ pub struct DialError {
 }
 
 /// What more is known about a refusal.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub enum Detail {
     /// Nothing.
     None,
@@ -110,6 +128,39 @@ pub enum Detail {
     UnknownNode,
     /// Gateways are known, and none has a link.
     NoGateway,
+    /// What is wrong with the kubelet; `None`: there was no time to find out.
+    Kubelet(Option<Arc<Attestation>>),
+    /// Whoever asked has given it up, or has lost the right to ask.
+    GivenUp,
+}
+
+impl DialError {
+    /// The rule of our policy that decided, if one did.
+    pub fn rule(&self) -> Option<&RuleTag> {
+        match &self.detail {
+            Detail::Denial(denial) => denial.rule(),
+            _ => None,
+        }
+    }
+
+    /// What was found of the kubelet, if that is why.
+    pub fn kubelet(&self) -> Option<&Arc<Attestation>> {
+        match &self.detail {
+            Detail::Kubelet(found) => found.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// Before anything was found out.
+    fn early(ask: &Ask, reason: Reason, detail: Detail) -> Box<Self> {
+        Box::new(Self {
+            reason,
+            target: ask.target.clone(),
+            class: None,
+            agent: None,
+            detail,
+        })
+    }
 }
 
 impl Detail {
@@ -130,15 +181,25 @@ pub struct DialOptions {
     pub per_link: u32,
 }
 
+/// What a dial has to pass.
+pub struct Gates {
+    /// Whether anybody may ask for it.
+    pub policy: Arc<InForce>,
+    /// Whether its kubelet is the right one.
+    pub attestor: Arc<Attestor>,
+    /// Whether it can be written down.
+    pub audit: Audit,
+}
+
 /// See the head of this file.
 pub struct Dialer {
     agents: Arc<Agents>,
     prefixes: Prefixes,
-    policy: Policy,
+    gates: Gates,
     options: DialOptions,
     live: LiveDials,
     metrics: Metrics,
-    next: AtomicU64,
+    ids: Arc<DialIds>,
     turn: AtomicUsize,
 }
 
@@ -147,86 +208,230 @@ impl Dialer {
     pub fn new(
         agents: Arc<Agents>,
         prefixes: Prefixes,
-        policy: Policy,
+        gates: Gates,
         options: DialOptions,
         live: LiveDials,
         metrics: Metrics,
+        ids: Arc<DialIds>,
     ) -> Self {
         Self {
             agents,
             prefixes,
-            policy,
+            gates,
             options,
             live,
             metrics,
-            next: AtomicU64::new(1),
+            ids,
             turn: AtomicUsize::new(0),
         }
     }
 
-    /// A place among the live dials of the process.
-    pub fn live(&self) -> LiveGuard {
-        self.live.register()
+    /// What a target is at this moment.
+    pub fn classify(&self, target: &Target) -> Class {
+        classify(target, &self.prefixes, &*self.agents.routes())
+    }
+
+    /// The agents, for whoever wants to know who would be asked.
+    pub fn agents(&self) -> &Agents {
+        &self.agents
+    }
+
+    /// The policy, and what follows from a change of it.
+    pub fn policy(&self) -> &Arc<InForce> {
+        &self.gates.policy
+    }
+
+    /// The audit trail.
+    pub fn audit(&self) -> &Audit {
+        &self.gates.audit
     }
 
     /// Makes a byte pipe. Dropping the future gives the dial up at both ends.
     pub async fn dial(&self, ask: Ask) -> Result<OpenDial, Box<DialError>> {
+        self.dial_until(ask, std::future::pending()).await
+    }
+
+    /// The same, given up with a reason when `gone` resolves.
+    pub async fn dial_until(
+        &self,
+        ask: Ask,
+        gone: impl Future<Output = Reason>,
+    ) -> Result<OpenDial, Box<DialError>> {
         let begun = Instant::now();
         let door = ask.door;
-        let result = self.attempt(ask, begun).await;
+        let id = self.ids.next();
+        let result = match self.gates.audit.begin(id, &ask) {
+            Ok(draft) => self.recorded(ask, id, begun, draft, gone).await,
+            Err(_) => Err(DialError::early(
+                &ask,
+                Reason::AuditUnavailable,
+                Detail::None,
+            )),
+        };
         match &result {
             Ok(_) => self.metrics.dial_opened(begun.elapsed()),
             Err(error) => self.metrics.dial_ended(door, error.class, error.reason),
         }
+        self.metrics.decided(match &result {
+            Err(error) => match &error.detail {
+                Detail::Denial(denial) => denial.as_str(),
+                _ => "allow",
+            },
+            Ok(_) => "allow",
+        });
         result
     }
 
-    async fn attempt(&self, ask: Ask, begun: Instant) -> Result<OpenDial, Box<DialError>> {
-        let permit = self.permit(&ask)?;
+    /// Whatever comes of it, the draft becomes a record.
+    async fn recorded(
+        &self,
+        ask: Ask,
+        id: DialId,
+        begun: Instant,
+        mut draft: Draft,
+        gone: impl Future<Output = Reason>,
+    ) -> Result<OpenDial, Box<DialError>> {
+        let attempt = tokio::select! {
+            biased;
+            attempt = self.attempt(&ask, id, begun, &mut draft) => attempt,
+            reason = gone => Err(DialError::early(&ask, reason, Detail::GivenUp)),
+        };
+        match attempt {
+            Ok(through) => Ok(OpenDial {
+                id,
+                class: through.class,
+                agent: through.agent,
+                stream: through.stream,
+                early: through.early,
+                on_link: through.on_link,
+                live: through.live,
+                judged: through.judged,
+                rule: through.rule,
+                kubelet: through.kubelet,
+                record: draft.opened(),
+            }),
+            Err(error) => {
+                let address = match error.detail {
+                    Detail::Address(address) => Some(address),
+                    _ => None,
+                };
+                draft.refused(error.reason, address);
+                Err(error)
+            }
+        }
+    }
+
+    async fn attempt(
+        &self,
+        ask: &Ask,
+        id: DialId,
+        begun: Instant,
+        draft: &mut Draft,
+    ) -> Result<Through, Box<DialError>> {
+        let round = self.gates.policy.dials().round();
+        let policy = self.gates.policy.policy();
+        let permit = self.permit(&policy, ask, draft)?;
         let deadline = begun + self.options.timeout;
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let first = self.pick(&permit, None, turn)?;
-        let error = match self.open(&permit, &ask, first, deadline).await {
-            Ok(open) => return Ok(open),
+        let (permit, first) = self.pick(&policy, permit, ask, None, turn, draft)?;
+        let asked = Asked { id, ask, deadline };
+        let error = match self.open(&permit, asked, first, draft).await {
+            Ok(open) => return self.still_allowed(open, round),
             Err(error) => error,
         };
         let Some(avoid) = error.never_reached.filter(|_| Instant::now() < deadline) else {
             return Err(error.error);
         };
-        let Ok(second) = self.pick(&permit, Some(avoid), turn.wrapping_add(1)) else {
+        let turn = turn.wrapping_add(1);
+        let Ok((permit, second)) = self.pick(&policy, permit, ask, Some(avoid), turn, draft) else {
             return Err(error.error);
         };
         self.metrics.retry();
-        let again = self.open(&permit, &ask, second, deadline).await;
-        again.map_err(|error| error.error)
+        match self.open(&permit, asked, second, draft).await {
+            Ok(open) => self.still_allowed(open, round),
+            Err(error) => Err(error.error),
+        }
     }
 
-    fn permit(&self, ask: &Ask) -> Result<Permit, Box<DialError>> {
-        let class = classify(&ask.target, &self.prefixes, &*self.agents.routes());
-        self.policy
-            .check(ask.target.clone(), class)
-            .map_err(|denial| {
-                Box::new(DialError {
-                    reason: denial.reason(),
-                    target: ask.target.clone(),
-                    class: Some(class),
-                    agent: None,
-                    detail: Detail::Denial(denial),
-                })
+    /// What would become of a dial, without making it. The owner of a node's address or name is
+    /// the node through which it would go.
+    pub fn explain(&self, mut asked: explain::Asked) -> Explained {
+        let routes = self.agents.routes();
+        let class = classify(&asked.target, &self.prefixes, &*routes);
+        if asked.node.is_none() && matches!(class, Class::Kubelet | Class::Node) {
+            let owner = routes.owner(&asked.target.host);
+            asked.node = owner.map(|node| node.name().to_string());
+        }
+        let source = match self.policy().path() {
+            Some(path) => path.display().to_string(),
+            None => "built-in default".to_owned(),
+        };
+        explain::explain(&self.policy().policy(), &source, class, &asked)
+    }
+
+    /// Policy or grants may have changed while the dial was opened.
+    fn still_allowed(&self, open: Through, round: u64) -> Result<Through, Box<DialError>> {
+        if self.gates.policy.dials().round() != round
+            && let Some(reason) = self.gates.policy.judge_again(&open.judged)
+        {
+            return Err(Box::new(DialError {
+                reason,
+                target: open.judged.judged().target.clone(),
+                class: Some(open.class),
+                agent: Some(open.agent),
+                detail: Detail::None,
+            }));
+        }
+        Ok(open)
+    }
+
+    fn permit(
+        &self,
+        policy: &Policy,
+        ask: &Ask,
+        draft: &mut Draft,
+    ) -> Result<Permit, Box<DialError>> {
+        let class = self.classify(&ask.target);
+        draft.class(class);
+        let checked = policy.check(&ask.target, class, &ask.caller, None);
+        checked.map_err(|denial| {
+            Box::new(DialError {
+                reason: denial.reason(),
+                target: ask.target.clone(),
+                class: Some(class),
+                agent: None,
+                detail: Detail::Denial(denial),
             })
+        })
     }
 
+    /// An agent, and the leave to go through that very one.
     fn pick(
         &self,
-        permit: &Permit,
+        policy: &Policy,
+        permit: Permit,
+        ask: &Ask,
         avoid: Option<LinkId>,
         turn: usize,
-    ) -> Result<Arc<AgentLink>, Box<DialError>> {
+        draft: &mut Draft,
+    ) -> Result<(Permit, Arc<AgentLink>), Box<DialError>> {
         let routes = self.agents.routes();
-        let host = &permit.target().host;
-        let (reason, agent, detail) = match routes.pick(host, permit.class(), avoid, turn) {
+        let (host, class) = (&permit.target().host, permit.class());
+        let through = |node: &Node| {
+            let name = node.name().as_str();
+            policy.check(&ask.target, class, &ask.caller, Some(name))
+        };
+        let asks_node = policy.rules().asks_node();
+        let picked = routes.pick(host, class, avoid, turn, |node| {
+            !asks_node || through(node).is_ok()
+        });
+        let (reason, agent, detail) = match picked {
             Ok(node) => match node.choose(avoid) {
-                Some(link) => return Ok(link),
+                Some(link) if !asks_node => return Ok((permit, link)),
+                Some(link) => match through(node) {
+                    Ok(permit) => return Ok((permit, link)),
+                    Err(denial) => denied(node, denial),
+                },
                 // It went away in between.
                 None => (
                     Reason::NoAgent,
@@ -239,10 +444,18 @@ impl Dialer {
                 Some(node.name().clone()),
                 Detail::of(node.ended()),
             ),
+            Err(NoAgent::Forbidden(node)) => match through(&node) {
+                Err(denial) => denied(&node, denial),
+                // Cannot be: it was forbidden by the same policy.
+                Ok(_) => (Reason::NoAgent, Some(node.name().clone()), Detail::None),
+            },
             Err(NoAgent::UnknownNode) => (Reason::NoAgent, None, Detail::UnknownNode),
             Err(NoAgent::NoGateway) => (Reason::NoAgent, None, Detail::NoGateway),
             Err(NoAgent::NoRoute) => (Reason::NoRoute, None, Detail::None),
         };
+        if let Some(node) = &agent {
+            draft.node(node);
+        }
         Err(Box::new(DialError {
             reason,
             target: permit.target().clone(),
@@ -255,12 +468,13 @@ impl Dialer {
     async fn open(
         &self,
         permit: &Permit,
-        ask: &Ask,
+        Asked { id, ask, deadline }: Asked<'_>,
         through: Arc<AgentLink>,
-        deadline: Instant,
-    ) -> Result<OpenDial, Attempt> {
+        draft: &mut Draft,
+    ) -> Result<Through, Attempt> {
         // The proof that this is an agent of ours: a link cannot be without it.
         let agent = through.peer().identity().name.clone();
+        draft.agent(through.peer(), through.link.carrier().kind());
         let fail = |reason, detail, reached: bool| Attempt {
             error: Box::new(DialError {
                 reason,
@@ -271,10 +485,14 @@ impl Dialer {
             }),
             never_reached: (!reached).then(|| through.link.id()),
         };
+        let kubelet = match self.gate(permit, &through, deadline).await {
+            Ok(kubelet) => kubelet,
+            // An attestation has tried the other links itself.
+            Err((reason, detail)) => return Err(fail(reason, detail, true)),
+        };
         let Some(on_link) = through.link.begin_dial(self.options.per_link) else {
             return Err(fail(Reason::AgentBusy, Detail::None, false));
         };
-        let id = self.next_id();
         let request = DialRequest::Dial(Dial {
             id,
             target: permit.target().clone(),
@@ -284,14 +502,27 @@ impl Dialer {
         });
         let carrier = through.link.carrier();
         match dial::open(&**carrier, &request, deadline).await {
-            Ok(open) => Ok(OpenDial {
-                id,
-                class: permit.class(),
-                agent,
-                stream: open.stream,
-                early: open.early,
-                on_link,
-            }),
+            Ok(open) => {
+                let live = self.live.register();
+                let judged = self.gates.policy.dials().add(Judged {
+                    target: permit.target().clone(),
+                    class: permit.class(),
+                    caller: ask.caller.clone(),
+                    agent: through.peer().clone(),
+                    dial: Arc::clone(live.dial()),
+                });
+                Ok(Through {
+                    class: permit.class(),
+                    agent,
+                    stream: open.stream,
+                    early: open.early,
+                    on_link,
+                    live,
+                    judged,
+                    rule: permit.rule().clone(),
+                    kubelet,
+                })
+            }
             Err(error) => {
                 let detail = error.address.map_or(Detail::None, Detail::Address);
                 Err(fail(error.reason, detail, error.reached))
@@ -299,13 +530,52 @@ impl Dialer {
         }
     }
 
-    fn next_id(&self) -> DialId {
-        loop {
-            if let Some(id) = DialId::new(self.next.fetch_add(1, Ordering::Relaxed)) {
-                return id;
-            }
+    /// Whether the kubelet is the right one, if the target is a kubelet.
+    async fn gate(
+        &self,
+        permit: &Permit,
+        through: &Arc<AgentLink>,
+        deadline: Instant,
+    ) -> Result<Option<Arc<Attestation>>, (Reason, Detail)> {
+        if permit.class() != Class::Kubelet {
+            return Ok(None);
         }
+        let Some(node) = through.node() else {
+            // Its link has just gone, and the agent is forgotten.
+            return Err((Reason::NoAgent, Detail::None));
+        };
+        let host = &permit.target().host;
+        let gated = self.gates.attestor.gate(&node, through, host, deadline);
+        gated
+            .await
+            .map_err(|refusal| (refusal.reason, Detail::Kubelet(refusal.attestation)))
     }
+}
+
+/// What is asked of an agent.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    id: DialId,
+    ask: &'a Ask,
+    deadline: Instant,
+}
+
+/// A pipe through an agent, not recorded yet.
+struct Through {
+    class: Class,
+    agent: Name,
+    stream: Stream,
+    early: Bytes,
+    on_link: DialGuard,
+    live: LiveGuard,
+    judged: JudgedGuard,
+    rule: RuleTag,
+    kubelet: Option<Arc<Attestation>>,
+}
+
+fn denied(node: &Node, denial: Denial) -> (Reason, Option<Name>, Detail) {
+    let name = node.name().clone();
+    (denial.reason(), Some(name), Detail::Denial(denial))
 }
 
 struct Attempt {

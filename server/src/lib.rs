@@ -10,14 +10,17 @@
 
 pub mod agents;
 pub mod args;
+pub mod attest;
 pub mod audit;
 pub mod caller;
 pub mod classify;
 pub mod config;
 pub mod control;
 pub mod dial;
+pub mod dial_ids;
 pub mod directory;
 pub mod doors;
+pub mod gateway;
 pub mod grants;
 pub mod legacy;
 pub mod links;

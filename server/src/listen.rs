@@ -26,6 +26,9 @@ pub enum StartError {
     /// Health and admin.
     #[error(transparent)]
     Admin(#[from] AdminError),
+    /// The audit trail.
+    #[error(transparent)]
+    Audit(#[from] crate::audit::open::OpenError),
 }
 
 /// Where everything is.

@@ -51,6 +51,11 @@ struct Outcome {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Decided {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DoorWhy {
     door: &'static str,
     reason: &'static str,
@@ -89,6 +94,10 @@ pub struct Metrics {
     legacy_refused: Family<Why, Counter>,
     legacy_strays: Family<Why, Counter>,
     legacy_held_back: Counter,
+    policy_decisions: Family<Decided, Counter>,
+    policy_dials_ended: Family<Why, Counter>,
+    policy_rules: Gauge,
+    policy_stale: Gauge,
 }
 
 /// Upper bounds of the dial histogram, seconds: from a dial on one host to the longest deadline.
@@ -117,6 +126,10 @@ impl Default for Metrics {
             legacy_refused: Family::default(),
             legacy_strays: Family::default(),
             legacy_held_back: Counter::default(),
+            policy_decisions: Family::default(),
+            policy_dials_ended: Family::default(),
+            policy_rules: Gauge::default(),
+            policy_stale: Gauge::default(),
         }
     }
 }
@@ -213,6 +226,26 @@ impl Metrics {
             "towline_server_legacy_held_back",
             "Times that a legacy agent was held back for a slow front end of one of its dials",
             self.legacy_held_back.clone(),
+        );
+        registry.register(
+            "towline_server_policy_decisions",
+            "Dials by what the policy said: allow, deny (a rule), default (no rule), built-in",
+            self.policy_decisions.clone(),
+        );
+        registry.register(
+            "towline_server_policy_dials_ended",
+            "Live dials ended because a new policy or new grants do not allow them, by reason",
+            self.policy_dials_ended.clone(),
+        );
+        registry.register(
+            "towline_server_policy_rules",
+            "Rules of the policy file in force, 0 without a file",
+            self.policy_rules.clone(),
+        );
+        registry.register(
+            "towline_server_policy_stale",
+            "1 while the policy file cannot be used and an older one is in force",
+            self.policy_stale.clone(),
         );
     }
 
@@ -313,6 +346,26 @@ impl Metrics {
 
     pub(crate) fn legacy_held_back(&self) {
         self.legacy_held_back.inc();
+    }
+
+    pub(crate) fn decided(&self, outcome: &'static str) {
+        self.policy_decisions
+            .get_or_create(&Decided { outcome })
+            .inc();
+    }
+
+    pub(crate) fn ended_by_policy(&self, reason: Reason) {
+        let reason = reason.as_str();
+        let ended = &self.policy_dials_ended;
+        ended.get_or_create(&Why { reason }).inc();
+    }
+
+    pub(crate) fn policy_rules(&self, count: usize) {
+        self.policy_rules.set(number(count));
+    }
+
+    pub(crate) fn policy_stale(&self, stale: bool) {
+        self.policy_stale.set(stale.into());
     }
 
     pub(crate) fn probed(&self, result: &'static str) {

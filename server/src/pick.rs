@@ -19,7 +19,7 @@ use towline_proto::address;
 use towline_proto::id::LinkId;
 use towline_proto::target::{Class, Host};
 
-use crate::classify::Nodes;
+use crate::classify::{Nodes, within};
 
 /// How fit an agent is for a new dial; the least is the best.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,6 +49,28 @@ pub struct Route {
     pub prefixes: Vec<IpNet>,
     /// Whether it serves the cluster's service and pod prefixes.
     pub gateway: bool,
+}
+
+impl Route {
+    /// Whether an agent of this name with these grants may serve a target; the same rules as
+    /// [`Routes::pick`].
+    pub fn serves(&self, name: &str, host: &Host, class: Class) -> bool {
+        let owns = match host {
+            Host::Ip(ip) => self.addresses.contains(&address::canonical(*ip)),
+            Host::Name(host) => host.as_str() == name,
+        };
+        let around = match host {
+            Host::Ip(ip) => within(&self.prefixes, address::canonical(*ip)),
+            Host::Name(_) => false,
+        };
+        match class {
+            Class::Kubelet | Class::Node => owns,
+            Class::Pod => around || self.gateway,
+            Class::Service => self.gateway,
+            // Nobody serves it, so there is nothing to withdraw.
+            Class::Other => true,
+        }
+    }
 }
 
 /// Who owns what. Built anew when grants or names change, shared by all dials.
@@ -86,6 +108,8 @@ pub enum NoAgent<C> {
     NoGateway,
     /// No agent may serve it at all.
     NoRoute,
+    /// Agents could serve it, and the policy lets it through none of them; this is one.
+    Forbidden(Arc<C>),
 }
 
 impl<C: Candidate> Routes<C> {
@@ -126,38 +150,46 @@ impl<C: Candidate> Routes<C> {
         index.and_then(|index| self.agents.get(*index))
     }
 
-    /// Chooses an agent. `turn` moves on with every dial, so that gateways take turns.
+    /// Chooses an agent. `turn` moves on with every dial, so that gateways take turns; `may` says
+    /// through whom the policy lets it go.
     pub fn pick(
         &self,
         host: &Host,
         class: Class,
         avoid: Option<LinkId>,
         turn: usize,
+        may: impl Fn(&C) -> bool,
     ) -> Result<&Arc<C>, NoAgent<C>> {
         match class {
             Class::Kubelet | Class::Node => {
                 let owner = self.owner(host).ok_or(NoAgent::UnknownNode)?;
                 match owner.standing(avoid) {
+                    _ if !may(owner) => Err(NoAgent::Forbidden(Arc::clone(owner))),
                     Standing::Gone => Err(NoAgent::Owner(Arc::clone(owner))),
                     _ => Ok(owner),
                 }
             }
-            Class::Pod => match self.pick_by_prefix(host, avoid) {
+            Class::Pod => match self.pick_by_prefix(host, avoid, &may) {
                 Some(owner) => Ok(owner),
-                None => self.pick_gateway(avoid, turn),
+                None => self.pick_gateway(avoid, turn, &may),
             },
-            Class::Service => self.pick_gateway(avoid, turn),
+            Class::Service => self.pick_gateway(avoid, turn, &may),
             Class::Other => Err(NoAgent::NoRoute),
         }
     }
 
-    fn pick_by_prefix(&self, host: &Host, avoid: Option<LinkId>) -> Option<&Arc<C>> {
+    fn pick_by_prefix(
+        &self,
+        host: &Host,
+        avoid: Option<LinkId>,
+        may: impl Fn(&C) -> bool,
+    ) -> Option<&Arc<C>> {
         let Host::Ip(ip) = host else { return None };
         let best = |owners: &Vec<usize>| {
             let agents = owners.iter().filter_map(|index| self.agents.get(*index));
             agents
                 .map(|agent| (agent.standing(avoid), agent))
-                .filter(|(standing, _)| *standing != Standing::Gone)
+                .filter(|(standing, agent)| *standing != Standing::Gone && may(agent))
                 .min_by_key(|(standing, _)| *standing)
         };
         self.owners_around(address::canonical(*ip))
@@ -165,18 +197,28 @@ impl<C: Candidate> Routes<C> {
             .map(|(_, agent)| agent)
     }
 
-    fn pick_gateway(&self, avoid: Option<LinkId>, turn: usize) -> Result<&Arc<C>, NoAgent<C>> {
+    fn pick_gateway(
+        &self,
+        avoid: Option<LinkId>,
+        turn: usize,
+        may: impl Fn(&C) -> bool,
+    ) -> Result<&Arc<C>, NoAgent<C>> {
         let count = self.gateways.len();
         if count == 0 {
             return Err(NoAgent::NoRoute);
         }
         let mut best: Option<(Standing, &Arc<C>)> = None;
+        let mut forbidden = None;
         for step in 0..count {
             let index = self.gateways[(turn % count + step) % count];
             let Some(agent) = self.agents.get(index) else {
                 continue;
             };
             let standing = agent.standing(avoid);
+            if standing != Standing::Gone && !may(agent) {
+                forbidden = Some(agent);
+                continue;
+            }
             if standing == Standing::Ready {
                 return Ok(agent);
             }
@@ -184,7 +226,11 @@ impl<C: Candidate> Routes<C> {
                 best = Some((standing, agent));
             }
         }
-        best.map(|(_, agent)| agent).ok_or(NoAgent::NoGateway)
+        match (best, forbidden) {
+            (Some((_, agent)), _) => Ok(agent),
+            (None, Some(agent)) => Err(NoAgent::Forbidden(Arc::clone(agent))),
+            (None, None) => Err(NoAgent::NoGateway),
+        }
     }
 }
 
@@ -251,7 +297,7 @@ mod tests {
     }
 
     fn picked(routes: &Routes<Plain>, host: &str, class: Class, turn: usize) -> String {
-        match routes.pick(&host.parse().unwrap(), class, None, turn) {
+        match routes.pick(&host.parse().unwrap(), class, None, turn, |_| true) {
             Ok(agent) => agent.name.clone(),
             Err(NoAgent::Owner(agent)) => format!("no link: {}", agent.name),
             Err(other) => format!("{other:?}"),
@@ -305,6 +351,30 @@ mod tests {
         assert_eq!(picked(&gone, "10.96.0.1", Class::Service, 0), "NoGateway");
         let none = routes(vec![plain("a", Ready, &[], &[], false)]);
         assert_eq!(picked(&none, "10.96.0.1", Class::Service, 0), "NoRoute");
+    }
+
+    #[test]
+    fn who_is_forbidden_is_left_out_and_named_when_nobody_else_is_there() {
+        use Standing::{Gone, Ready, Unhealthy};
+        let routes = routes(vec![
+            plain("a", Ready, &["10.0.0.1"], &["10.244.1.0/24"], true),
+            plain("b", Unhealthy, &[], &[], true),
+            plain("c", Gone, &[], &[], true),
+        ]);
+        let pick = |host: &str, class, may: &[&str]| {
+            let host = host.parse().unwrap();
+            match routes.pick(&host, class, None, 0, |agent| {
+                may.contains(&agent.name.as_str())
+            }) {
+                Ok(agent) => agent.name.clone(),
+                Err(NoAgent::Forbidden(agent)) => format!("not through {}", agent.name),
+                Err(other) => format!("{other:?}"),
+            }
+        };
+        assert_eq!(pick("10.0.0.1", Class::Kubelet, &["b"]), "not through a");
+        assert_eq!(pick("10.244.1.1", Class::Pod, &["b"]), "b");
+        assert_eq!(pick("10.96.0.1", Class::Service, &["b"]), "b");
+        assert_eq!(pick("10.96.0.1", Class::Service, &["c"]), "not through b");
     }
 
     /// What the table above says, the long way round.
@@ -401,10 +471,11 @@ mod tests {
             let host: Host = host.parse().unwrap();
             let expected = oracle(&agents, &host, class);
             let routes = routes(agents);
-            match (routes.pick(&host, class, None, turn), expected) {
+            match (routes.pick(&host, class, None, turn, |_| true), expected) {
                 (Ok(agent), Ok(allowed)) => {
                     let index: usize = agent.name[1..].parse().unwrap();
                     prop_assert!(allowed.contains(&index), "{index} not in {allowed:?}");
+                    prop_assert!(agent.route.serves(&agent.name, &host, class));
                 }
                 (Err(error), Err(word)) => {
                     prop_assert!(format!("{error:?}").starts_with(word), "{error:?} is not {word}");

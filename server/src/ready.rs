@@ -11,8 +11,10 @@ use std::time::Duration;
 use towline_link::driver::LinkState;
 use towline_link::process::drain::DrainView;
 use towline_link::process::ready::Condition;
+use towline_proto::limits;
 
 use crate::agents::{AgentLink, Agents, Probe};
+use crate::audit::Audit;
 
 /// A look without a change, for what has no event.
 const LOOK: Duration = Duration::from_secs(2);
@@ -35,6 +37,14 @@ pub async fn keep(agents: Arc<Agents>, drain: DrainView, links: Condition, new_d
     }
     new_dials.unmet("the server is stopping");
     std::future::pending::<()>().await;
+}
+
+/// Keeps the condition that dials can be recorded, where those that cannot are refused.
+pub async fn keep_audit(audit: Audit, condition: Condition) {
+    loop {
+        condition.set(audit.state());
+        tokio::time::sleep(limits::AUDIT_RETRY).await;
+    }
 }
 
 fn judge(all: &[Arc<AgentLink>]) -> Result<(), String> {

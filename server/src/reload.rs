@@ -1,10 +1,14 @@
-//! Files that changed come into force without a restart: certificates, roots, deny list, grants.
+//! Files that changed come into force without a restart: certificates, roots, deny list, grants,
+//! the kubelet authority and its revocation lists.
 //!
 //! 1. Everything is read and checked; an error leaves all of it as it was.
 //! 2. New handshakes use the new files, on both carriers and at the TCP door.
 //! 3. Every live link and every front end with a certificate is verified again by the new rules.
 //!    Who passes is not disturbed; who does not is ended with a reason, its dials with it.
-//! 4. Grants are given anew to the agents that are linked.
+//! 4. Grants are given anew to the agents that are linked, and live dials through an agent that
+//!    may no longer serve their target are ended with a reason.
+//!
+//! The policy file is read apart from these; see `policy::in_force`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,13 +17,18 @@ use std::time::SystemTime;
 use towline_link::driver::{Link, LinkState};
 use towline_link::quic::{OptionsError, QuicListener};
 use towline_pki::Files;
+use towline_pki::gateway::{GatewayError, GatewayMaterial};
+use towline_pki::kubelet::{KubeletFiles, KubeletTrust, KubeletTrustError};
 use towline_proto::limits;
 use towline_proto::reason::Reason;
 
 use crate::agents::Agents;
+use crate::attest::Attestor;
 use crate::directory::{Directory, FileDirectory};
 use crate::doors::front_ends::FrontEnds;
+use crate::gateway::Gateway;
 use crate::grants::{Grants, GrantsError};
+use crate::policy::in_force::InForce;
 use crate::trust::{Snapshot, Trust, TrustError};
 
 /// Why the files that are there now are not in force.
@@ -31,6 +40,12 @@ pub enum ReloadError {
     /// The grants file.
     #[error("grants: {0}")]
     Grants(#[from] GrantsError),
+    /// The kubelet authority or its revocation lists.
+    #[error(transparent)]
+    Kubelets(#[from] KubeletTrustError),
+    /// The kubelet gateway's.
+    #[error(transparent)]
+    Gateway(#[from] GatewayError),
     /// A defect.
     #[error("quic: {0}")]
     Quic(#[from] OptionsError),
@@ -43,6 +58,8 @@ pub struct Changed {
     pub links: usize,
     /// Front ends that were ended.
     pub front_ends: usize,
+    /// Live dials through agents that may no longer serve their targets.
+    pub dials: usize,
 }
 
 /// Puts files in force.
@@ -61,12 +78,23 @@ pub struct Reloader {
     pub quic: Option<Arc<QuicListener>>,
     /// Who is connected at the TCP door.
     pub front_ends: FrontEnds,
+    /// By what kubelets are verified: which files, when they are.
+    pub kubelets: Option<KubeletFiles>,
+    /// Who verifies them.
+    pub attestor: Arc<Attestor>,
+    /// The kubelet gateway, when there is one.
+    pub gateway: Option<Arc<Gateway>>,
+    /// Judges live dials again when grants change.
+    pub policy: Arc<InForce>,
 }
 
 impl Reloader {
     /// Every file that is read.
     pub fn paths(&self) -> Vec<PathBuf> {
-        let files = self.files.paths().chain(&self.grants);
+        let kubelets = self.kubelets.iter().flat_map(KubeletFiles::paths);
+        let gateway = self.gateway.iter().flat_map(|one| one.files().paths());
+        let files = self.files.paths().chain(&self.grants).chain(kubelets);
+        let files = files.chain(gateway);
         files.cloned().collect()
     }
 
@@ -77,6 +105,14 @@ impl Reloader {
             Some(path) => Some(Grants::load(path)?),
             None => None,
         };
+        let kubelets = match &self.kubelets {
+            Some(files) => Some(KubeletTrust::load(files)?),
+            None => None,
+        };
+        let gateway = match &self.gateway {
+            Some(gateway) => Some((gateway, GatewayMaterial::load(gateway.files(), now)?)),
+            None => None,
+        };
         self.trust.replace(snapshot)?;
         let snapshot = self.trust.snapshot();
         if let Some(quic) = &self.quic {
@@ -85,8 +121,15 @@ impl Reloader {
         if let Some(grants) = grants {
             self.directory.replace(grants);
         }
-        let changed = self.verify_again(now);
+        if let Some(kubelets) = kubelets {
+            self.attestor.replace(kubelets);
+        }
+        if let Some((gateway, material)) = gateway {
+            gateway.replace(Arc::new(material));
+        }
+        let mut changed = self.verify_again(now);
         self.agents.regrant(|peer| self.directory.route(peer));
+        changed.dials = self.policy.judge_all();
         Ok(changed)
     }
 
@@ -108,6 +151,9 @@ impl Reloader {
         }
         if let Some(door) = &snapshot.door {
             changed.front_ends = self.front_ends.check(&door.verifier, now);
+        }
+        if let Some(gateway) = &self.gateway {
+            changed.front_ends += gateway.check_again(now);
         }
         changed
     }

@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use prometheus_client::registry::Registry;
@@ -20,25 +20,32 @@ use towline_link::process::live::LiveProbe;
 use towline_link::process::panics;
 use towline_link::process::ready::Readiness;
 use towline_link::process::reload::{self, ReloadMetrics};
-use towline_link::process::watch::Watch;
+use towline_link::process::watch::{Seen, Watch};
 use towline_link::quic::QuicListener;
 use towline_proto::limits;
 use towline_proto::reason::Reason;
 
 use crate::agents::Agents;
+use crate::attest::report::Reporter;
+use crate::attest::{AttestMetrics, Attestor};
+use crate::audit::open as audit;
+use crate::audit::writer::Trail;
 use crate::config::Config;
 use crate::control::Control;
-use crate::dial::Dialer;
+use crate::dial::{Dialer, Gates};
+use crate::dial_ids::DialIds;
 use crate::directory::FileDirectory;
 use crate::doors::connect::Desk;
 use crate::doors::front_ends::FrontEnds;
 use crate::doors::{tcp, unix};
+use crate::gateway::Gateway;
+use crate::gateway::event::{NoSink, RequestSink};
 use crate::links::accept::{self, TlsLinks};
 use crate::links::bind::Sockets;
 use crate::links::greet::Greeter;
 use crate::listen::{Addresses, Listening};
 use crate::metrics::{Live, Metrics};
-use crate::policy::Policy;
+use crate::policy::in_force::InForce;
 use crate::ready;
 use crate::reload::Reloader;
 use crate::status::{Source, Status};
@@ -68,9 +75,12 @@ pub struct Server {
     control: Arc<Control>,
     readiness: Readiness,
     reloader: Arc<Reloader>,
+    policy: Arc<InForce>,
     _files: reload::Reloader,
+    _policy_file: Option<reload::Reloader>,
     quic: Option<Arc<QuicListener>>,
     failed: Arc<OnceLock<String>>,
+    trail: Mutex<Option<Trail>>,
     _tasks: JoinSet<()>,
 }
 
@@ -93,7 +103,11 @@ impl Server {
             doors,
             prefixes,
             grants,
+            kubelets,
+            gateway,
+            policy,
             dials,
+            audit,
             memory_budget,
             drain_timeout,
             process,
@@ -120,22 +134,67 @@ impl Server {
             addresses,
         } = listening;
 
+        let trail = match audit {
+            Some(config) => Some(audit::open(config, trust.identity(), SystemTime::now())?),
+            None => None,
+        };
+        let audit = trail.as_ref().map(|trail| trail.audit().clone());
+        let audit = audit.unwrap_or_default();
+        if let Some(trail) = &trail {
+            trail.register(&mut registry);
+        }
+
         // What everything else is made of.
         let trust = Trust::new(trust);
         let (grants_path, grants) = grants.unzip();
         let directory = Arc::new(FileDirectory::new(prefixes.clone(), grants));
         let agents = Agents::new(links.max_links, metrics.clone());
+        let (policy_file, policy_seen) = policy.unzip();
+        let policy = Arc::new(InForce::new(
+            policy_file,
+            Arc::clone(&directory) as _,
+            metrics.clone(),
+        ));
         let live = LiveDials::new(memory_budget);
         Live::register(&mut registry, Arc::clone(&agents), live.clone());
         let max_dials = dials.per_link;
+        let ids = Arc::new(DialIds::default());
+        let attested = AttestMetrics::default();
+        attested.register(&mut registry);
+        let kubelet_files = kubelets.trust.as_ref().map(|(files, _)| files.clone());
+        let port = prefixes.kubelet_port;
+        let attestor = Attestor::new(kubelets, port, Arc::clone(&ids), attested);
+        let reporter = Reporter {
+            attestor: Arc::clone(&attestor),
+            agents: Arc::clone(&agents),
+        };
+        reporter.register(&mut registry);
+        let gates = Gates {
+            policy: Arc::clone(&policy),
+            attestor: Arc::clone(&attestor),
+            audit: audit.clone(),
+        };
         let dialer = Arc::new(Dialer::new(
             Arc::clone(&agents),
             prefixes,
-            Policy::default(),
+            gates,
             dials,
             live.clone(),
             metrics.clone(),
+            ids,
         ));
+        let gateway = gateway.map(|config| {
+            let requests: Arc<dyn RequestSink> = Arc::new(NoSink);
+            let (kubelets, policy) = (Arc::clone(&attestor), Arc::clone(&policy));
+            Gateway::new(config, kubelets, policy, requests, &mut registry)
+        });
+        if let Some(gateway) = &gateway {
+            let gateway = Arc::downgrade(gateway);
+            policy.also_judges(move || {
+                let gateway = gateway.upgrade();
+                gateway.map_or(0, |gateway| gateway.check_again(SystemTime::now()))
+            });
+        }
         let front_ends = FrontEnds::default();
 
         // Agents come in.
@@ -164,7 +223,8 @@ impl Server {
         }
 
         // Front ends come in.
-        let desk = Arc::new(Desk::new(dialer, metrics.clone()));
+        let desk = Desk::new(Arc::clone(&dialer), metrics.clone()).with_gateway(gateway.clone());
+        let desk = Arc::new(desk);
         if let Some((socket, allowed)) = door_unix {
             let desk = Arc::clone(&desk);
             let (counted, watch) = (accepted.clone(), drain.watch());
@@ -185,23 +245,41 @@ impl Server {
             agents: Arc::clone(&agents),
             quic: quic.clone(),
             front_ends,
+            policy: Arc::clone(&policy),
+            kubelets: kubelet_files,
+            attestor: Arc::clone(&attestor),
+            gateway: gateway.clone(),
         });
         let watch = Watch::since(reloader.paths(), seen);
         let counted = ReloadMetrics::register(&mut registry);
         counted.count("files", true);
         let applying = Arc::clone(&reloader);
+        let recorded = audit.clone();
+        let policy_reload = policy_seen.map(|seen| {
+            policy.watch_over(readiness.condition("policy", "not read yet"));
+            follow_policy(Arc::clone(&policy), seen, counted.clone())
+        });
         let files = reload::Reloader::start("files", watch, counted, move || {
+            // SIGHUP says that the file may have been moved, too.
+            recorded.look();
             applying.reload(SystemTime::now()).map(|_| ())
         });
         let source: expiry::Source = {
-            let trust = trust.clone();
-            Arc::new(move || trust.snapshot().material.expiries())
+            let (trust, attestor) = (trust.clone(), Arc::clone(&attestor));
+            let gateway = gateway.clone();
+            Arc::new(move || {
+                let mut all = trust.snapshot().material.expiries();
+                all.extend(attestor.expiries());
+                all.extend(gateway.iter().flat_map(|gateway| gateway.expiries()));
+                all
+            })
         };
         expiry::register(&mut registry, Arc::clone(&source));
         let status = Source {
             agents: Arc::clone(&agents),
             live: live.clone(),
             trust,
+            reporter: reporter.clone(),
             drain: drain.view(),
             listen: address,
         };
@@ -211,6 +289,13 @@ impl Server {
         tasks.spawn(Arc::clone(&reloader).keep_verifying());
         let linked = readiness.condition("links", "no agent is linked");
         let new_dials = readiness.condition("new-dials", "not started");
+        if audit.blocks() {
+            let written = readiness.condition("audit", "nothing was written yet");
+            tasks.spawn(ready::keep_audit(audit, written));
+        }
+        let verified = readiness.condition("kubelets", "not looked at yet");
+        tasks.spawn(reporter.clone().keep_ready(verified));
+        tasks.spawn(attestor.keep(Arc::clone(&agents), drain.view()));
         tasks.spawn(expiry::warn_in_time(source));
         tasks.spawn(ready::keep(agents, drain.view(), linked, new_dials));
         let failed = Arc::new(OnceLock::new());
@@ -218,6 +303,8 @@ impl Server {
         let control = Arc::new(Control {
             status,
             files: files.handle(),
+            dialer: Arc::clone(&dialer),
+            policy_file: policy_reload.as_ref().map(reload::Reloader::handle),
             drain: drain.clone(),
             drain_timeout,
         });
@@ -237,9 +324,12 @@ impl Server {
             control,
             readiness,
             reloader,
+            policy,
             _files: files,
+            _policy_file: policy_reload,
             quic,
             failed,
+            trail: Mutex::new(trail),
             _tasks: tasks,
         })
     }
@@ -289,6 +379,11 @@ impl Server {
         &self.reloader
     }
 
+    /// The policy in force.
+    pub fn policy(&self) -> &Arc<InForce> {
+        &self.policy
+    }
+
     /// Stops gracefully: no new dials, live ones may end, then the links.
     pub fn drain(&self) {
         self.drain.begin(self.control.drain_timeout);
@@ -307,6 +402,15 @@ impl Server {
             // So that agents are told now instead of finding out.
             let _ = tokio::time::timeout(limits::CLOSE_LINGER, quic.wait_idle()).await;
         }
+        // Behind the last end of the last dial.
+        let trail = self
+            .trail
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(mut trail) = trail {
+            trail.finish().await;
+        }
         if let Some(text) = self.failed.get() {
             return Err(RunError::Panicked(text.clone()));
         }
@@ -317,6 +421,15 @@ impl Server {
             }
         }
     }
+}
+
+/// A set of its own: a fault in the policy keeps no new certificate out.
+fn follow_policy(policy: Arc<InForce>, seen: Seen, metrics: ReloadMetrics) -> reload::Reloader {
+    metrics.count("policy", true);
+    let paths: Vec<_> = policy.path().map(Path::to_owned).into_iter().collect();
+    reload::Reloader::start("policy", Watch::since(paths, seen), metrics, move || {
+        policy.reload().map(|_| ())
+    })
 }
 
 /// Ends live dials when the drain is forced: their splices reset both sides.

@@ -7,6 +7,7 @@ use serde::Serialize;
 use towline_link::live::LiveDials;
 
 use crate::agents::{AgentLink, Agents};
+use crate::attest::report::{Reporter, Summary};
 use crate::links::greet::SOFTWARE;
 use crate::metrics::standing_word;
 use crate::trust::Trust;
@@ -26,6 +27,10 @@ pub struct Status {
     pub live_dials: usize,
     /// Dials whose front end takes no bytes.
     pub stalled_dials: usize,
+    /// `enforce`, `observe` or `off`: whether kubelets are verified.
+    pub kubelet_verification: &'static str,
+    /// What is known of the kubelets of linked nodes; `towline-server kubelets` has each of them.
+    pub kubelets: Summary,
     /// Everything loaded that ends.
     pub expiries: Vec<Expiry>,
     /// By name.
@@ -109,6 +114,8 @@ pub struct Source {
     pub live: LiveDials,
     /// Who we are.
     pub trust: Trust,
+    /// Kubelets.
+    pub reporter: Reporter,
     /// Stopping.
     pub drain: towline_link::process::drain::DrainView,
     /// Where agents connect.
@@ -119,7 +126,8 @@ impl Source {
     /// Looks at everything now.
     pub fn status(&self) -> Status {
         let snapshot = self.trust.snapshot();
-        let expiries = snapshot.material.expiries().into_iter();
+        let mut expiries = snapshot.material.expiries();
+        expiries.extend(self.reporter.attestor.expiries());
         let mut agents: Vec<Agent> = self.agents.nodes().iter().map(|n| agent(n)).collect();
         agents.sort_by(|a, b| a.name.cmp(&b.name));
         Status {
@@ -129,7 +137,10 @@ impl Source {
             listen: self.listen,
             live_dials: self.live.len(),
             stalled_dials: self.live.stalled(),
+            kubelet_verification: self.reporter.attestor.mode().as_str(),
+            kubelets: self.reporter.report().summary,
             expiries: expiries
+                .into_iter()
                 .map(|expiry| Expiry {
                     what: expiry.what,
                     path: expiry.path.display().to_string(),

@@ -7,7 +7,9 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::args;
+use crate::attest::command as kubelets;
 use crate::audit::command as audit;
+use crate::policy::command as policy;
 
 #[derive(Debug, Parser)]
 #[command(name = "towline-server", version, max_term_width = 100)]
@@ -19,12 +21,16 @@ struct Verbs {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Audit(audit::AuditArgs),
+    Kubelets(kubelets::KubeletsArgs),
+    Policy(policy::PolicyArgs),
 }
 
 impl Verb {
     fn run(self) -> ExitCode {
         match self {
             Verb::Audit(args) => audit::run(&args),
+            Verb::Kubelets(args) => kubelets::run(&args),
+            Verb::Policy(args) => policy::run(&args),
         }
     }
 }

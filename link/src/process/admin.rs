@@ -7,6 +7,8 @@
 //! | `GET /readyz`, `?verbose` | every condition is met, else 503 and the list | same |
 //! | `GET /metrics` | OpenMetrics text, as Prometheus asks for | same |
 //! | `GET /status` | - | JSON |
+//! | `GET /kubelets` | - | JSON, of a server |
+//! | `GET /policy/explain?target=` | - | JSON, of a server |
 //! | `POST /reload`, `/drain` | - | done, or why not |
 //!
 //! In the place of another program ([`compat`](super::compat)) readiness and metrics have its form,

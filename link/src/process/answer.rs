@@ -52,6 +52,8 @@ enum Page {
     Ready,
     Metrics,
     Status,
+    Kubelets,
+    Explain,
     Reload,
     Drain,
     Profile,
@@ -72,11 +74,16 @@ impl Page {
             "/readyz" => Page::Ready,
             "/metrics" => Page::Metrics,
             "/status" => Page::Status,
+            "/kubelets" => Page::Kubelets,
+            "/policy/explain" => Page::Explain,
             "/reload" => Page::Reload,
             "/drain" => Page::Drain,
             _ => return None,
         };
-        let operators_only = matches!(page, Page::Status | Page::Reload | Page::Drain);
+        let operators_only = matches!(
+            page,
+            Page::Status | Page::Kubelets | Page::Explain | Page::Reload | Page::Drain
+        );
         (!operators_only || matches!(access, Access::Operator)).then_some(page)
     }
 
@@ -124,6 +131,11 @@ impl Answers {
                 "the profiling flags are accepted, but this is no Go program: there is no pprof\n",
             ),
             Page::Status => self.status(),
+            Page::Kubelets => match self.daemon.kubelets() {
+                Some(kubelets) => with_type(StatusCode::OK, JSON, format!("{kubelets}\n")),
+                None => text(StatusCode::NOT_FOUND, "no such page\n"),
+            },
+            Page::Explain => self.explain(request.uri().query()),
             Page::Reload => self.reload().await,
             Page::Drain => {
                 self.daemon.drain();
@@ -182,6 +194,14 @@ impl Answers {
 
     fn status(&self) -> Answer {
         with_type(StatusCode::OK, JSON, format!("{}\n", self.daemon.status()))
+    }
+
+    fn explain(&self, query: Option<&str>) -> Answer {
+        match self.daemon.explain(query.unwrap_or_default()) {
+            Some(Ok(told)) => with_type(StatusCode::OK, JSON, format!("{told}\n")),
+            Some(Err(why)) => text(StatusCode::BAD_REQUEST, format!("{why}\n")),
+            None => text(StatusCode::NOT_FOUND, "no such page\n"),
+        }
     }
 
     async fn reload(&self) -> Answer {

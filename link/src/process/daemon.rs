@@ -9,6 +9,17 @@ pub trait Daemon: Send + Sync + 'static {
     /// Everything worth knowing, for `GET /status`.
     fn status(&self) -> serde_json::Value;
 
+    /// What is known of every kubelet, for `GET /kubelets`; `None`: not this daemon's business.
+    fn kubelets(&self) -> Option<serde_json::Value> {
+        None
+    }
+
+    /// What the policy says about the target in the query, for `GET /policy/explain`; the error is
+    /// for the person who asked. `None`: not this daemon's business.
+    fn explain(&self, _query: &str) -> Option<Result<serde_json::Value, String>> {
+        None
+    }
+
     /// Reads the files again; the error is for the person who asked.
     async fn reload(&self) -> Result<(), String>;
 

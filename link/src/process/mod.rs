@@ -3,14 +3,15 @@
 //!
 //! Reading order: [`values`] and [`exit`] (the outside), [`drain`] (the order of stopping),
 //! [`ready`], [`signal`], [`accept`] with [`unix`] (who gets a connection), [`admin`] with
-//! [`live`] and [`daemon`] (health, metrics, orders), [`compat`] and [`classic`] (another
-//! program's pages and metrics), [`watch`], [`reload`] and [`expiry`] (files that change), [`yaml`]
-//! and [`policy_file`] (files that operators write), [`telemetry`], [`logsink`], [`ratelimit`] and
-//! [`panics`] (logs), [`runtime`].
+//! [`live`] and [`daemon`] (health, metrics, orders), [`ask`] (their other end), [`compat`] and
+//! [`classic`] (another program's pages and metrics), [`watch`], [`reload`] and [`expiry`] (files that
+//! change), [`yaml`] and [`policy_file`] (files that operators write), [`telemetry`], [`logsink`],
+//! [`ratelimit`] and [`panics`] (logs), [`runtime`].
 
 pub mod accept;
 pub mod admin;
 mod answer;
+pub mod ask;
 pub mod classic;
 pub mod compat;
 pub mod daemon;

@@ -3,7 +3,8 @@
 //! Two kinds. A start-up task is a [`StartupTask`] that its subsystem holds until it calls
 //! [`StartupTask::done`]; dropped without that it stays unmet for ever, because a start that
 //! failed must never look ready. A live [`Condition`] says met or unmet with a text at any
-//! time and starts unmet; when its owner is gone it is unmet.
+//! time and starts unmet; when its owner is gone it is unmet. Met, it may carry a note: something
+//! that an operator should know and that must not turn load balancers away.
 //!
 //! `/readyz` prints [`Readiness::report`]; the service manager is told when
 //! [`Readiness::started`] resolves. Changes are logged here, once each, with what is missing.
@@ -25,6 +26,7 @@ struct Entry {
     name: &'static str,
     startup: bool,
     unmet: Option<String>,
+    note: Option<String>,
 }
 
 impl Default for Readiness {
@@ -66,7 +68,7 @@ impl Readiness {
         Report {
             lines: entries
                 .iter()
-                .map(|entry| (entry.name, entry.unmet.clone()))
+                .map(|entry| (entry.name, entry.unmet.clone(), entry.note.clone()))
                 .collect(),
         }
     }
@@ -123,22 +125,27 @@ impl Readiness {
                 name,
                 startup,
                 unmet: Some(cut(reason.into())),
+                note: None,
             });
         });
         id
     }
 
-    fn set(&self, id: u64, unmet: Option<String>) {
-        let unmet = unmet.map(cut);
+    fn set(&self, id: u64, unmet: Option<String>, note: Option<String>) {
+        let (unmet, note) = (unmet.map(cut), note.map(cut));
         self.entries.send_if_modified(|entries| {
             let Some(entry) = entries.iter_mut().find(|entry| entry.id == id) else {
                 return false;
             };
-            if entry.unmet == unmet {
+            if entry.unmet == unmet && entry.note == note {
                 return false;
             }
             let (name, turned) = (entry.name, entry.unmet.is_some() != unmet.is_some());
+            if let Some(note) = note.as_deref().filter(|_| entry.note.is_none()) {
+                warn!(condition = name, note, "ready, but");
+            }
             entry.unmet = unmet;
+            entry.note = note;
             if turned {
                 log_change(name, entries, id);
             }
@@ -182,15 +189,18 @@ impl StartupTask {
     /// It is done.
     pub fn done(mut self) {
         self.done = true;
-        self.list.set(self.id, None);
+        self.list.set(self.id, None, None);
     }
 }
 
 impl Drop for StartupTask {
     fn drop(&mut self) {
         if !self.done {
-            self.list
-                .set(self.id, Some("given up before it was done".to_owned()));
+            self.list.set(
+                self.id,
+                Some("given up before it was done".to_owned()),
+                None,
+            );
         }
     }
 }
@@ -205,17 +215,22 @@ pub struct Condition {
 impl Condition {
     /// It is true.
     pub fn met(&self) {
-        self.list.set(self.id, None);
+        self.list.set(self.id, None, None);
+    }
+
+    /// It is true, and there is something to know about it.
+    pub fn note(&self, text: impl Into<String>) {
+        self.list.set(self.id, None, Some(text.into()));
     }
 
     /// It is not, and why.
     pub fn unmet(&self, reason: impl Into<String>) {
-        self.list.set(self.id, Some(reason.into()));
+        self.list.set(self.id, Some(reason.into()), None);
     }
 
     /// One call for both.
     pub fn set(&self, state: Result<(), String>) {
-        self.list.set(self.id, state.err());
+        self.list.set(self.id, state.err(), None);
     }
 }
 
@@ -225,32 +240,41 @@ impl Drop for Condition {
     }
 }
 
-/// What `/readyz` says: one line each, `[+]links ok` or `[-]links no live link`.
+/// What `/readyz` says: one line each, `[+]links ok`, `[-]links no live link`, or
+/// `[!]kubelets 2 of 9 are refused` for what is met with a note.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
-    lines: Vec<(&'static str, Option<String>)>,
+    lines: Vec<(&'static str, Option<String>, Option<String>)>,
 }
 
 impl Report {
     /// Whether all is met.
     pub fn is_ready(&self) -> bool {
-        self.lines.iter().all(|(_, unmet)| unmet.is_none())
+        self.lines.iter().all(|(_, unmet, _)| unmet.is_none())
     }
 
     /// Name and, where unmet, reason.
     pub fn lines(&self) -> impl Iterator<Item = (&'static str, Option<&str>)> {
         self.lines
             .iter()
-            .map(|(name, unmet)| (*name, unmet.as_deref()))
+            .map(|(name, unmet, _)| (*name, unmet.as_deref()))
+    }
+
+    /// Names and notes of what is met with a note.
+    pub fn notes(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.lines
+            .iter()
+            .filter_map(|(name, _, note)| Some((*name, note.as_deref()?)))
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (name, unmet) in self.lines() {
-            match unmet {
-                None => writeln!(f, "[+]{name} ok")?,
-                Some(reason) => writeln!(f, "[-]{name} {reason}")?,
+        for (name, unmet, note) in &self.lines {
+            match (unmet, note) {
+                (Some(reason), _) => writeln!(f, "[-]{name} {reason}")?,
+                (None, Some(note)) => writeln!(f, "[!]{name} {note}")?,
+                (None, None) => writeln!(f, "[+]{name} ok")?,
             }
         }
         f.write_str(if self.is_ready() {
@@ -284,6 +308,14 @@ mod tests {
         );
         links.unmet("no live link since 10s");
         assert!(!readiness.report().is_ready());
+        links.note("one of two carriers is blocked");
+        assert_eq!(
+            readiness.report().to_string(),
+            "[+]certificates ok\n[!]links one of two carriers is blocked\nready\n"
+        );
+        assert_eq!(readiness.report().notes().count(), 1);
+        links.met();
+        assert_eq!(readiness.report().notes().count(), 0);
     }
 
     #[test]

@@ -229,6 +229,15 @@ impl Exchange {
         matches!(self.down, Down::Head { .. })
     }
 
+    /// Whether an answer of ours can be told from one of the server's: none of those has begun.
+    pub fn may_answer(&self) -> bool {
+        match self.down {
+            Down::Head { .. } => true,
+            Down::Idle => !matches!(self.up, Up::Body(_)),
+            Down::Body(_) | Down::Raw => false,
+        }
+    }
+
     /// Whether a request or its answer is under way.
     pub fn is_busy(&self) -> bool {
         self.down != Down::Idle || matches!(self.up, Up::Body(_) | Up::Judged)

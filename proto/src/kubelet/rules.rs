@@ -1,5 +1,6 @@
-//! Rules about requests to kubelets: the first that fits decides, and a default behind them that
-//! has to be said.
+//! Rules about requests to kubelets. As for dials, deny wins and order has no meaning: a request
+//! passes when no rule denies it and one allows it, or none fits and the default, which has to be
+//! said, is to allow.
 //!
 //! Two things are the same for every set of rules. A path that no kubelet is known to serve, or
 //! that could be read as another one, is refused: a rule could not have meant it. And a rule that
@@ -195,17 +196,19 @@ impl Rules {
         if call.verb == Verb::Unknown {
             return Verdict::Refused(Refusal::Unknown);
         }
-        match self.rules.iter().find(|rule| rule.fits(call, node)) {
-            Some(rule) => match rule.effect {
-                Effect::Allow => Verdict::Allowed {
-                    line: Some(rule.line),
-                },
-                Effect::Deny => Verdict::Refused(Refusal::Rule { line: rule.line }),
+        let of = |effect| {
+            let mut fitting = self.rules.iter().filter(move |rule| rule.effect == effect);
+            fitting.find(|rule| rule.fits(call, node))
+        };
+        if let Some(rule) = of(Effect::Deny) {
+            return Verdict::Refused(Refusal::Rule { line: rule.line });
+        }
+        match (of(Effect::Allow), self.default) {
+            (Some(rule), _) => Verdict::Allowed {
+                line: Some(rule.line),
             },
-            None => match self.default {
-                Effect::Allow => Verdict::Allowed { line: None },
-                Effect::Deny => Verdict::Refused(Refusal::Default),
-            },
+            (None, Effect::Allow) => Verdict::Allowed { line: None },
+            (None, Effect::Deny) => Verdict::Refused(Refusal::Default),
         }
     }
 }
@@ -287,12 +290,12 @@ mod tests {
     const RUN_BY_DENY: Verdict = Verdict::Refused(Refusal::Rule { line: 3 });
 
     #[test]
-    fn the_first_rule_that_fits_decides() {
+    fn deny_wins_wherever_it_stands() {
         let rules = Rules::new(
             Effect::Allow,
             vec![
+                rule(Effect::Allow, &["logs", "exec"], &[], 4),
                 rule(Effect::Deny, &["exec", "attach"], &["kube-*"], 3),
-                rule(Effect::Allow, &["logs"], &[], 4),
                 rule(Effect::Deny, &[], &["secret"], 5),
             ],
         )
@@ -302,9 +305,14 @@ mod tests {
             ("/exec/kube-system/p/uid/c", RUN_BY_DENY),
             ("/attach/kube-public/p/c", RUN_BY_DENY),
             ("/run/kube-system/p/c?cmd=id", RUN_BY_DENY),
-            ("/exec/default/p/c", Verdict::Allowed { line: None }),
+            ("/exec/default/p/c", Verdict::Allowed { line: Some(4) }),
+            ("/attach/default/p/c", Verdict::Allowed { line: None }),
             (
                 "/containerLogs/secret/p/c",
+                Verdict::Refused(Refusal::Rule { line: 5 }),
+            ),
+            (
+                "/containerLogs/kube-system/p/c",
                 Verdict::Allowed { line: Some(4) },
             ),
             (

@@ -1,7 +1,7 @@
 //! One agent, by the name that its certificate proves: its links now, and how the last one ended.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -12,6 +12,7 @@ use towline_proto::id::{InstanceId, LinkId, Name};
 use towline_proto::limits;
 use towline_proto::reason::Reason;
 
+use crate::attest::Attestations;
 use crate::pick::{Candidate, Standing};
 
 /// How an agent came to have no link.
@@ -56,6 +57,7 @@ pub struct AgentLink {
     pub software: String,
     /// When it was greeted, on the wall clock.
     pub since: SystemTime,
+    node: OnceLock<Weak<Node>>,
     superseded: AtomicBool,
     probe: AtomicU8,
     probe_us: AtomicU64,
@@ -68,6 +70,7 @@ impl AgentLink {
             instance,
             software,
             since: SystemTime::now(),
+            node: OnceLock::new(),
             superseded: AtomicBool::new(false),
             probe: AtomicU8::new(0),
             probe_us: AtomicU64::new(0),
@@ -77,6 +80,15 @@ impl AgentLink {
     /// The proof of who is at its other end.
     pub fn peer(&self) -> &VerifiedPeer {
         self.link.carrier().peer()
+    }
+
+    /// The agent whose link it is, while it is known.
+    pub fn node(&self) -> Option<Arc<Node>> {
+        self.node.get()?.upgrade()
+    }
+
+    pub(super) fn belongs_to(&self, node: &Arc<Node>) {
+        let _ = self.node.set(Arc::downgrade(node));
     }
 
     /// The last probe's verdict.
@@ -150,6 +162,7 @@ pub(super) struct NodeState {
 pub struct Node {
     name: Name,
     state: ArcSwap<NodeState>,
+    attested: Attestations,
 }
 
 impl Node {
@@ -157,12 +170,18 @@ impl Node {
         Self {
             name,
             state: ArcSwap::default(),
+            attested: Attestations::default(),
         }
     }
 
     /// Its name, as certified.
     pub fn name(&self) -> &Name {
         &self.name
+    }
+
+    /// What is known of its kubelet.
+    pub fn attested(&self) -> &Attestations {
+        &self.attested
     }
 
     /// Its links, newest first.

@@ -136,6 +136,13 @@ impl Agents {
         inner.known.values().map(|k| Arc::clone(&k.node)).collect()
     }
 
+    /// The first of an agent's own addresses, if it has any.
+    pub fn address_of(&self, name: &Name) -> Option<IpAddr> {
+        let inner = self.lock();
+        let known = inner.known.get(name)?;
+        known.route.addresses.first().copied()
+    }
+
     /// Every link.
     pub fn links(&self) -> Vec<Arc<AgentLink>> {
         self.nodes().iter().flat_map(|node| node.links()).collect()
@@ -268,6 +275,8 @@ impl Agents {
                 old = links.clone();
                 self.replaced(name, known, &before, &came);
             }
+            entry.belongs_to(&known.node);
+            known.node.attested().new_session();
             links.insert(0, Arc::clone(&entry));
             known.node.replace(NodeState { links, ended: None });
         }

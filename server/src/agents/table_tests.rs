@@ -69,10 +69,10 @@ async fn routes_follow_grants() {
     let host: Host = "10.96.0.1".parse().unwrap();
     let _a = table.reserve(&name("a"), Route::default()).unwrap();
     let none = table.routes();
-    let answer = none.pick(&host, Class::Service, None, 0);
+    let answer = none.pick(&host, Class::Service, None, 0, |_| true);
     assert!(matches!(answer, Err(crate::pick::NoAgent::NoRoute)));
     let _b = table.reserve(&name("a"), gateway).unwrap();
     let routes = table.routes();
-    let answer = routes.pick(&host, Class::Service, None, 0);
+    let answer = routes.pick(&host, Class::Service, None, 0, |_| true);
     assert!(matches!(answer, Err(crate::pick::NoAgent::NoGateway)));
 }

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! The hash is over the exact bytes, so `sed -n 1p FILE | sha256sum` gives what line 2 holds. A
-//! checkpoint is a line that also holds a signature over the number and hash of the line before
-//! it: whoever changes lines and mends every later hash has to sign anew, and cannot.
+//! checkpoint is a line that ends with a signature over the rest of it, and so over the hash of the
+//! line before it: whoever changes lines and mends every later hash has to sign anew, and cannot.
 
 use std::fmt;
 use std::str::FromStr;
@@ -80,17 +80,59 @@ impl Chain {
 
     /// Adds a line with these fields (`"a":1,"b":2`) to `out`.
     pub fn append(&mut self, fields: &str, out: &mut Vec<u8>) {
+        let begun = self.begin(fields, out);
+        self.end(begun, out);
+    }
+
+    /// Adds a line that ends with a seal over everything before it.
+    pub fn append_sealed<E>(
+        &mut self,
+        fields: &str,
+        seal: impl FnOnce(&[u8]) -> Result<Vec<u8>, E>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), E> {
+        let begun = self.begin(fields, out);
+        let seal = seal(&sealed(&out[begun..])).inspect_err(|_| out.truncate(begun))?;
+        out.extend_from_slice(SEAL_FIELD);
+        out.extend_from_slice(seal::hex(&seal).as_bytes());
+        out.push(b'"');
+        self.end(begun, out);
+        Ok(())
+    }
+
+    fn begin(&self, fields: &str, out: &mut Vec<u8>) -> usize {
         let begun = out.len();
         let seq = self.head.seq.saturating_add(1);
         let prev = seal::hex(&self.head.hash);
         out.extend_from_slice(format!("{{\"seq\":{seq},\"prev\":\"{prev}\",").as_bytes());
         out.extend_from_slice(fields.as_bytes());
+        begun
+    }
+
+    fn end(&mut self, begun: usize, out: &mut Vec<u8>) {
         out.extend_from_slice(b"}\n");
         self.head = Head {
-            seq,
+            seq: self.head.seq.saturating_add(1),
             hash: seal::sha256(&out[begun..]),
         };
     }
+}
+
+const SEAL_FIELD: &[u8] = b",\"signature\":\"";
+
+/// What a seal is made over: it cannot be taken for one of anything else that a key may sign.
+fn sealed(line: &[u8]) -> Vec<u8> {
+    [b"towline audit checkpoint 1\n", line].concat()
+}
+
+/// Takes a line that [`Chain::append_sealed`] made apart: what was sealed, and the seal.
+pub fn unseal(line: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+    let at = line
+        .windows(SEAL_FIELD.len())
+        .rposition(|window| window == SEAL_FIELD)?;
+    let (before, rest) = line.split_at_checked(at)?;
+    let hex = rest.strip_prefix(SEAL_FIELD)?.strip_suffix(b"\"}\n")?;
+    Some((sealed(before), seal::unhex(hex)?))
 }
 
 /// What every line begins with.
@@ -116,12 +158,6 @@ impl Link {
         let ends = rest.starts_with(b"\",") && line.ends_with(b"}\n");
         (ends && !leading_zero).then_some(Self { seq, prev })
     }
-}
-
-/// What a checkpoint signs: it cannot be taken for a checkpoint of another trail or server, nor
-/// for anything else that a key may sign.
-pub fn sealed_text(trail: &str, head: Head) -> String {
-    format!("towline audit checkpoint 1\n{trail}\n{head}\n")
 }
 
 #[cfg(test)]

@@ -61,6 +61,15 @@ pub enum Event {
         /// Why.
         reason: Reason,
     },
+    /// A front end asked for something that is no dial.
+    BadRequest {
+        /// Where.
+        door: Door,
+        /// Who.
+        caller: Caller,
+        /// What was wrong.
+        cause: &'static str,
+    },
     /// A dial was not opened.
     Refused {
         /// Which.
@@ -80,6 +89,7 @@ impl Event {
         match self {
             Event::Start { .. } => "start",
             Event::End { .. } => "end",
+            Event::BadRequest { .. } => "bad-request",
             Event::Refused { .. } => "refused",
         }
     }

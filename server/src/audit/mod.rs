@@ -28,3 +28,8 @@ pub mod writer;
 
 pub use facts::Facts;
 pub use trail::{Audit, Draft, OpenRecord};
+
+#[cfg(test)]
+mod verify_tests;
+#[cfg(test)]
+mod writer_tests;

@@ -58,6 +58,18 @@ impl Teller {
                     .shown("reason", reason, TEXT);
                 fields
             }
+            Event::BadRequest {
+                door,
+                caller,
+                cause,
+            } => {
+                let mut fields = self.begin(timed.at, "bad-request");
+                fields
+                    .object("front_end", &front_end(caller))
+                    .word("door", door.as_str())
+                    .word("reason", cause);
+                fields
+            }
             Event::Refused {
                 facts,
                 after,
@@ -142,8 +154,7 @@ impl Teller {
         fields
             .text("trail", checkpoint.trail, TEXT)
             .shown("head", checkpoint.head, TEXT)
-            .text("key", checkpoint.key, TEXT)
-            .text("signature", &seal::hex(checkpoint.signature), TEXT);
+            .text("key", checkpoint.key, TEXT);
         fields
     }
 
@@ -246,10 +257,8 @@ pub struct Checkpoint<'a> {
     pub trail: &'a str,
     /// The last line that is covered.
     pub head: Head,
-    /// Which key.
+    /// Which key signs it.
     pub key: &'a str,
-    /// Over [`super::chain::sealed_text`].
-    pub signature: &'a [u8],
 }
 
 /// Records that were never written.

@@ -22,7 +22,8 @@ use towline_proto::target::Class;
 
 use super::facts::{Event, Facts, Timed};
 use super::metrics::AuditMetrics;
-use crate::dial::Ask;
+use crate::caller::Caller;
+use crate::dial::{Ask, Door};
 
 /// `--audit-failure`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -263,11 +264,38 @@ impl Audit {
         self.shared.as_ref()
     }
 
+    /// Whether dials are refused while nothing can be recorded.
+    pub fn blocks(&self) -> bool {
+        let shared = self.shared.as_ref();
+        shared.is_some_and(|shared| shared.on_failure == OnFailure::Block)
+    }
+
+    /// Whether anything can be recorded now, and why not.
+    pub fn state(&self) -> Result<(), String> {
+        self.shared.as_ref().map_or(Ok(()), |shared| shared.state())
+    }
+
     /// Has the writer look whether the file was moved: after SIGHUP.
     pub fn look(&self) {
         if let Some(shared) = &self.shared {
             shared.tell(Message::Look);
         }
+    }
+
+    /// A front end asked for something that is no dial.
+    pub fn bad_request(&self, door: Door, caller: &Caller, cause: &'static str) {
+        let Some(shared) = &self.shared else {
+            return;
+        };
+        if shared.waiting() >= limits::AUDIT_QUEUE {
+            shared.count_lost(1, 0);
+            return;
+        }
+        shared.send(Event::BadRequest {
+            door,
+            caller: caller.clone(),
+            cause,
+        });
     }
 
     /// A dial begins.

@@ -12,7 +12,7 @@ use towline_pki::SealPublic;
 use towline_pki::seal::{self, Sha256};
 use towline_proto::limits;
 
-use super::chain::{Hash, Head, Link, sealed_text};
+use super::chain::{Hash, Head, Link, unseal};
 use super::record::Torn;
 
 /// A line of a file.
@@ -138,7 +138,6 @@ struct Body {
     trail: Option<String>,
     head: Option<String>,
     key: Option<String>,
-    signature: Option<String>,
     torn: Option<TornText>,
     dropped: Option<u64>,
     dials_refused: Option<u64>,
@@ -352,7 +351,7 @@ impl Verifier {
         self.account_for_damage(&body)?;
         self.follow(link, hash)?;
         if self.suspects.is_none() {
-            self.look(link, &body)?;
+            self.look(link, &body, line)?;
         }
         let head = Head {
             seq: link.seq,
@@ -452,7 +451,7 @@ impl Verifier {
     }
 
     /// What the record itself says.
-    fn look(&mut self, link: Link, body: &Body) -> Result<(), Fault> {
+    fn look(&mut self, link: Link, body: &Body, line: &[u8]) -> Result<(), Fault> {
         self.since_checkpoint += 1;
         if let Some(trail) = &body.trail {
             match &self.findings.trail {
@@ -486,7 +485,7 @@ impl Verifier {
                     "{at}: the file had been cut short under the server"
                 ));
             }
-            "checkpoint" => self.checkpoint(link, body)?,
+            "checkpoint" => self.checkpoint(link, body, line)?,
             _ => {}
         }
         if self.since_checkpoint > limits::AUDIT_CHECKPOINT_LINES {
@@ -499,12 +498,12 @@ impl Verifier {
         Ok(())
     }
 
-    fn checkpoint(&mut self, link: Link, body: &Body) -> Result<(), Fault> {
+    fn checkpoint(&mut self, link: Link, body: &Body, line: &[u8]) -> Result<(), Fault> {
         let covered = Head {
             seq: link.seq.saturating_sub(1),
             hash: link.prev,
         };
-        let (Some(trail), Some(key), Some(signature)) = (&body.trail, &body.key, &body.signature)
+        let (Some(_), Some(key), Some((sealed, seal))) = (&body.trail, &body.key, unseal(line))
         else {
             let text = "is a checkpoint without a signature".to_owned();
             return Err(self.fault(Kind::Signature, text));
@@ -524,15 +523,14 @@ impl Verifier {
                 let text = format!("is signed by key {short}, which was not given");
                 return Err(self.fault(Kind::Signature, text));
             };
-            let signature = seal::unhex(signature.as_bytes()).unwrap_or_default();
-            if !known.verifies(sealed_text(trail, covered).as_bytes(), &signature) {
+            if !known.verifies(&sealed, &seal) {
                 let since = self
                     .findings
                     .proven
                     .as_ref()
                     .map_or(self.findings.first, |(seq, ..)| seq + 1);
                 let text = format!(
-                    "the signature does not fit: lines {since} to {} are not as they were written",
+                    "the signature does not fit: it, or lines {since} to {}, are not as they were written",
                     covered.seq
                 );
                 return Err(self.fault(Kind::Signature, text));

@@ -17,10 +17,11 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
+use prometheus_client::registry::Registry;
 use towline_pki::SealKey;
 use towline_proto::limits;
 
-use super::chain::{Chain, Head, sealed_text};
+use super::chain::{Chain, Head};
 use super::file::Resumed;
 use super::record::{Checkpoint, Gap, Opening, Rotation, Teller};
 use super::store::{Moved, Store};
@@ -75,6 +76,12 @@ impl Trail {
     /// The way into it.
     pub fn audit(&self) -> &Audit {
         &self.audit
+    }
+
+    /// Adds its numbers to what a scrape shows.
+    pub fn register(&self, registry: &mut Registry) {
+        let metrics = &self.shared.metrics;
+        metrics.register(registry, Arc::clone(&self.shared));
     }
 
     /// Has everything written and signed, within [`limits::AUDIT_FLUSH`].
@@ -270,22 +277,26 @@ impl Writer {
     fn checkpoint(&mut self) {
         self.checkpoint_due = Instant::now() + limits::AUDIT_CHECKPOINT;
         let head = self.chain.head();
-        let text = sealed_text(&self.trail, head);
-        let signature = match self.key.seal(text.as_bytes()) {
-            Ok(signature) => signature,
-            Err(error) => {
-                tracing::error!(%error, "the audit trail's checkpoint cannot be signed");
-                return;
-            }
-        };
         let checkpoint = Checkpoint {
             trail: &self.trail,
             head,
             key: &self.key_id,
-            signature: &signature,
         };
         let fields = self.teller.checkpoint(SystemTime::now(), &checkpoint);
-        self.chain.append(fields.as_str(), &mut self.pending);
+        let mut signature = Vec::new();
+        let sealed = self.chain.append_sealed(
+            fields.as_str(),
+            |line| {
+                self.key
+                    .seal(line)
+                    .inspect(|made| signature.clone_from(made))
+            },
+            &mut self.pending,
+        );
+        if let Err(error) = sealed {
+            tracing::error!(%error, "the audit trail's checkpoint cannot be signed");
+            return;
+        }
         self.shared.metrics.record("checkpoint");
         self.unsigned = 0;
         self.to_tell = Some(Told { head, signature });

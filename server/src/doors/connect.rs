@@ -19,12 +19,14 @@ use towline_link::process::ratelimit::RateLimited;
 use towline_link::splice::{Early, LocalEnd, LocalSide, splice};
 use towline_proto::limits;
 use towline_proto::reason::Reason;
+use towline_proto::target::Class;
 
 use super::front_ends::FrontEndGuard;
 use super::head::{self, Head, HeadError};
 use super::status::{self, Answer};
 use crate::caller::Caller;
-use crate::dial::{Ask, Dialer, Door, OpenDial};
+use crate::dial::{Ask, Detail, Dialer, Door, OpenDial};
+use crate::gateway::{self, Gateway};
 use crate::metrics::Metrics;
 
 /// What a door's connection must be able to tell beside bytes.
@@ -40,6 +42,7 @@ pub struct Desk {
     dialer: Arc<Dialer>,
     metrics: Metrics,
     refusals: RateLimited<(Door, &'static str)>,
+    gateway: Option<Arc<Gateway>>,
 }
 
 /// Lines about refused dials in a minute, for each door and reason.
@@ -52,7 +55,14 @@ impl Desk {
             dialer,
             metrics,
             refusals: RateLimited::new(REFUSAL_LINES, Duration::from_secs(60)),
+            gateway: None,
         }
+    }
+
+    /// With a gateway, which takes dials of class kubelet over.
+    pub fn with_gateway(mut self, gateway: Option<Arc<Gateway>>) -> Self {
+        self.gateway = gateway;
+        self
     }
 
     /// The dialer behind it.
@@ -109,10 +119,6 @@ pub async fn serve<S: FrontEnd>(mut stream: S, desk: Arc<Desk>, mut visit: Visit
         drain,
         certified,
     } = visit;
-    let live = desk.dialer.live();
-    if let Some(certified) = &certified {
-        certified.carries(live.dial());
-    }
     let OpenDial {
         id,
         class,
@@ -120,16 +126,35 @@ pub async fn serve<S: FrontEnd>(mut stream: S, desk: Arc<Desk>, mut visit: Visit
         stream: pipe,
         early,
         on_link,
+        mut record,
+        live,
+        judged,
+        rule,
+        kubelet,
     } = open;
-    tracing::debug!(dial = %id, door = door.as_str(), front_end = %caller, %class, %agent, "dial open");
-    drop((caller, drain));
+    if let Some(certified) = &certified {
+        certified.carries(live.dial());
+    }
+    record.counts(live.dial());
+    tracing::debug!(dial = %id, door = door.as_str(), front_end = %caller, %class, %agent, %rule, kubelet = kubelet.as_ref().map(|found| found.word()), "dial open");
+    drop((caller, drain, rule, kubelet));
+    let request = (class == Class::Kubelet && desk.gateway.is_some()).then(|| gateway::Request {
+        id,
+        target: judged.judged().target.clone(),
+        node: agent.clone(),
+    });
     let early = Early {
         to_peer,
         to_local: early,
     };
-    let joined = splice(stream, pipe, LocalSide::FrontEnd, early, &live);
-    let end = joined.await;
-    drop((on_link, work, certified));
+    let end = match request.zip(desk.gateway.as_ref()) {
+        Some((request, gateway)) => {
+            Box::pin(gateway.serve(stream, pipe, request, early, &live)).await
+        }
+        None => splice(stream, pipe, LocalSide::FrontEnd, early, &live).await,
+    };
+    record.ended(end);
+    drop((on_link, work, certified, judged));
     desk.metrics.moved(end);
     desk.metrics.dial_ended(door, Some(class), end.reason);
     tracing::debug!(
@@ -178,19 +203,20 @@ async fn greet<S: FrontEnd>(stream: &mut S, desk: &Desk, visit: &mut Visit) -> O
         trace,
     };
     let mut kept = Kept::new(rest);
-    let dialled = tokio::select! {
-        biased;
-        dialled = desk.dialer.dial(ask.clone()) => dialled,
-        () = kept.until_gone(stream) => {
-            desk.metrics.dial_ended(visit.door, None, Reason::FrontEndGone);
-            tracing::debug!(target = %ask.target, "front end left while dialling");
-            return None;
+    let gone = async {
+        tokio::select! {
+            () = kept.until_gone(stream) => Reason::FrontEndGone,
+            () = drain.forced() => Reason::Shutdown,
+            reason = untrusted(&mut visit.certified) => reason,
         }
-        () = drain.forced() => return None,
-        _ = untrusted(&mut visit.certified) => return None,
     };
+    let dialled = desk.dialer.dial_until(ask, gone).await;
     let open = match dialled {
         Ok(open) => open,
+        Err(error) if matches!(error.detail, Detail::GivenUp) => {
+            tracing::debug!(target = %error.target, reason = %error.reason, "given up while dialling");
+            return None;
+        }
         Err(error) => {
             let answer = status::of_dial(&error);
             desk.refused(visit.door, &visit.caller, error.reason.as_str(), &answer);
@@ -200,14 +226,16 @@ async fn greet<S: FrontEnd>(stream: &mut S, desk: &Desk, visit: &mut Visit) -> O
     };
     let nothing_kept = kept.bytes.is_empty() && !kept.ended;
     let answered = tokio::select! {
-        answered = establish(stream, nothing_kept) => answered,
-        () = drain.forced() => None,
+        answered = establish(stream, nothing_kept) => answered.ok_or(Reason::FrontEndGone),
+        () = drain.forced() => Err(Reason::Shutdown),
     };
-    if answered.is_none() {
+    if let Err(reason) = answered {
         desk.metrics
-            .dial_ended(visit.door, Some(open.class), Reason::FrontEndGone);
+            .dial_ended(visit.door, Some(open.class), reason);
+        open.record.ended_early(reason);
+        return None;
     }
-    answered.map(|()| Greeted {
+    Some(Greeted {
         open,
         to_peer: kept.bytes.freeze(),
         work,
@@ -273,6 +301,8 @@ async fn refuse_head<S: FrontEnd>(stream: &mut S, desk: &Desk, visit: &Visit, er
     if *error == HeadError::Gone {
         return;
     }
+    let audit = desk.dialer.audit();
+    audit.bad_request(visit.door, &visit.caller, error.as_str());
     let answer = status::of_head(error);
     desk.refused(visit.door, &visit.caller, error.as_str(), &answer);
     tell(stream, &answer).await;

@@ -86,9 +86,12 @@ pub fn draining() -> Answer {
 const fn status_of(reason: Reason) -> u16 {
     match reason {
         Reason::BadTarget => 400,
-        Reason::ServerPolicy | Reason::AgentPolicy | Reason::ForbiddenAddress | Reason::Denied => {
-            403
-        }
+        Reason::ServerPolicy
+        | Reason::AgentPolicy
+        | Reason::ForbiddenAddress
+        | Reason::Denied
+        | Reason::PolicyChanged
+        | Reason::RouteWithdrawn => 403,
         Reason::NoAgent
         | Reason::NoRoute
         | Reason::AgentBusy
@@ -113,14 +116,14 @@ pub fn of_dial(error: &DialError) -> Answer {
 fn phrase(error: &DialError) -> String {
     let target = &error.target;
     let agent = error.agent.as_ref().map_or("?", |name| name.as_str());
-    let at = match error.detail {
+    let at = match &error.detail {
         Detail::Address(ip) => format!("{target} ({ip})"),
         _ => target.to_string(),
     };
     match error.reason {
         Reason::NoAgent => no_agent(error, agent),
         Reason::NoRoute => no_route(target, error.class),
-        Reason::ServerPolicy | Reason::ForbiddenAddress => match (error.detail, &error.agent) {
+        Reason::ServerPolicy | Reason::ForbiddenAddress => match (&error.detail, &error.agent) {
             (Detail::Denial(Denial::Forbidden(kind)), _) => {
                 format!("{target} is a {kind}, which is never a target")
             }
@@ -129,6 +132,13 @@ fn phrase(error: &DialError) -> String {
             (_, None) => format!("{at} is never a target"),
         },
         Reason::AgentPolicy => format!("agent {agent} refused {at}: its policy does not allow it"),
+        Reason::PolicyChanged => {
+            format!("{at} was allowed when the dial began; the server's policy has changed since")
+        }
+        Reason::RouteWithdrawn => {
+            format!("agent {agent} is no longer granted {at}; the grants have changed since")
+        }
+        Reason::KubeletUnverified | Reason::KubeletHandshake => kubelet(error, agent),
         Reason::DialTimeout => format!("agent {agent} did not answer the dial to {at} in time"),
         Reason::TargetRefused => format!("{at} refused the connection (asked from node {agent})"),
         Reason::TargetUnreachable => format!("{at} is unreachable from node {agent}"),
@@ -138,6 +148,9 @@ fn phrase(error: &DialError) -> String {
         Reason::TargetReset => format!("{at} reset the connection (asked from node {agent})"),
         Reason::NameNotFound => format!("{target} does not resolve on node {agent}"),
         Reason::AgentBusy => format!("agent {agent} has as many dials as it may have"),
+        Reason::AuditUnavailable => {
+            "this towline-server cannot write its audit trail and takes no dials until it can (--audit-failure block)".to_owned()
+        }
         Reason::ServerBusy => "this towline-server has as many dials as it may have".to_owned(),
         Reason::LocalResources => {
             format!("agent {agent} is out of descriptors or memory for {at}")
@@ -149,12 +162,24 @@ fn phrase(error: &DialError) -> String {
     }
 }
 
+fn kubelet(error: &DialError, agent: &str) -> String {
+    let target = &error.target;
+    let found = error.kubelet();
+    match found.and_then(|found| found.verdict.cause()) {
+        Some(cause) => format!(
+            "{target} is not dialled, kubelet verification says {}: {cause}",
+            cause.as_str()
+        ),
+        None => format!("{target}: the kubelet of node {agent} was not verified in time"),
+    }
+}
+
 fn no_agent(error: &DialError, agent: &str) -> String {
     let target = &error.target;
-    match error.detail {
+    match &error.detail {
         Detail::Ended { ago, reason } => format!(
             "node {agent} has no live link since {} (last error: {reason})",
-            span(ago)
+            span(*ago)
         ),
         Detail::UnknownNode => format!(
             "no agent has linked that owns {} (no certificate or grant names it)",
@@ -224,8 +249,8 @@ mod tests {
             ),
             (
                 Reason::ServerPolicy,
-                Detail::Denial(Denial::Class(Class::Node)),
-                "HTTP/1.1 403 10.0.0.7:10250: class node is not allowed by the server's policy\r\n",
+                Detail::Denial(Denial::Unnamed(Class::Node)),
+                "HTTP/1.1 403 10.0.0.7:10250: no rule of the server's policy allows it (class node)\r\n",
             ),
             (
                 Reason::ForbiddenAddress,
