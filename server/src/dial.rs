@@ -4,6 +4,7 @@
 //! all under one deadline. A dial is tried a second time, on another link, only when it never
 //! reached the first agent. Nothing here waits for a lock or looks at bytes.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -22,6 +23,7 @@ use towline_proto::target::{Class, Target};
 
 use crate::agents::{AgentLink, Agents, Ended};
 use crate::classify::{Prefixes, classify};
+use crate::legacy::{self, LegacyRoute};
 use crate::metrics::Metrics;
 use crate::pick::NoAgent;
 use crate::policy::{Denial, Permit, Policy};
@@ -56,6 +58,42 @@ pub struct Ask {
     pub trace: Option<TraceContext>,
 }
 
+/// Who carries a dial.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Through {
+    /// An agent that proved this name.
+    Agent(Name),
+    /// A legacy agent that calls itself so; nobody has checked it.
+    Legacy(Box<str>),
+}
+
+impl Through {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Through::Agent(name) => name.as_str(),
+            Through::Legacy(id) => id,
+        }
+    }
+}
+
+impl fmt::Display for Through {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Through::Agent(name) => name.fmt(f),
+            Through::Legacy(id) => write!(f, "{id} (legacy)"),
+        }
+    }
+}
+
+/// A dial's place among those of who carries it, until it is dropped.
+pub enum OnLink {
+    /// A link of a verified agent.
+    Link(DialGuard),
+    /// A stream of a legacy agent.
+    Legacy(legacy::Place),
+}
+
 /// A byte pipe to a target, and what is counted for as long as it lives.
 pub struct OpenDial {
     /// For logs at both ends.
@@ -63,13 +101,13 @@ pub struct OpenDial {
     /// What the target is.
     pub class: Class,
     /// Through whom.
-    pub agent: Name,
+    pub agent: Through,
     /// The pipe.
     pub stream: Stream,
     /// Bytes of the target that came with the answer.
     pub early: Bytes,
     /// Its place among the link's dials.
-    pub on_link: DialGuard,
+    pub on_link: OnLink,
 }
 
 /// Why there is no byte pipe.
@@ -82,9 +120,11 @@ pub struct DialError {
     /// What it is, when that was found out.
     pub class: Option<Class>,
     /// Who was, or should have been, asked.
-    pub agent: Option<Name>,
+    pub agent: Option<Through>,
     /// What more is known.
     pub detail: Detail,
+    /// The words of a legacy agent, escaped: front ends know them.
+    pub said: Option<Box<str>>,
 }
 
 /// What more is known about a refusal.
@@ -137,6 +177,7 @@ pub struct Dialer {
     metrics: Metrics,
     next: AtomicU64,
     turn: AtomicUsize,
+    legacy: Option<LegacyRoute>,
 }
 
 impl Dialer {
@@ -158,7 +199,14 @@ impl Dialer {
             metrics,
             next: AtomicU64::new(1),
             turn: AtomicUsize::new(0),
+            legacy: None,
         }
+    }
+
+    /// The same, which also asks legacy agents.
+    pub fn with_legacy(mut self, legacy: LegacyRoute) -> Self {
+        self.legacy = Some(legacy);
+        self
     }
 
     /// A place among the live dials of the process.
@@ -182,7 +230,10 @@ impl Dialer {
         let permit = self.permit(&ask)?;
         let deadline = begun + self.options.timeout;
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let first = self.pick(&permit, None, turn)?;
+        let first = match self.pick(&permit, None, turn) {
+            Ok(first) => first,
+            Err(error) => return self.elsewhere(&permit, turn, deadline, error).await,
+        };
         let error = match self.open(&permit, &ask, first, deadline).await {
             Ok(open) => return Ok(open),
             Err(error) => error,
@@ -198,6 +249,43 @@ impl Dialer {
         again.map_err(|error| error.error)
     }
 
+    /// No verified agent may be asked: perhaps a legacy one.
+    async fn elsewhere(
+        &self,
+        permit: &Permit,
+        turn: usize,
+        deadline: Instant,
+        error: Box<DialError>,
+    ) -> Result<OpenDial, Box<DialError>> {
+        let Some(legacy) = &self.legacy else {
+            return Err(error);
+        };
+        // Whoever proved that a target is its own keeps it.
+        if error.agent.is_some() && !legacy.downgrade {
+            return Err(error);
+        }
+        let dialling = legacy.dial(permit.target(), turn, deadline);
+        match dialling.await {
+            None => Err(error),
+            Some(Ok(dial)) => Ok(OpenDial {
+                id: self.next_id(),
+                class: permit.class(),
+                agent: Through::Legacy(dial.through.id().into()),
+                stream: dial.stream,
+                early: Bytes::new(),
+                on_link: OnLink::Legacy(dial.place),
+            }),
+            Some(Err((through, failure))) => Err(Box::new(DialError {
+                reason: failure.reason,
+                target: permit.target().clone(),
+                class: Some(permit.class()),
+                agent: Some(Through::Legacy(through.id().into())),
+                detail: Detail::None,
+                said: failure.said,
+            })),
+        }
+    }
+
     fn permit(&self, ask: &Ask) -> Result<Permit, Box<DialError>> {
         let class = classify(&ask.target, &self.prefixes, &*self.agents.routes());
         self.policy
@@ -209,6 +297,7 @@ impl Dialer {
                     class: Some(class),
                     agent: None,
                     detail: Detail::Denial(denial),
+                    said: None,
                 })
             })
     }
@@ -221,19 +310,25 @@ impl Dialer {
     ) -> Result<Arc<AgentLink>, Box<DialError>> {
         let routes = self.agents.routes();
         let host = &permit.target().host;
-        let (reason, agent, detail) = match routes.pick(host, permit.class(), avoid, turn) {
+        let class = match (permit.class(), &self.legacy) {
+            // Only the compatibility profile permits these: a gateway decides, when no legacy
+            // agent is left.
+            (Class::Other, Some(legacy)) if legacy.agents.is_empty() => Class::Service,
+            (class, _) => class,
+        };
+        let (reason, agent, detail) = match routes.pick(host, class, avoid, turn) {
             Ok(node) => match node.choose(avoid) {
                 Some(link) => return Ok(link),
                 // It went away in between.
                 None => (
                     Reason::NoAgent,
-                    Some(node.name().clone()),
+                    Some(Through::Agent(node.name().clone())),
                     Detail::of(node.ended()),
                 ),
             },
             Err(NoAgent::Owner(node)) => (
                 Reason::NoAgent,
-                Some(node.name().clone()),
+                Some(Through::Agent(node.name().clone())),
                 Detail::of(node.ended()),
             ),
             Err(NoAgent::UnknownNode) => (Reason::NoAgent, None, Detail::UnknownNode),
@@ -246,6 +341,7 @@ impl Dialer {
             class: Some(permit.class()),
             agent,
             detail,
+            said: None,
         }))
     }
 
@@ -257,7 +353,7 @@ impl Dialer {
         deadline: Instant,
     ) -> Result<OpenDial, Attempt> {
         // The proof that this is an agent of ours: a link cannot be without it.
-        let agent = through.peer().identity().name.clone();
+        let agent = Through::Agent(through.peer().identity().name.clone());
         let fail = |reason, detail, reached: bool| Attempt {
             error: Box::new(DialError {
                 reason,
@@ -265,6 +361,7 @@ impl Dialer {
                 class: Some(permit.class()),
                 agent: Some(agent.clone()),
                 detail,
+                said: None,
             }),
             never_reached: (!reached).then(|| through.link.id()),
         };
@@ -287,7 +384,7 @@ impl Dialer {
                 agent,
                 stream: open.stream,
                 early: open.early,
-                on_link,
+                on_link: OnLink::Link(on_link),
             }),
             Err(error) => {
                 let detail = error.address.map_or(Detail::None, Detail::Address);

@@ -49,23 +49,34 @@ impl Denial {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     classes: Vec<Class>,
+    loopback: bool,
 }
 
 impl Default for Policy {
     fn default() -> Self {
         Self {
             classes: vec![Class::Kubelet, Class::Pod, Class::Service],
+            loopback: false,
         }
     }
 }
 
 impl Policy {
+    /// The compatibility profile: every class, and an agent's loopback, as Konnectivity has it.
+    /// Link-local, metadata, multicast and unspecified addresses stay refused.
+    pub fn compatibility() -> Self {
+        Self {
+            classes: Class::ALL.to_vec(),
+            loopback: true,
+        }
+    }
+
     /// Decides on one target.
     pub fn check(&self, target: Target, class: Class) -> Result<Permit, Denial> {
         match built_in(&target.host) {
             // A kubelet that listens on loopback: it is class kubelet only when a certificate or
             // grant says that the address is the node's, and the agent checks that it is.
-            Some(Refusal::Loopback) if class == Class::Kubelet => {}
+            Some(Refusal::Loopback) if class == Class::Kubelet || self.loopback => {}
             Some(refusal) => return Err(Denial::Forbidden(refusal)),
             None => {}
         }
@@ -97,6 +108,21 @@ mod tests {
             if let Err(denial) = permit {
                 assert_eq!(denial.reason(), Reason::ServerPolicy);
             }
+        }
+    }
+
+    #[test]
+    fn the_compatibility_profile_lifts_classes_and_loopback_only() {
+        let policy = Policy::compatibility();
+        for (target, allowed) in [
+            ("127.0.0.1:80", true),
+            ("8.8.8.8:53", true),
+            ("169.254.169.254:80", false),
+            ("[fe80::1]:80", false),
+            ("0.0.0.0:80", false),
+        ] {
+            let permit = policy.check(target.parse().unwrap(), Class::Other);
+            assert_eq!(permit.is_ok(), allowed, "{target}");
         }
     }
 
