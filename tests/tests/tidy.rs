@@ -16,12 +16,13 @@ const LAYERS: [(&str, &[&str]); 5] = [
 ];
 
 /// The one crate that may depend on a heavy library. `tests` may look into everything.
-const OWNERS: [(&str, &[&str]); 12] = [
+const OWNERS: [(&str, &[&str]); 13] = [
     ("quinn", &["link"]),
     ("quinn-proto", &["link"]),
     ("rcgen", &["pki"]),
     ("x509-parser", &["pki"]),
     ("rustls-webpki", &["pki"]),
+    ("h2", &["server", "link"]),
     ("hyper", &["link"]),
     ("hyper-util", &["link"]),
     ("notify", &["link"]),
