@@ -16,6 +16,7 @@ pub mod chain;
 pub mod credentials;
 pub mod date;
 mod der;
+mod either;
 #[doc(hidden)]
 pub mod fuzz;
 mod handshake;
