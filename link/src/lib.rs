@@ -9,6 +9,7 @@ pub mod connect;
 pub mod dial;
 pub mod driver;
 pub mod error;
+pub mod grpc;
 pub mod kube;
 pub mod live;
 pub mod process;

@@ -21,6 +21,7 @@ pub mod chain;
 pub mod credentials;
 pub mod date;
 mod der;
+mod either;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod gateway;

@@ -28,14 +28,17 @@ use towline_proto::version::ALPN_LINK;
 
 use crate::chain::ChainVerifier;
 use crate::credentials::Credentials;
+use crate::either::Either;
 use crate::gateway::{FrontEndVerifier, Serving};
 use crate::kubelet::{KubeletCheck, KubeletClient};
 use crate::presented::Looker;
 use crate::verify::PeerVerifier;
 use crate::web::{WebPair, WebRoots};
 
-/// ALPN of the door over TCP.
+/// ALPN of the door over TCP, for CONNECT. It comes first: who offers both means this one.
 pub const ALPN_HTTP11: &[u8] = b"http/1.1";
+/// ALPN of the door over TCP, for gRPC. Who offers nothing is told apart by its first bytes.
+pub const ALPN_HTTP2: &[u8] = b"h2";
 
 /// The library refused a configuration. With what is checked beforehand this is a defect.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +50,7 @@ pub fn link_server(
     own: &Credentials,
     peers: Arc<PeerVerifier>,
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    server(single(own.presented().clone()), peers, ALPN_LINK)
+    server(single(own.presented().clone()), peers, &[ALPN_LINK])
 }
 
 /// An agent's end of a link, on both carriers.
@@ -63,7 +66,11 @@ pub fn door_server(
     own: &Credentials,
     peers: Arc<PeerVerifier>,
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    server(single(own.presented().clone()), peers, ALPN_HTTP11)
+    server(
+        single(own.presented().clone()),
+        peers,
+        &[ALPN_HTTP11, ALPN_HTTP2],
+    )
 }
 
 /// A front end's end of the door over TCP.
@@ -104,7 +111,7 @@ pub fn gateway_server(
     serving: &Serving,
     front_ends: Arc<FrontEndVerifier>,
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    server(Arc::new(serving.clone()), front_ends, ALPN_HTTP11)
+    server(Arc::new(serving.clone()), front_ends, &[ALPN_HTTP11])
 }
 
 /// A handshake that is broken off when the server has shown its certificate: [`crate::presented`].
@@ -133,6 +140,14 @@ pub fn kubelet_name(host: &Host) -> ServerName<'static> {
     }
 }
 
+/// The same for one that speaks gRPC.
+pub fn door_client_http2(
+    own: &Credentials,
+    peers: Arc<PeerVerifier>,
+) -> Result<Arc<ClientConfig>, TlsError> {
+    client(own.presented().clone(), peers, ALPN_HTTP2)
+}
+
 /// Our end towards a server that has no identity but a DNS name or an address: the Kubernetes
 /// API, or Konnectivity's proxy-server. Chain to `roots`, time, usage (server-auth) and the name
 /// that is connected to are checked; the name is sent (SNI) where it is a DNS name.
@@ -141,7 +156,30 @@ pub fn web_client(
     own: Option<&WebPair>,
     alpn: &[&[u8]],
 ) -> Result<Arc<ClientConfig>, TlsError> {
-    let builder = client_builder(web_verifier(roots)?)?;
+    Ok(finish_web(client_builder(web_verifier(roots)?)?, own, alpn))
+}
+
+/// Our end towards a server that may be a Towline server or one known by its name alone: both
+/// protocols are offered, and a certificate is taken that either rule takes. Who uses this must
+/// ask the right rule once the protocol is known, as `either` says.
+pub fn auto_client(
+    peers: Arc<PeerVerifier>,
+    roots: &WebRoots,
+    own: Option<&WebPair>,
+    alpn: &[&[u8]],
+) -> Result<Arc<ClientConfig>, TlsError> {
+    let either = Either {
+        identity: peers,
+        name: web_verifier(roots)?,
+    };
+    Ok(finish_web(client_builder(Arc::new(either))?, own, alpn))
+}
+
+fn finish_web(
+    builder: rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>,
+    own: Option<&WebPair>,
+    alpn: &[&[u8]],
+) -> Arc<ClientConfig> {
     let mut config = match own {
         Some(pair) => {
             builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(pair.presented())))
@@ -151,7 +189,7 @@ pub fn web_client(
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     config.resumption = Resumption::disabled();
     config.enable_early_data = false;
-    Ok(Arc::new(config))
+    Arc::new(config)
 }
 
 /// Our end of a door of the compatibility profile. With `clients` a certificate of theirs is
@@ -184,7 +222,7 @@ fn without_resumption(mut config: ServerConfig) -> ServerConfig {
     config
 }
 
-fn web_verifier(roots: &WebRoots) -> Result<Arc<WebPkiServerVerifier>, TlsError> {
+pub(crate) fn web_verifier(roots: &WebRoots) -> Result<Arc<WebPkiServerVerifier>, TlsError> {
     WebPkiServerVerifier::builder_with_provider(roots.store(), provider())
         .build()
         .map_err(|_| TlsError(rustls::Error::General("no usable root".to_owned())))
@@ -227,7 +265,7 @@ pub mod presenting {
         key: PrivateKeyDer<'static>,
         peers: Arc<PeerVerifier>,
     ) -> Result<Arc<ServerConfig>, TlsError> {
-        server(single(any(chain, key)?), peers, ALPN_LINK)
+        server(single(any(chain, key)?), peers, &[ALPN_LINK])
     }
 
     fn any(
@@ -245,13 +283,13 @@ fn single(own: Arc<CertifiedKey>) -> Arc<dyn ResolvesServerCert> {
 fn server(
     own: Arc<dyn ResolvesServerCert>,
     peers: Arc<dyn ClientCertVerifier>,
-    alpn: &[u8],
+    alpn: &[&[u8]],
 ) -> Result<Arc<ServerConfig>, TlsError> {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(peers)
         .with_cert_resolver(own);
-    config.alpn_protocols = vec![alpn.to_vec()];
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     Ok(Arc::new(without_resumption(config)))
 }
 

@@ -8,10 +8,12 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustls::RootCertStore;
+use rustls::client::danger::ServerCertVerifier;
 use rustls::sign::CertifiedKey;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use towline_proto::limits;
 
 use crate::pem::{self, PemError};
@@ -37,6 +39,10 @@ pub enum WebError {
     Key { what: String },
     #[error("{key}: is not the private key of {cert}")]
     Mismatch { cert: String, key: String },
+    #[error("the server showed no certificate")]
+    NoCertificate,
+    #[error("the server's certificate is not good for its name: {0}")]
+    Server(rustls::Error),
     #[error("{0:?} is neither a DNS name nor an address, so no certificate can be checked for it")]
     Name(String),
 }
@@ -72,6 +78,23 @@ impl WebRoots {
             })?;
         }
         Ok(Self(Arc::new(store)))
+    }
+
+    /// Whether a chain, leaf first, is that of the server `name`: to one of these roots, in its
+    /// time, for servers, and for that name.
+    pub fn check(
+        &self,
+        chain: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        now: SystemTime,
+    ) -> Result<(), WebError> {
+        let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let (leaf, above) = chain.split_first().ok_or(WebError::NoCertificate)?;
+        tls::web_verifier(self)
+            .map_err(|_| WebError::NoCertificate)?
+            .verify_server_cert(leaf, above, name, &[], UnixTime::since_unix_epoch(since))
+            .map(|_| ())
+            .map_err(WebError::Server)
     }
 
     pub(crate) fn store(&self) -> Arc<RootCertStore> {

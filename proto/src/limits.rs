@@ -358,6 +358,9 @@ pub const LEGACY_CLOSING: usize = 4096;
 pub const LEGACY_LINGER: Duration = Duration::from_secs(5);
 /// How long a legacy agent may take to confirm a close. Overflow: the dial ends without it.
 pub const LEGACY_CLOSE: Duration = Duration::from_secs(10);
+/// Shortest time between two HTTP/2 pings of ours, whatever `--keepalive-time` says: the other
+/// program takes more for an attack.
+pub const GRPC_PING_LEAST: Duration = Duration::from_secs(10);
 /// How long an unanswered HTTP/2 ping lasts. Overflow: the connection is closed.
 pub const GRPC_PING_TIMEOUT: Duration = Duration::from_secs(20);
 

@@ -1,10 +1,12 @@
 //! The dialer: every door's request ends here and becomes a byte pipe or a reason.
 //!
 //! In this order: classify, policy, pick, for a kubelet its attestation, a place on the link, the
-//! stream, the agent's answer;
-//! all under one deadline. An open dial is judged again whenever policy or grants change. A dial is tried a second time, on another link, only when it never
-//! reached the first agent. Nothing here waits for a lock or looks at bytes.
+//! stream, the agent's answer; all under one deadline. A dial is tried a second time, on another
+//! link, only when it never reached the first agent. What no verified agent may be asked for goes
+//! to a legacy one, where the compatibility profile has any. An open dial is judged again whenever
+//! policy or grants change. Nothing here waits for a lock or looks at bytes.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,6 +18,7 @@ use towline_link::carrier::Stream;
 use towline_link::dial;
 use towline_link::driver::DialGuard;
 use towline_link::live::{LiveDials, LiveGuard};
+use towline_pki::VerifiedPeer;
 use towline_proto::dial::{Dial, DialRequest, TraceContext};
 use towline_proto::id::{DialId, LinkId, Name};
 use towline_proto::policy::RuleTag;
@@ -23,11 +26,12 @@ use towline_proto::reason::Reason;
 use towline_proto::target::{Class, Target};
 
 use crate::agents::{AgentLink, Agents, Ended, Node};
-use crate::attest::{Attestation, Attestor};
+use crate::attest::{Attestation, Attestor, Mode};
 use crate::audit::{Audit, Draft, OpenRecord};
 use crate::caller::Caller;
 use crate::classify::{Prefixes, classify};
 use crate::dial_ids::DialIds;
+use crate::legacy::{self, LegacyRoute};
 use crate::metrics::Metrics;
 use crate::pick::NoAgent;
 use crate::policy::explain::{self, Explained};
@@ -67,6 +71,42 @@ pub struct Ask {
     pub trace: Option<TraceContext>,
 }
 
+/// Who carries a dial.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Through {
+    /// An agent that proved this name.
+    Agent(Name),
+    /// A legacy agent that calls itself so; nobody has checked it.
+    Legacy(Box<str>),
+}
+
+impl Through {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Through::Agent(name) => name.as_str(),
+            Through::Legacy(id) => id,
+        }
+    }
+}
+
+impl fmt::Display for Through {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Through::Agent(name) => name.fmt(f),
+            Through::Legacy(id) => write!(f, "{id} (legacy)"),
+        }
+    }
+}
+
+/// A dial's place among those of who carries it, until it is dropped.
+pub enum OnLink {
+    /// A link of a verified agent.
+    Link(DialGuard),
+    /// A stream of a legacy agent.
+    Legacy(legacy::Place),
+}
+
 /// A byte pipe to a target, and what is counted for as long as it lives.
 pub struct OpenDial {
     /// For logs at both ends.
@@ -74,13 +114,13 @@ pub struct OpenDial {
     /// What the target is.
     pub class: Class,
     /// Through whom.
-    pub agent: Name,
+    pub agent: Through,
     /// The pipe.
     pub stream: Stream,
     /// Bytes of the target that came with the answer.
     pub early: Bytes,
     /// Its place among the link's dials.
-    pub on_link: DialGuard,
+    pub on_link: OnLink,
     /// What is known of the kubelet, when it is one that is verified or observed.
     pub kubelet: Option<Arc<Attestation>>,
     /// Its place in the audit trail.
@@ -103,9 +143,11 @@ pub struct DialError {
     /// What it is, when that was found out.
     pub class: Option<Class>,
     /// Who was, or should have been, asked.
-    pub agent: Option<Name>,
+    pub agent: Option<Through>,
     /// What more is known.
     pub detail: Detail,
+    /// The words of a legacy agent, escaped: front ends know them.
+    pub said: Option<Box<str>>,
 }
 
 /// What more is known about a refusal.
@@ -130,6 +172,8 @@ pub enum Detail {
     NoGateway,
     /// What is wrong with the kubelet; `None`: there was no time to find out.
     Kubelet(Option<Arc<Attestation>>),
+    /// A kubelet that only a legacy agent reaches, where kubelets must be verified.
+    KubeletBehindLegacy,
     /// Whoever asked has given it up, or has lost the right to ask.
     GivenUp,
 }
@@ -159,6 +203,7 @@ impl DialError {
             class: None,
             agent: None,
             detail,
+            said: None,
         })
     }
 }
@@ -179,6 +224,8 @@ pub struct DialOptions {
     pub timeout: Duration,
     /// Live dials on one link.
     pub per_link: u32,
+    /// Kubelets are reached through the gateway and not otherwise.
+    pub gateway: bool,
 }
 
 /// What a dial has to pass.
@@ -201,6 +248,7 @@ pub struct Dialer {
     metrics: Metrics,
     ids: Arc<DialIds>,
     turn: AtomicUsize,
+    legacy: Option<LegacyRoute>,
 }
 
 impl Dialer {
@@ -223,6 +271,7 @@ impl Dialer {
             metrics,
             ids,
             turn: AtomicUsize::new(0),
+            legacy: None,
         }
     }
 
@@ -244,6 +293,12 @@ impl Dialer {
     /// The audit trail.
     pub fn audit(&self) -> &Audit {
         &self.gates.audit
+    }
+
+    /// The same, which also asks legacy agents.
+    pub fn with_legacy(mut self, legacy: LegacyRoute) -> Self {
+        self.legacy = Some(legacy);
+        self
     }
 
     /// Makes a byte pipe. Dropping the future gives the dial up at both ends.
@@ -327,13 +382,20 @@ impl Dialer {
         id: DialId,
         begun: Instant,
         draft: &mut Draft,
-    ) -> Result<Through, Box<DialError>> {
+    ) -> Result<Opened, Box<DialError>> {
         let round = self.gates.policy.dials().round();
         let policy = self.gates.policy.policy();
         let permit = self.permit(&policy, ask, draft)?;
         let deadline = begun + self.options.timeout;
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let (permit, first) = self.pick(&policy, permit, ask, None, turn, draft)?;
+        let (permit, first) = match self.pick(&policy, permit, ask, None, turn, draft) {
+            Ok(picked) => picked,
+            Err((permit, error)) => {
+                let asked = Asked { id, ask, deadline };
+                let open = self.elsewhere(&permit, asked, turn, error, draft).await?;
+                return self.still_allowed(open, round);
+            }
+        };
         let asked = Asked { id, ask, deadline };
         let error = match self.open(&permit, asked, first, draft).await {
             Ok(open) => return self.still_allowed(open, round),
@@ -370,7 +432,7 @@ impl Dialer {
     }
 
     /// Policy or grants may have changed while the dial was opened.
-    fn still_allowed(&self, open: Through, round: u64) -> Result<Through, Box<DialError>> {
+    fn still_allowed(&self, open: Opened, round: u64) -> Result<Opened, Box<DialError>> {
         if self.gates.policy.dials().round() != round
             && let Some(reason) = self.gates.policy.judge_again(&open.judged)
         {
@@ -380,9 +442,87 @@ impl Dialer {
                 class: Some(open.class),
                 agent: Some(open.agent),
                 detail: Detail::None,
+                said: None,
             }));
         }
         Ok(open)
+    }
+
+    /// No verified agent may be asked: perhaps a legacy one.
+    async fn elsewhere(
+        &self,
+        permit: &Permit,
+        asked: Asked<'_>,
+        turn: usize,
+        error: Box<DialError>,
+        draft: &mut Draft,
+    ) -> Result<Opened, Box<DialError>> {
+        let Some(legacy) = &self.legacy else {
+            return Err(error);
+        };
+        // Whoever proved that a target is its own keeps it, and what a rule denies stays denied.
+        if (error.agent.is_some() && !legacy.downgrade) || error.rule().is_some() {
+            return Err(error);
+        }
+        let fail = |reason, agent, detail, said| {
+            Box::new(DialError {
+                reason,
+                target: permit.target().clone(),
+                class: Some(permit.class()),
+                agent,
+                detail,
+                said,
+            })
+        };
+        let kubelet = permit.class() == Class::Kubelet
+            || permit.target().port() == self.prefixes.kubelet_port;
+        let verified_only = self.options.gateway || self.gates.attestor.mode() == Mode::Enforce;
+        if kubelet && verified_only {
+            let detail = Detail::KubeletBehindLegacy;
+            return Err(fail(Reason::KubeletUnverified, None, detail, None));
+        }
+        match legacy.dial(permit.target(), turn, asked.deadline).await {
+            None => Err(error),
+            Some(Ok(dial)) => {
+                let id = dial.through.id();
+                draft.legacy(id);
+                let live = self.live.register();
+                let judged = self.judged(permit, asked.ask, None, &live);
+                Ok(Opened {
+                    class: permit.class(),
+                    agent: Through::Legacy(id.into()),
+                    stream: dial.stream,
+                    early: Bytes::new(),
+                    on_link: OnLink::Legacy(dial.place),
+                    live,
+                    judged,
+                    rule: permit.rule().clone(),
+                    kubelet: None,
+                })
+            }
+            Some(Err((through, failure))) => {
+                draft.legacy(through.id());
+                let agent = Some(Through::Legacy(through.id().into()));
+                Err(fail(failure.reason, agent, Detail::None, failure.said))
+            }
+        }
+    }
+
+    /// Puts an open dial among those that are judged again.
+    fn judged(
+        &self,
+        permit: &Permit,
+        ask: &Ask,
+        agent: Option<VerifiedPeer>,
+        live: &LiveGuard,
+    ) -> JudgedGuard {
+        self.gates.policy.dials().add(Judged {
+            target: permit.target().clone(),
+            class: permit.class(),
+            caller: ask.caller.clone(),
+            agent,
+            dial: Arc::clone(live.dial()),
+        })
     }
 
     fn permit(
@@ -401,6 +541,7 @@ impl Dialer {
                 class: Some(class),
                 agent: None,
                 detail: Detail::Denial(denial),
+                said: None,
             })
         })
     }
@@ -414,12 +555,18 @@ impl Dialer {
         avoid: Option<LinkId>,
         turn: usize,
         draft: &mut Draft,
-    ) -> Result<(Permit, Arc<AgentLink>), Box<DialError>> {
+    ) -> Result<(Permit, Arc<AgentLink>), (Permit, Box<DialError>)> {
         let routes = self.agents.routes();
-        let (host, class) = (&permit.target().host, permit.class());
+        let host = &permit.target().host;
+        let class = match (permit.class(), &self.legacy) {
+            // Only the compatibility profile permits these: a gateway decides, when no legacy
+            // agent is left.
+            (Class::Other, Some(legacy)) if legacy.agents.is_empty() => Class::Service,
+            (class, _) => class,
+        };
         let through = |node: &Node| {
             let name = node.name().as_str();
-            policy.check(&ask.target, class, &ask.caller, Some(name))
+            policy.check(&ask.target, permit.class(), &ask.caller, Some(name))
         };
         let asks_node = policy.rules().asks_node();
         let picked = routes.pick(host, class, avoid, turn, |node| {
@@ -435,34 +582,39 @@ impl Dialer {
                 // It went away in between.
                 None => (
                     Reason::NoAgent,
-                    Some(node.name().clone()),
+                    Some(Through::Agent(node.name().clone())),
                     Detail::of(node.ended()),
                 ),
             },
             Err(NoAgent::Owner(node)) => (
                 Reason::NoAgent,
-                Some(node.name().clone()),
+                Some(Through::Agent(node.name().clone())),
                 Detail::of(node.ended()),
             ),
             Err(NoAgent::Forbidden(node)) => match through(&node) {
                 Err(denial) => denied(&node, denial),
                 // Cannot be: it was forbidden by the same policy.
-                Ok(_) => (Reason::NoAgent, Some(node.name().clone()), Detail::None),
+                Ok(_) => {
+                    let agent = Through::Agent(node.name().clone());
+                    (Reason::NoAgent, Some(agent), Detail::None)
+                }
             },
             Err(NoAgent::UnknownNode) => (Reason::NoAgent, None, Detail::UnknownNode),
             Err(NoAgent::NoGateway) => (Reason::NoAgent, None, Detail::NoGateway),
             Err(NoAgent::NoRoute) => (Reason::NoRoute, None, Detail::None),
         };
-        if let Some(node) = &agent {
+        if let Some(Through::Agent(node)) = &agent {
             draft.node(node);
         }
-        Err(Box::new(DialError {
+        let error = Box::new(DialError {
             reason,
             target: permit.target().clone(),
             class: Some(permit.class()),
             agent,
             detail,
-        }))
+            said: None,
+        });
+        Err((permit, error))
     }
 
     async fn open(
@@ -471,9 +623,9 @@ impl Dialer {
         Asked { id, ask, deadline }: Asked<'_>,
         through: Arc<AgentLink>,
         draft: &mut Draft,
-    ) -> Result<Through, Attempt> {
+    ) -> Result<Opened, Attempt> {
         // The proof that this is an agent of ours: a link cannot be without it.
-        let agent = through.peer().identity().name.clone();
+        let agent = Through::Agent(through.peer().identity().name.clone());
         draft.agent(through.peer(), through.link.carrier().kind());
         let fail = |reason, detail, reached: bool| Attempt {
             error: Box::new(DialError {
@@ -482,6 +634,7 @@ impl Dialer {
                 class: Some(permit.class()),
                 agent: Some(agent.clone()),
                 detail,
+                said: None,
             }),
             never_reached: (!reached).then(|| through.link.id()),
         };
@@ -504,19 +657,14 @@ impl Dialer {
         match dial::open(&**carrier, &request, deadline).await {
             Ok(open) => {
                 let live = self.live.register();
-                let judged = self.gates.policy.dials().add(Judged {
-                    target: permit.target().clone(),
-                    class: permit.class(),
-                    caller: ask.caller.clone(),
-                    agent: through.peer().clone(),
-                    dial: Arc::clone(live.dial()),
-                });
-                Ok(Through {
+                let proof = Some(through.peer().clone());
+                let judged = self.judged(permit, ask, proof, &live);
+                Ok(Opened {
                     class: permit.class(),
                     agent,
                     stream: open.stream,
                     early: open.early,
-                    on_link,
+                    on_link: OnLink::Link(on_link),
                     live,
                     judged,
                     rule: permit.rule().clone(),
@@ -561,21 +709,21 @@ struct Asked<'a> {
 }
 
 /// A pipe through an agent, not recorded yet.
-struct Through {
+struct Opened {
     class: Class,
-    agent: Name,
+    agent: Through,
     stream: Stream,
     early: Bytes,
-    on_link: DialGuard,
+    on_link: OnLink,
     live: LiveGuard,
     judged: JudgedGuard,
     rule: RuleTag,
     kubelet: Option<Arc<Attestation>>,
 }
 
-fn denied(node: &Node, denial: Denial) -> (Reason, Option<Name>, Detail) {
-    let name = node.name().clone();
-    (denial.reason(), Some(name), Detail::Denial(denial))
+fn denied(node: &Node, denial: Denial) -> (Reason, Option<Through>, Detail) {
+    let agent = Through::Agent(node.name().clone());
+    (denial.reason(), Some(agent), Detail::Denial(denial))
 }
 
 struct Attempt {

@@ -59,6 +59,16 @@ impl FakeApiserver {
         }
     }
 
+    /// The same over TCP, offering these protocols instead of HTTP/1.1.
+    pub fn offering(mut self, alpn: &[&[u8]]) -> Self {
+        if let Door::Tcp(_, tls) = &mut self.door {
+            let mut config = (**tls.config()).clone();
+            config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+            *tls = TlsConnector::from(Arc::new(config));
+        }
+        self
+    }
+
     /// An open connection to the door on which nothing has been said.
     pub async fn connect(&self) -> io::Result<Box<dyn Io>> {
         match &self.door {

@@ -13,6 +13,7 @@ pub mod cluster;
 pub mod demo;
 pub mod emulator;
 pub mod forwarder;
+pub mod grpc;
 pub mod konnectivity;
 pub mod kube;
 pub mod kubectl;

@@ -23,6 +23,7 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("rcgen", &["pki"]),
     ("x509-parser", &["pki"]),
     ("rustls-webpki", &["pki"]),
+    ("h2", &["server", "link"]),
     ("hyper", &["link"]),
     ("hyper-util", &["link"]),
     ("notify", &["link"]),

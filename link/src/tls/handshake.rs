@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use rustls::server::Acceptor;
 use rustls::{AlertDescription, Error as TlsFailure};
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -170,6 +170,55 @@ pub async fn connect(
         let remote = tcp.peer_addr().map_err(unreachable)?;
         socket::prepare(&tcp).map_err(unreachable)?;
         connect_on(tcp, remote, server, config, verifier, options).await
+    })
+    .await?
+}
+
+/// A server after a handshake in which it could choose its protocol.
+pub struct Met {
+    /// The bytes behind the handshake.
+    pub stream: tokio_rustls::client::TlsStream<TcpStream>,
+    /// What it chose, if anything.
+    pub alpn: Option<Vec<u8>>,
+    /// What it showed, leaf first.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// Where it is.
+    pub remote: SocketAddr,
+}
+
+/// Meets a server with a configuration that is not a link's: name, TCP, handshake, all within
+/// [`limits::HANDSHAKE_TIMEOUT`]. What the certificate is good for is for the caller to judge.
+pub async fn meet(
+    server: &Target,
+    name: ServerName<'static>,
+    config: Arc<rustls::ClientConfig>,
+    proxy: Option<&HttpProxy>,
+) -> Result<Met, ConnectError> {
+    let text = server.to_string();
+    in_time(&text, async {
+        let tcp = match proxy {
+            Some(proxy) => tunnel::open(proxy, server).await?,
+            None => addresses::connect(&server.host.to_string(), server.port()).await?,
+        };
+        let unreachable = |source| ConnectError::Unreachable {
+            server: text.clone(),
+            source,
+        };
+        let remote = tcp.peer_addr().map_err(unreachable)?;
+        socket::prepare(&tcp).map_err(unreachable)?;
+        let stream = TlsConnector::from(config)
+            .connect(name, tcp)
+            .await
+            .map_err(|error| handshake_error(&text, &error))?;
+        let session = stream.get_ref().1;
+        let certificates = session.peer_certificates().unwrap_or_default();
+        let chain = certificates.iter().map(|one| one.clone().into_owned());
+        Ok(Met {
+            alpn: session.alpn_protocol().map(<[u8]>::to_vec),
+            chain: chain.collect(),
+            remote,
+            stream,
+        })
     })
     .await?
 }

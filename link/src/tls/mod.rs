@@ -20,7 +20,7 @@ pub(crate) mod socket;
 mod stream;
 mod tunnel;
 
-pub use handshake::{Arrived, accept, accept_on, connect, connect_on};
+pub use handshake::{Arrived, Met, accept, accept_on, connect, connect_on, meet};
 pub use proxy::{HttpProxy, ProxyError};
 
 use towline_proto::limits;

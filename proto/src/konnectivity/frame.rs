@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
+use super::fields::{put_length, put_number, varint_bytes};
 use super::packet::Packet;
 
 /// Bytes before each message.
@@ -160,6 +161,27 @@ pub fn put(packet: &Packet) -> (Bytes, Bytes) {
     (out.freeze(), data)
 }
 
+/// What stands before `len` bytes of DATA: the prefix, the packet's and the body's heads; at most
+/// [`DATA_HEAD`] bytes. For bytes that are in pieces, or not cut yet.
+pub fn data_head(connect_id: i64, len: usize) -> Bytes {
+    let mut body = BytesMut::with_capacity(DATA_HEAD);
+    put_number(&mut body, 1, connect_id);
+    if len > 0 {
+        put_length(&mut body, 3, len);
+    }
+    let inner = body.len() + len;
+    let mut out = BytesMut::with_capacity(DATA_HEAD);
+    out.put_u8(0);
+    out.put_u32((3 + varint_bytes(inner as u64) + inner) as u32);
+    put_number(&mut out, 1, 4);
+    put_length(&mut out, 4, inner);
+    out.put(body);
+    out.freeze()
+}
+
+/// Most bytes before those of one DATA packet of up to 4 GiB.
+pub const DATA_HEAD: usize = PREFIX + 2 + 1 + 5 + 1 + 10 + 1 + 5;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -201,6 +223,20 @@ mod tests {
             assert_eq!(got, sent);
             assert_eq!(messages.finish(), Ok(()));
             assert_eq!(messages.held(), 0);
+        }
+    }
+
+    #[test]
+    fn a_head_without_its_bytes_is_the_same_head() {
+        for connect_id in [0, 1, 127, 128, i64::MAX, -1] {
+            for len in [0, 1, 100, 127, 128, 16_384, 65_500] {
+                let (head, _) = put(&Packet::Data {
+                    connect_id,
+                    data: vec![0; len].into(),
+                });
+                assert_eq!(data_head(connect_id, len), head);
+                assert!(head.len() <= DATA_HEAD);
+            }
         }
     }
 

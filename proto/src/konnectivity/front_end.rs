@@ -11,8 +11,8 @@
 //! - DATA of the front end is one: only a known connection is written to. Most targets wait for
 //!   it, so most dials pass here without any delay.
 //! - When the target speaks first, its first bytes are sent and kept ([`Room::First`]), and behind
-//!   them one byte for an id that never existed. The client answers that with CLOSE_REQ in any
-//!   case and in order: a CLOSE_REQ for our connection before it says that the bytes were
+//!   them an empty DATA for an id that never existed. The client answers that with CLOSE_REQ in
+//!   any case and in order: a CLOSE_REQ for our connection before it says that the bytes were
 //!   dropped, and they are sent again; none says that they were taken. Only then more follow.
 //! - When the target ends without a byte, CLOSE_RSP is repeated until the client leaves.
 //!
@@ -353,8 +353,7 @@ impl FrontEnd {
             return;
         };
         self.answers.push_back(bytes(*id, kept.clone()));
-        self.answers
-            .push_back(bytes(NOBODY, Bytes::from_static(b"?")));
+        self.answers.push_back(bytes(NOBODY, Bytes::new()));
         *proof = Proof::Asked {
             kept,
             refused: false,

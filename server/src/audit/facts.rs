@@ -34,6 +34,8 @@ pub struct Facts {
     pub node: Option<Name>,
     /// The agent, by its certificate.
     pub agent: Option<VerifiedPeer>,
+    /// A legacy agent, as it calls itself.
+    pub legacy: Option<Box<str>>,
     /// What carried it.
     pub carrier: Option<CarrierKind>,
 }

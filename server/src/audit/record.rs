@@ -108,6 +108,9 @@ impl Teller {
                 TEXT,
             );
         }
+        if let Some(legacy) = &facts.legacy {
+            fields.text("legacy_agent", legacy, TEXT);
+        }
         if let Some(carrier) = facts.carrier {
             fields.word("carrier", carrier.as_str());
         }
@@ -322,6 +325,7 @@ mod tests {
             class: Some(Class::Kubelet),
             node: Some("n1".parse().unwrap()),
             agent: None,
+            legacy: None,
             carrier: None,
         })
     }

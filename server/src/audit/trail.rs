@@ -325,6 +325,7 @@ impl Audit {
                 class: None,
                 node: None,
                 agent: None,
+                legacy: None,
                 carrier: None,
             },
         }))))
@@ -365,6 +366,13 @@ impl Draft {
             begun.facts.node = Some(agent.identity().name.clone());
             begun.facts.agent = Some(agent.clone());
             begun.facts.carrier = Some(carrier);
+        }
+    }
+
+    /// A legacy agent is asked: it calls itself so.
+    pub fn legacy(&mut self, id: &str) {
+        if let Some(begun) = &mut self.0 {
+            begun.facts.legacy = Some(id.into());
         }
     }
 

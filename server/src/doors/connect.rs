@@ -25,7 +25,7 @@ use super::front_ends::FrontEndGuard;
 use super::head::{self, Head, HeadError};
 use super::status::{self, Answer};
 use crate::caller::Caller;
-use crate::dial::{Ask, Detail, Dialer, Door, OpenDial};
+use crate::dial::{Ask, Detail, Dialer, Door, OpenDial, Through};
 use crate::gateway::{self, Gateway};
 use crate::metrics::Metrics;
 
@@ -138,11 +138,15 @@ pub async fn serve<S: FrontEnd>(mut stream: S, desk: Arc<Desk>, mut visit: Visit
     record.counts(live.dial());
     tracing::debug!(dial = %id, door = door.as_str(), front_end = %caller, %class, %agent, %rule, kubelet = kubelet.as_ref().map(|found| found.word()), "dial open");
     drop((caller, drain, rule, kubelet));
-    let request = (class == Class::Kubelet && desk.gateway.is_some()).then(|| gateway::Request {
-        id,
-        target: judged.judged().target.clone(),
-        node: agent.clone(),
-    });
+    let request = match (&agent, &desk.gateway) {
+        // The dialer opens no kubelet through a legacy agent where there is a gateway.
+        (Through::Agent(node), Some(_)) if class == Class::Kubelet => Some(gateway::Request {
+            id,
+            target: judged.judged().target.clone(),
+            node: node.clone(),
+        }),
+        _ => None,
+    };
     let early = Early {
         to_peer,
         to_local: early,

@@ -114,6 +114,9 @@ pub fn of_dial(error: &DialError) -> Answer {
 }
 
 fn phrase(error: &DialError) -> String {
+    if let Some(said) = &error.said {
+        return said.to_string();
+    }
     let target = &error.target;
     let agent = error.agent.as_ref().map_or("?", |name| name.as_str());
     let at = match &error.detail {
@@ -164,6 +167,12 @@ fn phrase(error: &DialError) -> String {
 
 fn kubelet(error: &DialError, agent: &str) -> String {
     let target = &error.target;
+    if let Detail::KubeletBehindLegacy = error.detail {
+        return format!(
+            "{target} is not dialled: only a legacy agent reaches this kubelet, which cannot be \
+             verified; give the node a towline-agent"
+        );
+    }
     let found = error.kubelet();
     match found.and_then(|found| found.verdict.cause()) {
         Some(cause) => format!(
@@ -213,6 +222,7 @@ fn span(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dial::Through;
     use towline_proto::address::Refusal;
 
     fn error(reason: Reason, detail: Detail) -> DialError {
@@ -220,8 +230,9 @@ mod tests {
             reason,
             target: "10.0.0.7:10250".parse().unwrap(),
             class: Some(Class::Kubelet),
-            agent: Some("n1".parse().unwrap()),
+            agent: Some(Through::Agent("n1".parse().unwrap())),
             detail,
+            said: None,
         }
     }
 
@@ -282,7 +293,7 @@ mod tests {
         for reason in Reason::ALL.iter().copied().chain([Reason::Unknown(60_000)]) {
             let mut error = error(reason, Detail::Address([0xfd; 16].into()));
             error.target = format!("{long}:65535").parse().unwrap();
-            error.agent = Some(long.parse().unwrap());
+            error.agent = Some(Through::Agent(long.parse().unwrap()));
             let answer = of_dial(&error);
             assert!((400..600).contains(&answer.status), "{reason}");
             assert!(

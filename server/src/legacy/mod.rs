@@ -7,7 +7,7 @@
 //!
 //! Reading order: [`accept`] (a connection after its handshake), [`admit`] (who may be an agent),
 //! [`stream`] (one agent stream: packets in, packets out), [`pipe`] (one connection of it as the
-//! byte pipe that doors know), [`table`] and [`strategy`] (who is asked), [`trust`] (files),
+//! byte pipe that doors know), [`table`] and [`strategy`] (who is asked), [`route`] (when), [`trust`] (files),
 //! [`grpc`] (the framing below).
 
 pub mod accept;
@@ -15,6 +15,7 @@ pub mod admit;
 pub mod error;
 pub mod grpc;
 pub mod pipe;
+pub mod route;
 pub mod serve;
 pub mod strategy;
 pub mod stream;
@@ -23,6 +24,7 @@ pub mod token;
 pub mod trust;
 
 pub use error::DialFailure;
-pub use strategy::Strategy;
-pub use stream::AgentStream;
+pub use route::LegacyRoute;
+pub use strategy::{Strategies, Strategy};
+pub use stream::{AgentStream, Place};
 pub use table::LegacyAgents;

@@ -194,6 +194,11 @@ impl LegacyAgents {
         self.backends(self.strategies.first()) > 0
     }
 
+    /// Whether there is nobody.
+    pub fn is_empty(&self) -> bool {
+        self.lock().streams.is_empty()
+    }
+
     /// Every stream, oldest first.
     pub fn streams(&self) -> Vec<Arc<AgentStream>> {
         self.lock().streams.clone()

@@ -132,12 +132,21 @@ impl InForce {
     }
 
     fn verdict(&self, policy: &Policy, judged: &Judged) -> Option<Reason> {
-        let name = judged.agent.identity().name.as_str();
-        let route = self.directory.route(&judged.agent);
-        let reason = if !route.serves(name, &judged.target.host, judged.class) {
+        // A legacy agent is granted nothing, so nothing can be withdrawn from it.
+        let agent = judged.agent.as_ref();
+        let name = agent.map(|agent| agent.identity().name.as_str());
+        let serves = agent.is_none_or(|agent| {
+            let route = self.directory.route(agent);
+            route.serves(
+                agent.identity().name.as_str(),
+                &judged.target.host,
+                judged.class,
+            )
+        });
+        let reason = if !serves {
             Reason::RouteWithdrawn
         } else if policy
-            .check(&judged.target, judged.class, &judged.caller, Some(name))
+            .check(&judged.target, judged.class, &judged.caller, name)
             .is_err()
         {
             Reason::PolicyChanged
@@ -146,7 +155,7 @@ impl InForce {
         };
         self.metrics.ended_by_policy(reason);
         tracing::info!(
-            target = %judged.target, class = %judged.class, agent = name,
+            target = %judged.target, class = %judged.class, agent = name.unwrap_or("(legacy)"),
             front_end = %judged.caller, %reason, "live dial ended"
         );
         Some(reason)

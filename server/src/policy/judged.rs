@@ -20,8 +20,8 @@ pub struct Judged {
     pub class: Class,
     /// For whom.
     pub caller: Caller,
-    /// Through whom.
-    pub agent: VerifiedPeer,
+    /// Through whom; `None`: a legacy agent, which has proved nothing.
+    pub agent: Option<VerifiedPeer>,
     /// The dial.
     pub dial: Arc<LiveDial>,
 }

@@ -4,11 +4,18 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::grpc::Tunnel;
 
 /// Longest answer to CONNECT that is read.
 const ANSWER_BYTES: usize = 1024;
@@ -18,10 +25,26 @@ const ANSWER_BYTES: usize = 1024;
 pub enum Door {
     /// HTTP CONNECT to `target` over a Unix socket.
     Connect { path: PathBuf, target: String },
+    /// The same over TCP with mutual TLS.
+    ConnectTls {
+        address: SocketAddr,
+        target: String,
+        files: TlsFiles,
+    },
+    /// gRPC over a Unix socket: a connection for each dial, as kube-apiserver does.
+    Grpc { path: PathBuf, target: String },
     /// The target itself.
     Tcp(SocketAddr),
     /// A Unix socket that is already the pipe.
     Unix(PathBuf),
+}
+
+/// What a front end over TCP shows and trusts.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct TlsFiles {
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    pub ca: PathBuf,
 }
 
 impl Door {
@@ -29,7 +52,22 @@ impl Door {
     pub async fn open(&self) -> io::Result<Pipe> {
         match self {
             Self::Connect { path, target } => {
-                connect(UnixStream::connect(path).await?, target).await
+                let stream = connect(UnixStream::connect(path).await?, target).await?;
+                Ok(Pipe::Unix(stream))
+            }
+            Self::ConnectTls {
+                address,
+                target,
+                files,
+            } => {
+                let stream = TcpStream::connect(address).await?;
+                stream.set_nodelay(true)?;
+                let name = address.ip().into();
+                let stream = files.connector()?.connect(name, stream).await?;
+                Ok(Pipe::Tls(Box::new(connect(stream, target).await?)))
+            }
+            Self::Grpc { path, target } => {
+                Ok(Pipe::Grpc(Box::new(Tunnel::open(path, target).await?)))
             }
             Self::Tcp(address) => {
                 let stream = TcpStream::connect(address).await?;
@@ -43,15 +81,44 @@ impl Door {
     /// Whether the front end's socket takes connections, without a dial.
     pub async fn listens(&self) -> bool {
         match self {
-            Self::Connect { path, .. } | Self::Unix(path) => {
+            Self::Connect { path, .. } | Self::Grpc { path, .. } | Self::Unix(path) => {
                 UnixStream::connect(path).await.is_ok()
             }
-            Self::Tcp(address) => TcpStream::connect(address).await.is_ok(),
+            Self::Tcp(address) | Self::ConnectTls { address, .. } => {
+                TcpStream::connect(address).await.is_ok()
+            }
         }
     }
 }
 
-async fn connect(mut stream: UnixStream, target: &str) -> io::Result<Pipe> {
+impl TlsFiles {
+    /// A connector; made once, because reading files is not what is measured.
+    fn connector(&self) -> io::Result<TlsConnector> {
+        static MADE: std::sync::OnceLock<TlsConnector> = std::sync::OnceLock::new();
+        if let Some(made) = MADE.get() {
+            return Ok(made.clone());
+        }
+        let certs = CertificateDer::pem_file_iter(&self.cert)
+            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+            .map_err(io::Error::other)?;
+        let key = PrivateKeyDer::from_pem_file(&self.key).map_err(io::Error::other)?;
+        let mut roots = rustls::RootCertStore::empty();
+        for root in CertificateDer::pem_file_iter(&self.ca).map_err(io::Error::other)? {
+            let root = root.map_err(io::Error::other)?;
+            roots.add(root).map_err(io::Error::other)?;
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(io::Error::other)?
+            .with_root_certificates(roots)
+            .with_client_auth_cert(certs, key)
+            .map_err(io::Error::other)?;
+        Ok(MADE.get_or_init(|| Arc::new(config).into()).clone())
+    }
+}
+
+async fn connect<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, target: &str) -> io::Result<S> {
     let request = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = [0; ANSWER_BYTES];
@@ -70,7 +137,7 @@ async fn connect(mut stream: UnixStream, target: &str) -> io::Result<Pipe> {
     }
     let answer = &answer[..filled];
     if answer.starts_with(b"HTTP/1.1 200 ") && answer.ends_with(b"\r\n\r\n") {
-        return Ok(Pipe::Unix(stream));
+        return Ok(stream);
     }
     let line = answer.split(|byte| *byte == b'\r').next();
     let line = String::from_utf8_lossy(line.unwrap_or_default());
@@ -80,17 +147,42 @@ async fn connect(mut stream: UnixStream, target: &str) -> io::Result<Pipe> {
 /// A byte pipe to the target.
 #[derive(Debug)]
 pub enum Pipe {
+    Grpc(Box<Tunnel>),
     Tcp(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
     Unix(UnixStream),
 }
 
 impl Pipe {
+    /// Closes as a front end does: a socket at once, a tunnel by asking for it and waiting for the answer.
+    pub async fn leave(mut self) -> io::Result<()> {
+        match &mut self {
+            Self::Grpc(tunnel) => {
+                tunnel.close()?;
+                let mut rest = [0; 1024];
+                while self.read(&mut rest).await? > 0 {}
+                Ok(())
+            }
+            // TLS says its end before the socket's.
+            Self::Tls(stream) => stream.shutdown().await,
+            Self::Tcp(_) | Self::Unix(_) => Ok(()),
+        }
+    }
+
     /// Whether the other end has gone, without reading what waits in the socket.
     pub async fn is_lost(&self) -> bool {
         let interest = tokio::io::Interest::WRITABLE | tokio::io::Interest::ERROR;
         let ready = async {
             match self {
+                Self::Grpc(tunnel) => {
+                    if tunnel.is_lost() {
+                        Err(io::ErrorKind::BrokenPipe.into())
+                    } else {
+                        std::future::pending().await
+                    }
+                }
                 Self::Tcp(stream) => stream.ready(interest).await,
+                Self::Tls(stream) => stream.get_ref().0.ready(interest).await,
                 Self::Unix(stream) => stream.ready(interest).await,
             }
         };
@@ -109,7 +201,9 @@ impl AsyncRead for Pipe {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
+            Self::Grpc(tunnel) => tunnel.poll_read(cx, buffer),
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
         }
     }
@@ -122,21 +216,27 @@ impl AsyncWrite for Pipe {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
+            Self::Grpc(tunnel) => tunnel.poll_write(cx, bytes),
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
+            Self::Grpc(_) => Poll::Ready(Ok(())),
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
             Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
+            Self::Grpc(tunnel) => Poll::Ready(tunnel.close()),
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }

@@ -7,6 +7,7 @@
 pub mod agents;
 pub mod door;
 pub mod failure;
+pub mod grpc;
 pub mod load;
 pub mod measures;
 pub mod options;

@@ -140,6 +140,10 @@ pub struct Times {
     pub long: f64,
     /// How long a restarted server is away.
     pub away: f64,
+    /// Connections on which the target speaks first.
+    pub speaks_first: usize,
+    /// Connections that are half-closed, or closed behind bytes.
+    pub intact: usize,
     pub idle_dials: usize,
     pub idle_links: usize,
 }
@@ -162,6 +166,8 @@ impl Options {
                 long_warmup: 1.0,
                 long: 2.0,
                 away: 0.3,
+                speaks_first: 50,
+                intact: 3,
                 idle_dials: 200,
                 idle_links: 100,
             }
@@ -173,6 +179,8 @@ impl Options {
                 long_warmup: 2.0,
                 long: 6.0,
                 away: 1.0,
+                speaks_first: 1000,
+                intact: 20,
                 idle_dials: 1000,
                 idle_links: 1000,
             }

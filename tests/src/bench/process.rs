@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal};
 use rustix::thread::LinkNameSpaceType;
-use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::timeout;
 
@@ -222,6 +222,15 @@ impl Process {
             Ok(Err(error)) => Err(self.failure(&error.to_string())),
             Err(_) => Err(self.failure(&format!("said nothing for {} s", limit.as_secs()))),
         }
+    }
+
+    /// Says one line to it.
+    pub async fn tell(&mut self, line: &str) -> Result<()> {
+        let said = match &mut self.stdin {
+            Some(stdin) => stdin.write_all(format!("{line}\n").as_bytes()).await,
+            None => Err(std::io::ErrorKind::BrokenPipe.into()),
+        };
+        said.map_err(|error| self.failure(&error.to_string()))
     }
 
     /// What it says after `ready`.

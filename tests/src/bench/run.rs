@@ -42,7 +42,7 @@ pub async fn run(options: &Options) -> Result<()> {
     if options.keep {
         eprintln!("logs: {}", bench.stage.scratch.path().display());
     }
-    let emulator = bench.obstacles();
+    let emulator = bench.obstacles(&measures);
     let outcome = tokio::select! {
         outcome = bench.all(&measures) => outcome,
         stop = told_to_stop() => stop.and(Err(Failure::new("told to stop"))),
@@ -137,10 +137,17 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     /// Notes what cannot be measured here, and says how the long path is made.
-    fn obstacles(&mut self) -> String {
+    fn obstacles(&mut self, measures: &[Measure]) -> String {
         if let Some(obstacle) = self.stage.obstacle() {
             self.notes
                 .push(format!("Towline was not measured: {obstacle}"));
+        }
+        let mut wanted = pairs(measures, self.options, 0);
+        if wanted.any(|(_, peer)| peer.is_konnectivity())
+            && let Some(obstacle) = self.stage.konnectivity.obstacle()
+        {
+            let note = format!("Konnectivity was not measured: {obstacle}");
+            self.notes.push(note);
         }
         match measures::long_path::emulator(self.options) {
             Ok(Emulator::Tun) => "TUN devices between two network namespaces".to_owned(),
@@ -157,7 +164,12 @@ impl Bench<'_> {
 
     /// Whether this peer can be measured in this way here.
     fn possible(&self, measure: &Measure, peer: &Peer) -> bool {
-        if peer.carrier().is_some() && self.stage.obstacle().is_some() {
+        let obstacle = match (peer.carrier(), peer.is_konnectivity()) {
+            (Some(_), _) => self.stage.obstacle(),
+            (None, true) => self.stage.konnectivity.obstacle(),
+            (None, false) => None,
+        };
+        if obstacle.is_some() {
             return false;
         }
         match (measure.kind, measures::long_path::emulator(self.options)) {

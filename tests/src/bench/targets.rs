@@ -16,13 +16,31 @@ enum Limit {
     Ceiling(f64, &'static str),
     /// At most this many times the plain relay's median.
     CeilingOfBase(f64),
+    /// At least this many times the best of these peers.
+    FloorOf(f64, Rivals),
+    /// At most this part of the best of these peers.
+    CeilingOf(f64, Rivals),
 }
 
-use Limit::{Ceiling, CeilingOfBase, Floor, FloorOfBase};
+use Limit::{Ceiling, CeilingOf, CeilingOfBase, Floor, FloorOf, FloorOfBase};
+
+/// Peers of which the best counts, and what they are called together.
+#[derive(Clone, Copy, Debug)]
+struct Rivals(&'static str, &'static [&'static str]);
+
+/// Konnectivity's CONNECT modes.
+const CONNECT: Rivals = Rivals(
+    "Konnectivity's CONNECT",
+    &["konnectivity-connect", "konnectivity-connect-tls"],
+);
+/// Konnectivity's GRPC mode.
+const GRPC: Rivals = Rivals("Konnectivity's GRPC", &["konnectivity-grpc"]);
 
 const QUIC: &str = "towline-quic";
 const JUMBO: &str = "towline-quic-jumbo";
 const TLS: &str = "towline-tls";
+const QUIC_GRPC: &str = "towline-quic-grpc";
+const TLS_GRPC: &str = "towline-tls-grpc";
 
 /// Metric, peer, limit.
 const TARGETS: &[(&str, &str, Limit)] = &[
@@ -67,6 +85,57 @@ const TARGETS: &[(&str, &str, Limit)] = &[
     ("reconnect.sigterm", TLS, Ceiling(1000.0, "ms")),
     ("reconnect.sigkill", QUIC, Ceiling(2000.0, "ms")),
     ("reconnect.sigkill", TLS, Ceiling(2000.0, "ms")),
+    ("bulk.down.1", QUIC, FloorOf(2.5, CONNECT)),
+    ("bulk.up.1", QUIC, FloorOf(1.5, CONNECT)),
+    ("bulk.down.1", TLS, FloorOf(4.0, CONNECT)),
+    ("bulk.up.1", TLS, FloorOf(2.5, CONNECT)),
+    ("bulk.down.1", QUIC_GRPC, FloorOf(2.5, GRPC)),
+    ("bulk.up.1", QUIC_GRPC, FloorOf(2.5, GRPC)),
+    ("bulk.down.1", TLS_GRPC, FloorOf(2.5, GRPC)),
+    ("bulk.up.1", TLS_GRPC, FloorOf(2.5, GRPC)),
+    (
+        "bulk.down.1.cpu.relays",
+        QUIC,
+        CeilingOf(1.0 / 2.5, CONNECT),
+    ),
+    ("bulk.down.1.cpu.relays", TLS, CeilingOf(1.0 / 4.0, CONNECT)),
+    ("ask-beside-bulk.p50", QUIC, CeilingOf(1.0 / 5.0, CONNECT)),
+    ("ask-beside-bulk.p50", TLS, CeilingOf(1.0 / 5.0, CONNECT)),
+    ("ask-beside-bulk.p99", QUIC, CeilingOf(1.0 / 3.0, CONNECT)),
+    ("ask-beside-bulk.p99", TLS, CeilingOf(1.0 / 3.0, CONNECT)),
+    ("dial.p50", QUIC, CeilingOf(1.0 / 2.0, CONNECT)),
+    ("dial.p50", TLS, CeilingOf(1.0 / 2.0, CONNECT)),
+    ("dial.p99", QUIC, CeilingOf(1.0 / 2.0, CONNECT)),
+    ("dial.p99", TLS, CeilingOf(1.0 / 2.0, CONNECT)),
+    ("connects", QUIC, FloorOf(1.3, CONNECT)),
+    ("connects", TLS, FloorOf(1.3, CONNECT)),
+    ("connects", QUIC_GRPC, FloorOf(2.0, GRPC)),
+    ("connects", TLS_GRPC, FloorOf(2.0, GRPC)),
+    (
+        "memory.dials.each.relays",
+        QUIC,
+        CeilingOf(1.0 / 2.0, CONNECT),
+    ),
+    (
+        "memory.dials.each.relays",
+        TLS,
+        CeilingOf(1.0 / 2.0, CONNECT),
+    ),
+    (
+        "memory.dials.each.relays",
+        QUIC_GRPC,
+        CeilingOf(1.0 / 2.0, GRPC),
+    ),
+    ("intact.speaks-first", QUIC, Floor(100.0, "%")),
+    ("intact.speaks-first", TLS, Floor(100.0, "%")),
+    ("intact.speaks-first", QUIC_GRPC, Floor(100.0, "%")),
+    ("intact.speaks-first", TLS_GRPC, Floor(100.0, "%")),
+    ("intact.half-close", QUIC, Floor(100.0, "%")),
+    ("intact.half-close", TLS, Floor(100.0, "%")),
+    ("intact.bytes-before-close", QUIC, Floor(100.0, "%")),
+    ("intact.bytes-before-close", TLS, Floor(100.0, "%")),
+    ("intact.bytes-before-close", QUIC_GRPC, Floor(100.0, "%")),
+    ("intact.bytes-before-close", TLS_GRPC, Floor(100.0, "%")),
 ];
 
 /// How one target came out.
@@ -94,6 +163,14 @@ fn verdict(results: &Results, metric: &'static str, peer: &'static str, limit: L
     let median = results.spread(metric, peer).map(|spread| spread.median);
     let base = results.spread(metric, BASE).map(|spread| spread.median);
     let ratio = median.zip(base).map(|(median, base)| median / base);
+    // The best is the greatest where ours must be greater, else the least.
+    let rivals = |Rivals(_, peers): Rivals, greatest: bool| {
+        let medians = peers
+            .iter()
+            .filter_map(|peer| Some(results.spread(metric, peer)?.median));
+        let best = medians.reduce(if greatest { f64::max } else { f64::min });
+        median.zip(best).map(|(median, best)| median / best)
+    };
     let (target, measured, met) = match limit {
         Floor(bound, unit) => (
             format!(">= {bound} {unit}"),
@@ -110,6 +187,16 @@ fn verdict(results: &Results, metric: &'static str, peer: &'static str, limit: L
             ratio,
             ratio.map(|is| is >= bound),
         ),
+        FloorOf(bound, peers) => {
+            let ratio = rivals(peers, true);
+            let met = ratio.map(|is| is >= bound);
+            (format!(">= {bound} x {}", peers.0), ratio, met)
+        }
+        CeilingOf(bound, peers) => {
+            let ratio = rivals(peers, false);
+            let met = ratio.map(|is| is <= bound);
+            (format!("<= {bound:.2} x {}", peers.0), ratio, met)
+        }
         CeilingOfBase(bound) => (
             format!("<= {bound} x {BASE}"),
             ratio,

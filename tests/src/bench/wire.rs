@@ -1,11 +1,14 @@
 //! What the load generator and the target say to each other: requests and replies of 200 bytes.
 //!
-//! A connection carries any number of [`Request::Ask`]s; [`Request::Down`] and [`Request::Up`] end it.
+//! A connection carries any number of [`Request::Ask`]s; every other request is its last. An upload comes in
+//! chunks of [`CHUNK_BYTES`], the last of which begins with [`LAST`]: not every peer can half-close.
 
 /// Size of a request and of a reply: about what a small API call carries.
 pub const MESSAGE_BYTES: usize = 200;
 /// One write or read of bulk data.
 pub const CHUNK_BYTES: usize = 256 * 1024;
+/// First byte of the last chunk of an upload.
+pub const LAST: u8 = 0xff;
 
 const MAGIC: [u8; 4] = *b"twlb";
 
@@ -16,8 +19,16 @@ pub enum Request {
     Ask,
     /// Bytes for this many milliseconds, then the end of the stream.
     Down { millis: u64 },
-    /// The client sends bytes to the end of its stream; the reply counts them.
+    /// The client sends chunks; the reply to the last one counts the bytes.
     Up,
+    /// The client sends bytes to the end of its stream; the reply, after that, counts them.
+    Half,
+    /// The client sends bytes and closes; nobody replies, the target remembers how many came.
+    Leave,
+    /// How many came after the last [`Request::Leave`]; waits for its end.
+    Left,
+    /// On the next so many connections the target speaks first.
+    SpeakFirst { count: u64 },
 }
 
 /// One message on the wire.
@@ -45,6 +56,10 @@ impl Request {
             Self::Ask => message(b'a', 0),
             Self::Down { millis } => message(b'd', millis),
             Self::Up => message(b'u', 0),
+            Self::Half => message(b'h', 0),
+            Self::Leave => message(b'l', 0),
+            Self::Left => message(b't', 0),
+            Self::SpeakFirst { count } => message(b's', count),
         }
     }
 
@@ -60,6 +75,12 @@ impl Request {
                 millis: number(bytes),
             }),
             b'u' => Some(Self::Up),
+            b'h' => Some(Self::Half),
+            b'l' => Some(Self::Leave),
+            b't' => Some(Self::Left),
+            b's' => Some(Self::SpeakFirst {
+                count: number(bytes),
+            }),
             _ => None,
         }
     }
@@ -87,6 +108,10 @@ mod tests {
             Request::Ask,
             Request::Down { millis: u64::MAX },
             Request::Up,
+            Request::Half,
+            Request::Leave,
+            Request::Left,
+            Request::SpeakFirst { count: 7 },
         ] {
             assert_eq!(Request::decode(&request.encode()), Some(request));
         }

@@ -162,7 +162,10 @@ impl Window {
             pipe.write_all(&CHUNK).await?;
             bytes += CHUNK_BYTES as u64;
         }
-        pipe.shutdown().await?;
+        pipe.write_all(&[wire::LAST]).await?;
+        pipe.write_all(&CHUNK[1..]).await?;
+        bytes += CHUNK_BYTES as u64;
+        pipe.flush().await?;
         let mut reply = [0; MESSAGE_BYTES];
         pipe.read_exact(&mut reply).await?;
         match wire::count(&reply) {

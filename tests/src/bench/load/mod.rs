@@ -1,11 +1,12 @@
 //! The load generator: one job, one process, one thread, one line of JSON.
 //!
 //! [`ask`] measures round trips and dials, [`bulk`] moves bytes, [`hold`] keeps dials open and does
-//! nothing. A job is given as JSON on the command line.
+//! nothing, [`intact`] looks at what arrives. A job is given as JSON on the command line.
 
 pub mod ask;
 pub mod bulk;
 pub mod hold;
+pub mod intact;
 
 use std::io;
 use std::time::Duration;
@@ -37,6 +38,8 @@ pub enum Job {
     Dial { workers: usize, seconds: f64 },
     /// Connections that stay open until standard input ends.
     Hold { count: usize, stalled: bool },
+    /// Connections that are looked at one by one.
+    Intact { what: intact::What, count: usize },
 }
 
 impl Job {
@@ -50,6 +53,8 @@ impl Job {
             Self::Bulk(bulk) => bulk.warmup + bulk.seconds,
             Self::Dial { seconds, .. } => *seconds,
             Self::Hold { .. } => 0.0,
+            // The faulty ones take their patience.
+            Self::Intact { count, .. } => *count as f64 / 5.0,
         })
     }
 }
@@ -73,6 +78,9 @@ pub async fn run(door: &str, job: &str) -> Result<()> {
         Job::Dial { workers, seconds } => {
             let latency = ask::dial(&door, workers, Duration::from_secs_f64(seconds)).await;
             serde_json::to_string(&latency?)
+        }
+        Job::Intact { what, count } => {
+            serde_json::to_string(&intact::run(&door, what, count).await?)
         }
         Job::Hold { count, stalled } => {
             serde_json::to_string(&hold::hold(&door, count, stalled).await?)

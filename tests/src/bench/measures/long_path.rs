@@ -7,7 +7,7 @@ use super::super::failure::{During, Result};
 use super::super::load::Job;
 use super::super::load::bulk::{Bulk, Direction, Moved};
 use super::super::options::{Emulator, Options};
-use super::super::peers::{Carrier, Chain, Kind, Peer, Place, Route};
+use super::super::peers::{Carrier, Chain, Front, Kind, Peer, Place, Route};
 use super::super::process::{Launch, Process, START};
 use super::super::stats::Latency;
 use super::{Turn, Value, latency, result};
@@ -69,7 +69,12 @@ impl Cell {
     #[must_use]
     pub fn suits(&self, peer: &Peer) -> bool {
         match peer.kind {
-            Kind::Direct | Kind::Towline { jumbo: true, .. } => false,
+            Kind::Direct
+            | Kind::Konnectivity(_)
+            | Kind::Towline { jumbo: true, .. }
+            | Kind::Towline {
+                door: Front::Grpc, ..
+            } => false,
             Kind::Relay
             | Kind::Towline {
                 carrier: Carrier::Tls,

@@ -38,6 +38,7 @@ pub async fn dials(turn: &mut Turn<'_>) -> Result<Vec<Value>> {
     let held: Held = result(&mut holder, hold.length()).await?;
 
     let mut values = Vec::new();
+    let mut both = 0.0;
     for ((name, _), (before, after)) in parts.iter().zip(before.iter().zip(&after)) {
         values.push(turn.value(&format!("idle.{name}"), "MiB", before.rss / 1024.0));
         values.push(turn.value(
@@ -50,7 +51,9 @@ pub async fn dials(turn: &mut Turn<'_>) -> Result<Vec<Value>> {
             "KiB",
             (after.rss - before.rss) / count as f64,
         ));
+        both += (after.rss - before.rss) / count as f64;
     }
+    values.push(turn.value("each.relays", "KiB", both));
     values.push(turn.value("reset", "", held.lost as f64));
     Ok(values)
 }

@@ -1,5 +1,6 @@
 //! What is measured: one row for each measure, one file for each kind.
 
+pub mod intact;
 pub mod latency;
 pub mod long_path;
 pub mod memory;
@@ -17,6 +18,7 @@ use super::door::Door;
 use super::failure::{During, Failure, Result};
 use super::load::Job;
 use super::load::bulk::Direction;
+use super::load::intact::What;
 use super::options::{Options, Times};
 use super::peers::towline::Stage;
 use super::peers::{Chain, Peer, Place, Route};
@@ -48,6 +50,8 @@ pub enum Kind {
     Connects,
     /// One dial and one round trip after another.
     Dial,
+    /// Connections that are not plain questions and answers, in percent of all.
+    Intact(What),
     /// Bulk beside small requests on an emulated path.
     LongPath(long_path::Cell),
     /// Memory at rest and with idle dials.
@@ -77,6 +81,13 @@ pub fn all(options: &Options) -> Vec<Measure> {
     add("ask".into(), Kind::Ask);
     add("ask-beside-bulk".into(), Kind::AskBesideBulk);
     add("connects".into(), Kind::Connects);
+    for (word, what) in [
+        ("speaks-first", What::SpeaksFirst),
+        ("half-close", What::HalfClose),
+        ("bytes-before-close", What::BytesBeforeClose),
+    ] {
+        add(format!("intact.{word}"), Kind::Intact(what));
+    }
     for readers in [1, 8, 64] {
         add(format!("stalled.{readers}"), Kind::Stalled { readers });
     }
@@ -101,15 +112,18 @@ impl Kind {
     #[must_use]
     pub fn suits(self, peer: &Peer) -> bool {
         match self {
-            Self::Ask
-            | Self::AskBesideBulk
-            | Self::Bulk { .. }
-            | Self::Connects
-            | Self::Dial
-            | Self::Stalled { .. } => true,
+            Self::Ask | Self::AskBesideBulk | Self::Bulk { .. } | Self::Connects | Self::Dial => {
+                true
+            }
+            Self::Intact(What::HalfClose) => !peer.speaks_grpc(),
+            Self::Intact(_) => true,
+            // One is enough to stop Konnectivity.
+            Self::Stalled { readers } => readers == 1 || !peer.is_konnectivity(),
             Self::LongPath(cell) => cell.suits(peer),
             Self::MemoryDials => peer.name != "direct" && !peer.is_jumbo(),
-            Self::MemoryLinks | Self::Reconnect(_) => peer.carrier().is_some() && !peer.is_jumbo(),
+            Self::MemoryLinks | Self::Reconnect(_) => {
+                peer.carrier().is_some() && !peer.is_jumbo() && !peer.speaks_grpc()
+            }
         }
     }
 
@@ -156,6 +170,7 @@ impl Turn<'_> {
             }
             Kind::Connects => latency::connects(self, shared?).await,
             Kind::Dial => latency::dial(self, shared?).await,
+            Kind::Intact(what) => intact::run(self, what).await,
             Kind::LongPath(cell) => long_path::run(self, cell).await,
             Kind::MemoryDials => memory::dials(self).await,
             Kind::MemoryLinks => memory::links(self).await,

@@ -32,7 +32,19 @@ pub async fn run(turn: &mut Turn<'_>, readers: usize) -> Result<Vec<Value>> {
     holder.hang_up();
     let held: Held = result(&mut holder, hold.length()).await?;
 
-    let mut values = latency::percentiles(turn, &beside_ask, "ask.")?;
+    let (asked, dialled) = (beside_ask.count, beside_dial.count);
+    let part = |beside: u64, idle: u64| 100.0 * beside as f64 / idle.max(1) as f64;
+    let mut values = vec![
+        turn.value("ask.returned", "% of idle", part(asked, idle_ask.count)),
+        turn.value("dial.returned", "% of idle", part(dialled, idle_dial.count)),
+    ];
+    if asked == 0 || dialled == 0 {
+        // That is the finding, not a failure of the bench.
+        latency::note_errors(turn, &beside_ask);
+        latency::note_errors(turn, &beside_dial);
+        return Ok(values);
+    }
+    values.extend(latency::percentiles(turn, &beside_ask, "ask.")?);
     values.extend(latency::percentiles(turn, &beside_dial, "dial.")?);
     values.push(turn.value("ask.idle-p99", "us", idle_ask.p99));
     values.push(turn.value("dial.idle-p99", "us", idle_dial.p99));

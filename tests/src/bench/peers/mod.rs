@@ -1,5 +1,6 @@
-//! Who is measured. One row for each peer; another one (Konnectivity) is a row, a kind and a file.
+//! Who is measured. One row for each peer; another one is a row, a kind and a file.
 
+pub mod konnectivity;
 pub mod plain;
 pub mod towline;
 
@@ -35,7 +36,19 @@ pub struct Peer {
 pub enum Kind {
     Direct,
     Relay,
-    Towline { carrier: Carrier, jumbo: bool },
+    Towline {
+        carrier: Carrier,
+        jumbo: bool,
+        door: Front,
+    },
+    Konnectivity(konnectivity::Mode),
+}
+
+/// Which of our doors the front end uses.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Front {
+    Connect,
+    Grpc,
 }
 
 /// The carrier that the daemons are told to use.
@@ -63,6 +76,7 @@ pub const PEERS: &[Peer] = &[
         kind: Kind::Towline {
             carrier: Carrier::Quic,
             jumbo: false,
+            door: Front::Connect,
         },
     },
     Peer {
@@ -71,6 +85,7 @@ pub const PEERS: &[Peer] = &[
         kind: Kind::Towline {
             carrier: Carrier::Quic,
             jumbo: true,
+            door: Front::Connect,
         },
     },
     Peer {
@@ -79,7 +94,41 @@ pub const PEERS: &[Peer] = &[
         kind: Kind::Towline {
             carrier: Carrier::Tls,
             jumbo: false,
+            door: Front::Connect,
         },
+    },
+    Peer {
+        name: "towline-quic-grpc",
+        about: "datagrams of at most 1,452 bytes, the front end speaks gRPC",
+        kind: Kind::Towline {
+            carrier: Carrier::Quic,
+            jumbo: false,
+            door: Front::Grpc,
+        },
+    },
+    Peer {
+        name: "towline-tls-grpc",
+        about: "TLS 1.3 over TCP, the front end speaks gRPC",
+        kind: Kind::Towline {
+            carrier: Carrier::Tls,
+            jumbo: false,
+            door: Front::Grpc,
+        },
+    },
+    Peer {
+        name: "konnectivity-grpc",
+        about: "Konnectivity 0.36, gRPC over a Unix socket",
+        kind: Kind::Konnectivity(konnectivity::Mode::Grpc),
+    },
+    Peer {
+        name: "konnectivity-connect",
+        about: "Konnectivity 0.36, CONNECT over a Unix socket",
+        kind: Kind::Konnectivity(konnectivity::Mode::Connect),
+    },
+    Peer {
+        name: "konnectivity-connect-tls",
+        about: "Konnectivity 0.36, CONNECT over TCP with mutual TLS",
+        kind: Kind::Konnectivity(konnectivity::Mode::ConnectTls),
     },
 ];
 
@@ -152,9 +201,12 @@ impl Peer {
         let chain = match self.kind {
             Kind::Direct => plain::direct(target, place),
             Kind::Relay => plain::relay(target, place).await,
-            Kind::Towline { carrier, jumbo } => {
-                towline::start(stage, target, place, carrier, jumbo).await
-            }
+            Kind::Towline {
+                carrier,
+                jumbo,
+                door,
+            } => towline::start(stage, target, place, carrier, jumbo, door).await,
+            Kind::Konnectivity(mode) => konnectivity::start(stage, target, place, mode),
         };
         let mut chain = chain.during(self.name)?;
         chain.wait_until_it_works(START).await.during(self.name)?;
@@ -172,8 +224,27 @@ impl Peer {
     pub fn carrier(&self) -> Option<Carrier> {
         match self.kind {
             Kind::Towline { carrier, .. } => Some(carrier),
-            Kind::Direct | Kind::Relay => None,
+            Kind::Direct | Kind::Relay | Kind::Konnectivity(_) => None,
         }
+    }
+
+    /// Whether it is Konnectivity.
+    #[must_use]
+    pub fn is_konnectivity(&self) -> bool {
+        matches!(self.kind, Kind::Konnectivity(_))
+    }
+
+    /// Whether its front end speaks gRPC, which has no half-close.
+    #[must_use]
+    pub fn speaks_grpc(&self) -> bool {
+        matches!(
+            self.kind,
+            Kind::Konnectivity(konnectivity::Mode::Grpc)
+                | Kind::Towline {
+                    door: Front::Grpc,
+                    ..
+                }
+        )
     }
 }
 

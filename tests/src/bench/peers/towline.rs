@@ -2,14 +2,16 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use towline_proto::id::Role;
 
 use super::super::agents;
-use super::super::door::Door;
+use super::super::door::{Door, TlsFiles};
 use super::super::failure::{During, Failure, Result};
 use super::super::process::{Launch, Process, START};
-use super::{Carrier, Chain, Place, Route, free_port, text};
+use super::konnectivity::{self, Programs};
+use super::{Carrier, Chain, Front, Place, Route, free_port, text};
 use crate::authority::Authority;
 use crate::scratch::Scratch;
 
@@ -24,6 +26,10 @@ const PAYLOAD_JUMBO: &str = "6500";
 pub struct Stage {
     pub scratch: Scratch,
     pub authority: Authority,
+    /// Konnectivity's programs, built when they are first asked for.
+    pub konnectivity: LazyLock<Programs>,
+    /// What a front end over TCP shows.
+    pub front_end: TlsFiles,
     server: Result<PathBuf>,
     agent: Result<PathBuf>,
 }
@@ -45,12 +51,16 @@ impl Stage {
         let kubelet = [IpAddr::from(Ipv4Addr::LOCALHOST)];
         let agent = authority.leaf(Role::Agent, NODE).ips(&kubelet).sign();
         agent.write(&scratch, "agent").during("agent")?;
-        Ok(Self {
+        let mut stage = Self {
+            konnectivity: LazyLock::new(Programs::build),
+            front_end: TlsFiles::default(),
             server: daemon(&here, "towline-server"),
             agent: daemon(&here, "towline-agent"),
             scratch,
             authority,
-        })
+        };
+        stage.front_end = konnectivity::papers(&stage)?;
+        Ok(stage)
     }
 
     /// Why Towline cannot be measured, if it cannot.
@@ -63,7 +73,7 @@ impl Stage {
     }
 
     /// A file of this stage as text.
-    fn file(&self, name: &str) -> Result<String> {
+    pub(super) fn file(&self, name: &str) -> Result<String> {
         text(&self.scratch.join(name))
     }
 }
@@ -104,6 +114,7 @@ pub async fn start(
     place: &Place,
     carrier: Carrier,
     jumbo: bool,
+    front: Front,
 ) -> Result<Chain> {
     let payload = if jumbo { PAYLOAD_JUMBO } else { PAYLOAD };
     let listen = SocketAddr::new(place.route.host(), free_port()?);
@@ -112,9 +123,16 @@ pub async fn start(
     let (line, dialled) = line(place, listen).await?;
     let agent = agent(stage, place, carrier, dialled, kubelet.port())?;
     let agent = agent.args(["--quic-payload", payload]).start()?;
-    let door = Door::Connect {
-        path,
-        target: format!("{NODE}:{}", kubelet.port()),
+    let target_name = format!("{NODE}:{}", kubelet.port());
+    let door = match front {
+        Front::Connect => Door::Connect {
+            path,
+            target: target_name,
+        },
+        Front::Grpc => Door::Grpc {
+            path,
+            target: target_name,
+        },
     };
     Ok(Chain {
         door,

@@ -1,0 +1,115 @@
+//! One HTTP/2 connection of a front end: settings, streams, GOAWAY.
+//!
+//! kube-apiserver makes one connection for one dial; newer clients keep one and open a stream for
+//! each. Streams share nothing: the connection's window covers all of theirs, so one whose target
+//! takes nothing stops nobody else. The connection's own task only moves frames and hands new
+//! streams to tasks it owns; those may outlive the front end, for as long as the target takes to
+//! read what it said last.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use h2::server::Builder;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::JoinSet;
+use towline_proto::limits;
+
+use super::super::connect::{Desk, Visit};
+use super::piece::Piece;
+use super::stream::{self, Caller};
+
+/// Serves one connection to its end.
+pub async fn serve<IO>(io: IO, desk: Arc<Desk>, visit: Visit)
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let Visit {
+        door,
+        caller,
+        drain,
+        certified,
+    } = visit;
+    let shaking = settings().handshake::<_, Piece>(io);
+    let shaken = tokio::time::timeout(limits::CONNECT_HEAD_TIMEOUT, shaking).await;
+    let Ok(Ok(mut connection)) = shaken else {
+        desk.metrics().front_end_refused(door, "syntax");
+        return;
+    };
+    let stage = drain.view();
+    let certified = certified.map(Arc::new);
+    let untrusted = {
+        let ending = certified.as_ref().map(|guard| guard.ending());
+        async move {
+            match ending {
+                Some(ending) => ending.await,
+                None => std::future::pending().await,
+            }
+        }
+    };
+    let caller = Caller {
+        door,
+        name: caller.into(),
+        drain,
+        certified,
+    };
+    let mut streams = JoinSet::new();
+    let mut untrusted = std::pin::pin!(untrusted);
+    let mut stopping = std::pin::pin!(async {
+        stage.signalled().await;
+    });
+    let (mut stopped, mut refused) = (false, false);
+    loop {
+        tokio::select! {
+            accepted = connection.accept() => match accepted {
+                Some(Ok((request, respond))) => {
+                    let stream = stream::serve(request, respond, Arc::clone(&desk), caller.clone());
+                    streams.spawn(boxed(stream));
+                }
+                Some(Err(error)) => {
+                    tracing::debug!(door = door.as_str(), %error, "a front end's connection failed");
+                    break;
+                }
+                None => break,
+            },
+            Some(ended) = streams.join_next() => report(ended),
+            () = &mut stopping, if !stopped => {
+                stopped = true;
+                connection.graceful_shutdown();
+            }
+            // Its dials are ended where they are counted; new ones are not taken.
+            _ = &mut untrusted, if !refused => {
+                refused = true;
+                connection.graceful_shutdown();
+            }
+        }
+    }
+    drop(connection);
+    while let Some(ended) = streams.join_next().await {
+        report(ended);
+    }
+}
+
+fn report(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        tracing::error!(%error, "the task of a front end's stream panicked; its dial is reset");
+    }
+}
+
+/// A stream's task is one allocation of the size it needs, and no more of the loop's.
+fn boxed<F: Future<Output = ()> + Send + 'static>(future: F) -> std::pin::Pin<Box<F>> {
+    Box::pin(future)
+}
+
+fn settings() -> Builder {
+    let mut builder = Builder::new();
+    builder
+        .initial_window_size(limits::GRPC_WINDOW)
+        .initial_connection_window_size((limits::GRPC_STREAMS + 1) * limits::GRPC_WINDOW)
+        .max_concurrent_streams(limits::GRPC_STREAMS)
+        .max_header_list_size(limits::GRPC_HEADER_BYTES)
+        .max_pending_accept_reset_streams(limits::GRPC_RESETS)
+        .max_send_buffer_size(limits::GRPC_SEND_BUFFER);
+    builder
+}
