@@ -236,7 +236,7 @@ fn lint_finds_what_hurts_later() {
             ..Strange::spec(name, 9)
         };
         fs::write(
-            tool.dir.path(&format!("shared-{name}.crt")),
+            tool.dir.path(format!("shared-{name}.crt")),
             strange.pem(&spec, &shared),
         )
         .unwrap();
