@@ -3,6 +3,7 @@
 pub mod latency;
 pub mod long_path;
 pub mod memory;
+pub mod policy;
 pub mod reconnect;
 pub mod stalled;
 pub mod throughput;
@@ -54,6 +55,8 @@ pub enum Kind {
     MemoryDials,
     /// Memory of a server with many idle agents.
     MemoryLinks,
+    /// Decisions over 1,000 rules, without any chain.
+    Policy,
     /// A server that is ended and started again.
     Reconnect(reconnect::End),
     /// Round trips and dials while other readers are stalled.
@@ -90,6 +93,7 @@ pub fn all(options: &Options) -> Vec<Measure> {
         "reconnect.sigkill".into(),
         Kind::Reconnect(reconnect::End::Kill),
     );
+    add("policy".into(), Kind::Policy);
     for cell in long_path::cells(options.quick) {
         add(cell.name(), Kind::LongPath(cell));
     }
@@ -109,6 +113,8 @@ impl Kind {
             | Self::Stalled { .. } => true,
             Self::LongPath(cell) => cell.suits(peer),
             Self::MemoryDials => peer.name != "direct" && !peer.is_jumbo(),
+            // The carrier makes no difference; one peer stands for all.
+            Self::Policy => peer.name == "towline-quic",
             Self::MemoryLinks | Self::Reconnect(_) => peer.carrier().is_some() && !peer.is_jumbo(),
         }
     }
@@ -159,6 +165,7 @@ impl Turn<'_> {
             Kind::LongPath(cell) => long_path::run(self, cell).await,
             Kind::MemoryDials => memory::dials(self).await,
             Kind::MemoryLinks => memory::links(self).await,
+            Kind::Policy => policy::run(self),
             Kind::Reconnect(end) => reconnect::run(self, end).await,
             Kind::Stalled { readers } => stalled::run(self, readers).await,
         }
