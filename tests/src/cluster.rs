@@ -15,6 +15,7 @@ use crate::apiserver::FakeApiserver;
 use crate::audit::{self, AuditTrail};
 use crate::authority::{Authority, Pair, PairFiles};
 use crate::forwarder::Forwarder;
+use crate::gateway::GatewayKit;
 use crate::kubelet::FakeKubelet;
 use crate::network::{MappedNetwork, Wire};
 use crate::scenario::{eventually, expect};
@@ -43,6 +44,7 @@ pub struct Plan {
     path: Option<PathKind>,
     server_flags: Vec<String>,
     agent_flags: Vec<String>,
+    gateway: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +72,7 @@ impl Plan {
             path: None,
             server_flags: Vec::new(),
             agent_flags: Vec::new(),
+            gateway: false,
         }
     }
 
@@ -108,6 +111,12 @@ impl Plan {
     /// scenarios that count what agents connect to.
     pub fn unverified_kubelets(self) -> Self {
         self.server_flags(&["--kubelet-verification", "off"])
+    }
+
+    /// Servers are kubelet gateways, with the files of [`Cluster::gateway`].
+    pub fn gateway(mut self) -> Self {
+        self.gateway = true;
+        self
     }
 
     /// Flags of every agent.
@@ -155,6 +164,8 @@ pub struct Cluster {
     pub authority: Authority,
     /// Somebody else who signs for a cluster of the same name.
     pub stranger: Authority,
+    /// Who signs for the kubelet gateway.
+    pub gateway: GatewayKit,
     /// Where the agents' connections lead.
     pub wire: Wire,
     path: Option<Forwarder>,
@@ -185,6 +196,7 @@ impl Cluster {
         Self {
             plan,
             stranger: Authority::new("kit.example"),
+            gateway: GatewayKit::make(&authority, &scratch),
             authority,
             wire: Wire::default(),
             path: None,
@@ -259,6 +271,11 @@ impl Cluster {
         ]
         .map(str::to_owned)
         .into();
+        if self.plan.gateway {
+            let given = "--kubelet-gateway-cert".to_owned();
+            let own = !self.plan.server_flags.contains(&given);
+            args.extend(self.gateway.flags(&self.scratch, own));
+        }
         extend(&mut args, &self.plan.server_flags);
         args
     }
@@ -489,6 +506,9 @@ impl Cluster {
             .flatten()
             .filter_map(|server| server.reloader().reload(now).err());
         let mut errors: Vec<String> = servers.map(|error| error.to_string()).collect();
+        let policies = self.servers.iter().flatten();
+        let policies = policies.filter_map(|server| server.policy().reload().err());
+        errors.extend(policies.map(|error| error.to_string()));
         for agent in self.agents.values() {
             errors.extend(agent.reload().await.err().map(|error| error.to_string()));
         }
