@@ -250,7 +250,7 @@ impl Policy {
     }
 
     /// What the address can be, by our own knowledge. More than one class only where the
-    /// operator gave no prefixes to tell them apart.
+    /// operator gave no prefixes to tell them apart, and never on the kubelet's port.
     fn classes(&self, ip: IpAddr, port: u16, kubelet: bool, local: impl Fn() -> bool) -> Classes {
         let within = |prefixes: &[IpNet]| prefixes.iter().any(|prefix| prefix.contains(&ip));
         if kubelet {
@@ -268,9 +268,14 @@ impl Policy {
         if within(&self.0.pod_prefixes) {
             return Classes::of(&[Class::Pod]);
         }
+        // It may be another node's kubelet, and no server's word makes that a pod.
+        let unknown = port != self.0.kubelet_port;
         Classes::of(&[Class::Other])
-            .with(Class::Service, self.0.service_prefixes.is_empty())
-            .with(Class::Pod, self.0.pod_prefixes.is_empty())
+            .with(
+                Class::Service,
+                unknown && self.0.service_prefixes.is_empty(),
+            )
+            .with(Class::Pod, unknown && self.0.pod_prefixes.is_empty())
     }
 }
 

@@ -15,6 +15,7 @@ use towline_proto::limits;
 use towline_proto::target::Target;
 
 use crate::attest::Mode;
+use crate::audit::requests::Commands;
 use crate::audit::trail::OnFailure;
 use crate::config::CarrierMode;
 use crate::gateway::flags::GatewayArgs;
@@ -190,6 +191,11 @@ pub struct Args {
     /// Age at which the audit log is put aside, 0 for none
     #[arg(long, env = "TOWLINE_AUDIT_MAX_AGE", value_name = "TIME", default_value_t = TimeSpan(limits::AUDIT_MAX_AGE))]
     pub audit_max_age: TimeSpan,
+
+    /// How much of the commands of exec the audit log holds in gateway mode: none, program (the
+    /// first word) or full (arguments may hold secrets)
+    #[arg(long, env = "TOWLINE_AUDIT_COMMANDS", value_name = "PART", default_value_t = Commands::default())]
+    pub audit_commands: Commands,
 
     /// Audit logs that are kept when put aside, older ones are removed; 0 keeps all
     #[arg(long, env = "TOWLINE_AUDIT_KEEP", value_name = "COUNT", default_value_t = limits::AUDIT_KEEP)]

@@ -354,6 +354,7 @@ impl Config {
                     max_age: args.audit_max_age.into(),
                     keep: args.audit_keep,
                 },
+                commands: args.audit_commands,
             }),
             (Some(_), None) => return Err(ConfigError::NoAuditKey),
             (None, Some(_)) => {

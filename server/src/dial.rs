@@ -351,6 +351,16 @@ impl Dialer {
             attempt = self.attempt(&ask, id, begun, &mut draft) => attempt,
             reason = gone => Err(DialError::early(&ask, reason, Detail::GivenUp)),
         };
+        match &attempt {
+            Ok(through) => {
+                draft.rule(Some(&through.rule));
+                draft.kubelet(through.kubelet.as_ref());
+            }
+            Err(error) => {
+                draft.rule(error.rule());
+                draft.kubelet(error.kubelet());
+            }
+        }
         match attempt {
             Ok(through) => Ok(OpenDial {
                 id,

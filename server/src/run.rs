@@ -39,7 +39,7 @@ use crate::doors::connect::Desk;
 use crate::doors::front_ends::FrontEnds;
 use crate::doors::{tcp, unix};
 use crate::gateway::Gateway;
-use crate::gateway::event::{NoSink, RequestSink};
+use crate::gateway::event::RequestSink;
 use crate::links::accept::{self, TlsLinks};
 use crate::links::bind::Sockets;
 use crate::links::greet::Greeter;
@@ -184,7 +184,7 @@ impl Server {
             ids,
         ));
         let gateway = gateway.map(|config| {
-            let requests: Arc<dyn RequestSink> = Arc::new(NoSink);
+            let requests: Arc<dyn RequestSink> = Arc::new(audit.clone());
             let (kubelets, policy) = (Arc::clone(&attestor), Arc::clone(&policy));
             Gateway::new(config, kubelets, policy, requests, &mut registry)
         });

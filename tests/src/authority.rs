@@ -8,8 +8,9 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    RevokedCertParams, SanType, SerialNumber,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use towline_proto::id::Role;
@@ -47,6 +48,38 @@ impl Ca {
             pem,
             der,
         }
+    }
+
+    /// An authority that belongs to nobody, as a kubelet without a signer makes one up.
+    pub fn made_up(name: &str) -> Self {
+        Self::new(name, None)
+    }
+
+    /// A revocation list with these certificates, as PEM.
+    pub fn revocation_list(&self, revoked: &[&Pair]) -> String {
+        let now = SystemTime::now();
+        let serial = |pair: &&Pair| {
+            let digits = |at: usize| u8::from_str_radix(&pair.serial[at..at + 2], 16);
+            let bytes: Result<Vec<u8>, _> = (0..pair.serial.len()).step_by(2).map(digits).collect();
+            RevokedCertParams {
+                serial_number: bytes.expect("hexadecimal digits").into(),
+                revocation_time: (now - HOUR).into(),
+                reason_code: None,
+                invalidity_date: None,
+            }
+        };
+        let params = CertificateRevocationListParams {
+            this_update: (now - HOUR).into(),
+            next_update: (now + 24 * HOUR).into(),
+            crl_number: SerialNumber::from(1_u64),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.iter().map(serial).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = params
+            .signed_by(&self.issuer)
+            .expect("a list can be signed");
+        list.pem().expect("a list can be written")
     }
 
     /// The certificate as PEM, to be written into a trust file.
@@ -203,6 +236,31 @@ impl<'a> LeafPlan<'a> {
     /// Adds a DNS subject alternative name.
     pub fn name(mut self, name: &str) -> Self {
         self.names.push(name.to_owned());
+        self
+    }
+
+    /// Puts it into an organisation.
+    pub fn organisation(mut self, name: &str) -> Self {
+        self.organisation = Some(name.to_owned());
+        self
+    }
+
+    /// Gives it another common name.
+    pub fn common_name(mut self, name: &str) -> Self {
+        self.common_name = name.to_owned();
+        self
+    }
+
+    /// Leaves it these DNS and IP subject alternative names and no others.
+    pub fn only_names(mut self, names: &[&str], ips: &[IpAddr]) -> Self {
+        self.names = names.iter().map(|name| (*name).to_owned()).collect();
+        self.ips = ips.to_vec();
+        self
+    }
+
+    /// Begins its life this far from now.
+    pub fn begins_in(mut self, pause: Duration) -> Self {
+        self.not_before = SystemTime::now() + pause;
         self
     }
 

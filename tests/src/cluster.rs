@@ -12,8 +12,10 @@ use towline_proto::id::Role;
 use towline_server::run::Server;
 
 use crate::apiserver::FakeApiserver;
+use crate::audit::{self, AuditTrail};
 use crate::authority::{Authority, Pair, PairFiles};
 use crate::forwarder::Forwarder;
+use crate::gateway::GatewayKit;
 use crate::kubelet::FakeKubelet;
 use crate::network::{MappedNetwork, Wire};
 use crate::scenario::{eventually, expect};
@@ -42,6 +44,7 @@ pub struct Plan {
     path: Option<PathKind>,
     server_flags: Vec<String>,
     agent_flags: Vec<String>,
+    gateway: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +72,7 @@ impl Plan {
             path: None,
             server_flags: Vec::new(),
             agent_flags: Vec::new(),
+            gateway: false,
         }
     }
 
@@ -100,6 +104,18 @@ impl Plan {
     pub fn server_flags(mut self, flags: &[&str]) -> Self {
         self.server_flags
             .extend(flags.iter().map(|flag| (*flag).to_owned()));
+        self
+    }
+
+    /// Nobody looks at kubelets: for targets at a kubelet's address that are none, and for
+    /// scenarios that count what agents connect to.
+    pub fn unverified_kubelets(self) -> Self {
+        self.server_flags(&["--kubelet-verification", "off"])
+    }
+
+    /// Servers are kubelet gateways, with the files of [`Cluster::gateway`].
+    pub fn gateway(mut self) -> Self {
+        self.gateway = true;
         self
     }
 
@@ -148,6 +164,8 @@ pub struct Cluster {
     pub authority: Authority,
     /// Somebody else who signs for a cluster of the same name.
     pub stranger: Authority,
+    /// Who signs for the kubelet gateway.
+    pub gateway: GatewayKit,
     /// Where the agents' connections lead.
     pub wire: Wire,
     path: Option<Forwarder>,
@@ -167,10 +185,16 @@ impl Cluster {
                 .write(&format!("{name}.ca"), authority.issuer(role).pem())
                 .expect("a file");
         }
+        let kubelets = authority.kubelets().pem();
+        scratch.write("kubelets.ca", kubelets).expect("a file");
+        let none_revoked = authority.kubelets().revocation_list(&[]);
+        scratch.write("kubelets.crl", none_revoked).expect("a file");
         scratch.write("deny", "").expect("a file");
+        audit::make_key(&scratch);
         Self {
             plan,
             stranger: Authority::new("kit.example"),
+            gateway: GatewayKit::make(&authority, &scratch),
             authority,
             wire: Wire::default(),
             path: None,
@@ -192,6 +216,12 @@ impl Cluster {
         self.path.as_ref().expect("the plan asked for a path")
     }
 
+    /// The audit trail of server `index`.
+    pub fn audit(&self, index: usize) -> AuditTrail {
+        let log = self.scratch.join(format!("audit-{index}"));
+        AuditTrail::at(log, self.scratch.join("audit.pub"))
+    }
+
     /// The flags of server `index`; `listen` is where it takes links.
     pub fn server_args(&self, index: usize, pair: &PairFiles, listen: &str) -> Vec<String> {
         let state = self.scratch.join(format!("state-{index}"));
@@ -206,6 +236,12 @@ impl Cluster {
             &file("agents.ca"),
             "--client-ca",
             &file("servers.ca"),
+            "--kubelet-certificate-authority",
+            &file("kubelets.ca"),
+            "--kubelet-crl",
+            &file("kubelets.crl"),
+            "--admin-socket",
+            &file(&format!("admin-{index}")),
             "--deny-list",
             &file("deny"),
             "--state-dir",
@@ -224,11 +260,20 @@ impl Cluster {
             SERVICE_PREFIX,
             "--node-cidr",
             NODE_PREFIX,
+            "--audit-log",
+            &file(&format!("audit-{index}")),
+            "--audit-key",
+            &file("audit.key"),
             "--health-bind",
             "127.0.0.1:0",
         ]
         .map(str::to_owned)
         .into();
+        if self.plan.gateway {
+            let given = "--kubelet-gateway-cert".to_owned();
+            let own = !self.plan.server_flags.contains(&given);
+            args.extend(self.gateway.flags(&self.scratch, own));
+        }
         extend(&mut args, &self.plan.server_flags);
         args
     }
@@ -419,6 +464,37 @@ impl Cluster {
         kubelet
     }
 
+    /// The same with a certificate of the scenario's choice.
+    pub async fn kubelet_with(&self, number: u8, pair: &Pair) -> FakeKubelet {
+        let bind = ([127, 0, 0, 1], 0).into();
+        let kubelet = FakeKubelet::start_with(&format!("n{number}"), pair, bind)
+            .await
+            .expect("a kubelet on loopback");
+        self.at_node(number, kubelet.address());
+        kubelet
+    }
+
+    /// Leads the kubelet's address of node `n<number>` to a place.
+    pub fn at_node(&self, number: u8, place: SocketAddr) {
+        self.wire
+            .lead(SocketAddr::new(node_ip(number), KUBELET_PORT), place);
+    }
+
+    /// The kubelets' authority in the servers' file, in force at the next reload.
+    pub fn kubelet_authority(&self, pem: &str) {
+        scratch::replace(&self.scratch.join("kubelets.ca"), pem).expect("a file");
+    }
+
+    /// The kubelets' revocation list, in force at the next reload.
+    pub fn kubelet_revocations(&self, pem: &str) {
+        scratch::replace(&self.scratch.join("kubelets.crl"), pem).expect("a file");
+    }
+
+    /// The admin socket of server `index`.
+    pub fn admin_socket(&self, index: usize) -> std::path::PathBuf {
+        self.scratch.join(format!("admin-{index}"))
+    }
+
     /// Has every daemon look at its files now, and gives what was wrong with them.
     pub async fn reload(&self) -> Vec<String> {
         let now = std::time::SystemTime::now();
@@ -428,6 +504,9 @@ impl Cluster {
             .flatten()
             .filter_map(|server| server.reloader().reload(now).err());
         let mut errors: Vec<String> = servers.map(|error| error.to_string()).collect();
+        let policies = self.servers.iter().flatten();
+        let policies = policies.filter_map(|server| server.policy().reload().err());
+        errors.extend(policies.map(|error| error.to_string()));
         for agent in self.agents.values() {
             errors.extend(agent.reload().await.err().map(|error| error.to_string()));
         }

@@ -11,6 +11,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::apiserver::{Pipe, client_config};
+use crate::authority::Pair;
 use crate::websocket::{self, WebSocket};
 
 /// One verified connection to a kubelet.
@@ -27,7 +28,17 @@ impl Kubelet {
         ip: IpAddr,
         root: &CertificateDer<'static>,
     ) -> io::Result<Self> {
-        let connector = TlsConnector::from(Arc::new(client_config(None, root)));
+        Self::connect_as(pipe, ip, None, root).await
+    }
+
+    /// The same with a client certificate, as kube-apiserver has one.
+    pub async fn connect_as(
+        pipe: Pipe,
+        ip: IpAddr,
+        own: Option<&Pair>,
+        root: &CertificateDer<'static>,
+    ) -> io::Result<Self> {
+        let connector = TlsConnector::from(Arc::new(client_config(own, root)));
         let stream = connector.connect(ServerName::from(ip), pipe).await?;
         Ok(Self {
             stream,

@@ -7,12 +7,14 @@
 //! proves what.
 
 pub mod apiserver;
+pub mod audit;
 pub mod authority;
 pub mod bench;
 pub mod cluster;
 pub mod demo;
 pub mod emulator;
 pub mod forwarder;
+pub mod gateway;
 pub mod grpc;
 pub mod konnectivity;
 pub mod kube;
@@ -20,6 +22,7 @@ pub mod kubectl;
 pub mod kubelet;
 pub mod network;
 pub mod pattern;
+pub mod program;
 pub mod rogue;
 pub mod scenario;
 pub mod scratch;

@@ -18,8 +18,9 @@ use towline_link::tls::{self, TlsOptions};
 use towline_pki::tls::presenting;
 use towline_pki::{Anchors, DenyList, PeerVerifier};
 use towline_proto::control::{Hello, Welcome};
-use towline_proto::dial::{Dial, DialRequest};
+use towline_proto::dial::{ACCEPTED, Dial, DialRequest, Prefixed, Refused};
 use towline_proto::id::{DialId, InstanceId, Name, Role};
+use towline_proto::limits;
 use towline_proto::reason::Reason;
 use towline_proto::target::{Class, Target};
 use towline_proto::version::{Capabilities, VERSION_MAX, VERSION_MIN};
@@ -140,6 +141,45 @@ pub async fn ask(link: &Link, target: &str, class: Class) -> Result<OpenDial, Op
         tokio::time::Instant::now() + timeout,
     )
     .await
+}
+
+/// Asks for a host that no honest server could write down: the request is made with a name of the
+/// same length, and its bytes are put in the name's place.
+pub async fn ask_form(link: &Link, host: &str, port: u16, class: Class) -> Result<(), Reason> {
+    let stand_in = "x".repeat(host.len());
+    let timeout = Duration::from_secs(10);
+    let request = DialRequest::Dial(Dial {
+        id: DialId::new(1).expect("not zero"),
+        target: format!("{stand_in}:{port}").parse().expect("a target"),
+        class,
+        timeout,
+        trace: None,
+    });
+    let mut bytes = request.encode();
+    let at = bytes
+        .windows(stand_in.len())
+        .position(|window| window == stand_in.as_bytes())
+        .expect("the name as it is");
+    bytes[at..at + host.len()].copy_from_slice(host.as_bytes());
+    let mut stream = link.carrier().open().await.map_err(|e| e.reason())?;
+    let sent = stream.send.send(bytes.into()).await;
+    sent.map_err(|error| error.reason())?;
+    let mut answer = Vec::new();
+    loop {
+        let next = stream.recv.recv(limits::READ_CHUNK).await;
+        let Some(next) = next.map_err(|error| error.reason())? else {
+            return Err(Reason::Protocol);
+        };
+        answer.extend_from_slice(&next);
+        if answer.first() == Some(&ACCEPTED) {
+            return Ok(());
+        }
+        let mut reply = Prefixed::new(limits::DIAL_REPLY_BYTES);
+        let body = answer.get(1..).map(|body| reply.push(body));
+        if let Some(Ok(Some((body, _)))) = body {
+            return Err(Refused::decode(&body).map_or(Reason::Protocol, |told| told.reason));
+        }
+    }
 }
 
 /// A greeting that an honest agent of this name would send.

@@ -136,7 +136,7 @@ scenarios! {
     }
 
     async fn the_kubelet_is_reached_at_its_certificate_address(carrier) {
-        let cluster = Plan::on(carrier).agents(2).start().await;
+        let cluster = Plan::on(carrier).agents(2).unverified_kubelets().start().await;
         let targets = [
             cluster.target("10.0.0.1:10250", Behaviour::SpeaksFirst("one")).await,
             cluster.target("10.0.0.2:10250", Behaviour::SpeaksFirst("two")).await,

@@ -17,7 +17,10 @@ use towline_tests::target::Behaviour;
 const POD: &str = "10.244.0.5:8080";
 
 async fn cluster() -> Cluster {
-    Plan::on(CarrierKind::Tls).start().await
+    Plan::on(CarrierKind::Tls)
+        .unverified_kubelets()
+        .start()
+        .await
 }
 
 /// The answer to a request that must not be granted.
@@ -301,7 +304,10 @@ async fn the_request_line_decides_whatever_the_host_header_says() {
 
 #[tokio::test]
 async fn a_front_end_that_leaves_gives_its_dial_up() {
-    let cluster = Plan::on(CarrierKind::Tls).start().await;
+    let cluster = Plan::on(CarrierKind::Tls)
+        .unverified_kubelets()
+        .start()
+        .await;
     cluster.wire.swallow("10.244.9.8:1".parse().unwrap());
     let mut stream = cluster.apiserver().connect().await.unwrap();
     stream

@@ -171,6 +171,12 @@ fn grants_files() {
 }
 
 #[test]
+fn policy_files() {
+    let body = towline_link::process::policy_file::fuzz_policy_file;
+    over("policy", &[], body);
+}
+
+#[test]
 fn certificates_and_keys() {
     let authority = Authority::new("fuzz.example");
     let pair = authority

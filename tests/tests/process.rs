@@ -4,9 +4,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
 use std::process::ExitStatus;
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -19,42 +17,12 @@ use towline_tests::apiserver::{FakeApiserver, Pipe};
 use towline_tests::authority::Authority;
 use towline_tests::kubectl::Kubelet;
 use towline_tests::kubelet::FakeKubelet;
+use towline_tests::program::program;
 use towline_tests::scenario::{eventually, expect};
 use towline_tests::scenarios;
 use towline_tests::scratch::Scratch;
 
 const NODE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
-
-/// Where a program of the workspace is; built when there is none yet.
-fn program(name: &str) -> PathBuf {
-    static BUILT: OnceLock<()> = OnceLock::new();
-    let mut folder = std::env::current_exe().expect("a path of our own");
-    folder.pop();
-    if folder.ends_with("deps") {
-        folder.pop();
-    }
-    let path = folder.join(name);
-    BUILT.get_or_init(|| {
-        if !folder.join("towline-server").exists() || !folder.join("towline-agent").exists() {
-            let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-            let built = std::process::Command::new(cargo)
-                .args([
-                    "build",
-                    "--quiet",
-                    "--package",
-                    "towline-server",
-                    "--package",
-                    "towline-agent",
-                ])
-                .status();
-            assert!(
-                built.is_ok_and(|status| status.success()),
-                "the programs cannot be built"
-            );
-        }
-    });
-    path
-}
 
 /// A TCP and UDP port that was free a moment ago.
 fn free_port() -> u16 {
@@ -98,6 +66,9 @@ impl World {
             .sign()
             .write(&scratch, "n1")
             .unwrap();
+        scratch
+            .write("kubelets.ca", authority.kubelets().pem())
+            .unwrap();
         let kubelet = FakeKubelet::start(&authority, "n1", &[NODE], (NODE, 0).into())
             .await
             .unwrap();
@@ -136,6 +107,7 @@ impl World {
             "s1",
             &[
                 ("--agent-ca", file("agents.ca")),
+                ("--kubelet-certificate-authority", file("kubelets.ca")),
                 ("--listen", self.link.to_string()),
                 ("--state-dir", file("state")),
                 ("--door-unix", file("door")),

@@ -131,7 +131,7 @@ scenarios! {
     }
 
     async fn a_denied_identity_loses_its_link_and_dials_within_five_seconds(carrier) {
-        let cluster = Plan::on(carrier).agents(2).start().await;
+        let cluster = Plan::on(carrier).agents(2).unverified_kubelets().start().await;
         let _sinks = [cluster.target("10.0.0.1:10250", Behaviour::Sink).await, cluster.target("10.0.0.2:10250", Behaviour::Echo).await];
         let pipe = cluster.apiserver_tcp().pipe("10.0.0.1:10250").await;
         let mut other = cluster.apiserver_tcp().pipe("10.0.0.2:10250").await;

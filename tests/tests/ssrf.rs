@@ -9,7 +9,7 @@ use towline_proto::target::Class;
 use towline_tests::cluster::{Cluster, Plan, node_ip, start_agent};
 use towline_tests::network::MappedNetwork;
 use towline_tests::rogue::{self, RogueServer};
-use towline_tests::scenario::expect;
+use towline_tests::scenario::{eventually, expect};
 use towline_tests::scenarios;
 use towline_tests::target::Behaviour;
 
@@ -30,9 +30,23 @@ const FORBIDDEN: [&str; 14] = [
     "[fd00:ec2::254]:80",
 ];
 
+/// Loopback and metadata as some resolver or another reads them.
+const ODD_FORMS: [&str; 10] = [
+    "2130706433",
+    "0177.0.0.1",
+    "0x7f.0.0.1",
+    "0x7f000001",
+    "127.1",
+    "127.0.1",
+    "2852039166",
+    "0251.0376.0251.0376",
+    "169.254.43518",
+    "017700000001",
+];
+
 scenarios! {
     async fn the_server_sends_no_forbidden_address_to_any_agent(carrier) {
-        let cluster = Plan::on(carrier).start().await;
+        let cluster = Plan::on(carrier).unverified_kubelets().start().await;
         let front = cluster.apiserver();
         for target in FORBIDDEN {
             let refused = front.refusal(target).await;
@@ -60,8 +74,69 @@ scenarios! {
         assert!(cluster.wire.tried().is_empty(), "{:?}", cluster.wire.tried());
     }
 
+    async fn forms_that_resolvers_read_differently_are_refused_at_both_ends(carrier) {
+        let cluster = Plan::on(carrier).unverified_kubelets().start().await;
+        let (rogue, _agent) = hostile(&cluster, carrier).await;
+        let link = expect("the link", rogue.link()).await;
+        for form in ODD_FORMS {
+            let refused = cluster.apiserver().refusal(&format!("{form}:80")).await;
+            assert_eq!(refused.status, 400, "{form}: {refused:?}");
+            for class in Class::ALL {
+                let reason = expect("the agent's answer", rogue::ask_form(&link, form, 80, class)).await.err();
+                // No request that it can read: the stream is reset, and nothing is looked up.
+                assert!(reason.is_some(), "{form} as {class}");
+            }
+        }
+        assert!(cluster.wire.tried().is_empty() && cluster.wire.resolved().is_empty());
+        // The way by which the forms were sent does reach the agent.
+        cluster.wire.name("a-plain.name", &[&[[169, 254, 169, 254].into()]]);
+        let plain = expect("the agent's answer", rogue::ask_form(&link, "a-plain.name", 80, Class::Service)).await;
+        assert_eq!(plain.err(), Some(Reason::ForbiddenAddress));
+    }
+
+    async fn the_kubelet_of_another_node_is_not_reached_through_this_node(carrier) {
+        let mut cluster = Plan::on(carrier).agents(2).unverified_kubelets().start().await;
+        let (rogue, _agent) = hostile(&cluster, carrier).await;
+        let link = expect("the link", rogue.link()).await;
+        let other = cluster.target("10.0.0.2:10250", Behaviour::Echo).await;
+        cluster.wire.name("n2", &[&[node_ip(2)]]);
+        // Whatever a hostile server calls it, and by whichever name.
+        for target in ["10.0.0.2:10250", "[::ffff:10.0.0.2]:10250", "n2:10250"] {
+            for class in Class::ALL {
+                let refused = expect("the agent's answer", rogue::ask(&link, target, class)).await;
+                assert_eq!(refused.err().map(|error| error.reason), Some(Reason::AgentPolicy), "{target} as {class}");
+            }
+        }
+        let before = cluster.wire.tried().len();
+        // And an honest server asks the owner or nobody.
+        cluster.kill_agent("n2");
+        eventually("the end of n2", || async {
+            let refused = cluster.apiserver().dial("10.0.0.2:10250").await.unwrap().err()?;
+            (refused.status == 503).then_some(())
+        }).await;
+        for target in ["10.0.0.2:10250", "n2:10250", "10.0.0.99:10250", "n99:10250"] {
+            let refused = cluster.apiserver().refusal(target).await;
+            assert!(refused.status == 503, "{target}: {refused:?}");
+        }
+        assert_eq!(cluster.wire.tried().len(), before);
+        drop(other);
+    }
+
+    async fn with_prefixes_no_address_of_another_node_is_a_pod_or_a_service(carrier) {
+        let cluster = Plan::on(carrier).agents(0).agent_flags(&["--pod-cidr", "10.244.0.0/16", "--service-cidr", "10.96.0.0/12"]).start().await;
+        let (rogue, _agent) = hostile(&cluster, carrier).await;
+        let link = expect("the link", rogue.link()).await;
+        for target in ["10.0.0.2:10250", "10.0.0.2:22", "[::ffff:10.0.0.2]:10250"] {
+            for class in Class::ALL {
+                let refused = expect("the agent's answer", rogue::ask(&link, target, class)).await;
+                assert_eq!(refused.err().map(|error| error.reason), Some(Reason::AgentPolicy), "{target} as {class}");
+            }
+        }
+        assert!(cluster.wire.tried().is_empty());
+    }
+
     async fn one_forbidden_address_of_a_name_refuses_the_whole_name(carrier) {
-        let cluster = Plan::on(carrier).start().await;
+        let cluster = Plan::on(carrier).unverified_kubelets().start().await;
         let good: IpAddr = [10, 96, 1, 1].into();
         for (number, bad) in ["169.254.169.254", "127.0.0.1", "::1", "::ffff:169.254.169.254", "fe80::1"].into_iter().enumerate() {
             let bad: IpAddr = bad.parse().unwrap();
@@ -76,7 +151,7 @@ scenarios! {
     }
 
     async fn a_name_is_resolved_once_and_the_checked_address_is_reached(carrier) {
-        let cluster = Plan::on(carrier).start().await;
+        let cluster = Plan::on(carrier).unverified_kubelets().start().await;
         let _service = cluster.target("10.96.1.1:443", Behaviour::Echo).await;
         // A rebinding name server gives the good address first and the bad one ever after.
         cluster.wire.name("rebind.prod.svc", &[&[[10, 96, 1, 1].into()], &[[127, 0, 0, 1].into()]]);

@@ -89,13 +89,15 @@ impl Attestor {
             return true;
         }
         let age = now.saturating_duration_since(last.checked);
-        let since_asked = clock.saturating_sub(kubelet.asked());
-        let in_use =
-            kubelet.asked() > 0 && u128::from(since_asked) < limits::ATTESTATION_IN_USE.as_millis();
-        let patience = match (last.is_verified(), in_use) {
-            (true, true) => limits::ATTESTATION_RENEW,
-            (true, false) => limits::ATTESTATION_IDLE,
-            (false, _) => limits::ATTESTATION_FAILED,
+        let since_asked = Duration::from_millis(clock.saturating_sub(kubelet.asked()));
+        let asked = kubelet.asked() > 0;
+        let in_use = asked && since_asked < limits::ATTESTATION_IN_USE;
+        let patience = match last.is_verified() {
+            true if in_use => limits::ATTESTATION_RENEW,
+            true => limits::ATTESTATION_IDLE,
+            // Somebody wanted it since: as soon as the verdict does not count any more.
+            false if asked && since_asked < age => last.until.duration_since(last.checked),
+            false => limits::ATTESTATION_FAILED,
         };
         // A verdict that ends early does so because its certificate does.
         let ended = now >= last.until && last.until < last.checked + limits::ATTESTATION_LIFE;

@@ -9,11 +9,14 @@ use towline_link::carrier::CarrierKind;
 use towline_pki::VerifiedPeer;
 use towline_proto::dial::TraceContext;
 use towline_proto::id::{DialId, Name};
+use towline_proto::policy::RuleTag;
 use towline_proto::reason::Reason;
 use towline_proto::target::{Class, Target};
 
+use crate::attest::Attestation;
 use crate::caller::Caller;
 use crate::dial::Door;
+use crate::gateway::event::RequestEvent;
 
 /// What is known of a dial, as far as it came.
 #[derive(Clone, Debug)]
@@ -38,6 +41,10 @@ pub struct Facts {
     pub legacy: Option<Box<str>>,
     /// What carried it.
     pub carrier: Option<CarrierKind>,
+    /// The rule that allowed or refused it.
+    pub rule: Option<RuleTag>,
+    /// What is known of the kubelet.
+    pub kubelet: Option<Arc<Attestation>>,
 }
 
 /// Something that happened.
@@ -63,6 +70,8 @@ pub enum Event {
         /// Why.
         reason: Reason,
     },
+    /// A request passed the gateway, or was refused there.
+    Request(Box<RequestEvent>),
     /// A front end asked for something that is no dial.
     BadRequest {
         /// Where.
@@ -91,6 +100,7 @@ impl Event {
         match self {
             Event::Start { .. } => "start",
             Event::End { .. } => "end",
+            Event::Request(_) => "request",
             Event::BadRequest { .. } => "bad-request",
             Event::Refused { .. } => "refused",
         }

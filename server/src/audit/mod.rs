@@ -19,6 +19,7 @@ pub mod metrics;
 pub mod open;
 pub mod record;
 pub mod report;
+pub mod requests;
 pub mod store;
 pub mod tail;
 pub mod text;

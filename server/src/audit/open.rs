@@ -9,6 +9,7 @@ use towline_pki::{Identity, SealKey, seal};
 
 use super::file::{FileError, FileStore, Rotate};
 use super::record::Teller;
+use super::requests::Commands;
 use super::store::{Store, StreamStore};
 use super::trail::OnFailure;
 use super::writer::{Parts, Trail};
@@ -44,6 +45,8 @@ pub struct AuditConfig {
     pub on_failure: OnFailure,
     /// When files are put aside.
     pub rotate: Rotate,
+    /// How much of a command is told.
+    pub commands: Commands,
 }
 
 /// Why there is no trail.
@@ -64,6 +67,7 @@ pub fn open(config: AuditConfig, who: &Identity, now: SystemTime) -> Result<Trai
         key,
         on_failure,
         rotate,
+        commands,
     } = config;
     let mut random = [0; 24];
     seal::fill_random(&mut random).map_err(|()| io::Error::other("no random numbers"))?;
@@ -81,6 +85,7 @@ pub fn open(config: AuditConfig, who: &Identity, now: SystemTime) -> Result<Trai
         run: run
             .iter()
             .fold(0, |number, byte| number << 8 | u64::from(*byte)),
+        commands,
     };
     Ok(Trail::start(Parts {
         teller,

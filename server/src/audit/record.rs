@@ -3,11 +3,14 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use towline_pki::{date, seal};
+use towline_proto::id::DialId;
 use towline_proto::limits;
 
 use super::chain::Head;
 use super::facts::{Event, Facts, Timed};
+use super::requests::{self, Commands};
 use super::text::Fields;
+use crate::attest::Attestation;
 use crate::caller::Caller;
 
 /// Longest of our own names and identities, bytes.
@@ -22,6 +25,8 @@ pub struct Teller {
     pub server: String,
     /// This process: random, so that dial numbers of two processes are never one.
     pub run: u64,
+    /// How much of a command is told.
+    pub commands: Commands,
 }
 
 impl Teller {
@@ -58,6 +63,12 @@ impl Teller {
                     .shown("reason", reason, TEXT);
                 fields
             }
+            Event::Request(request) => {
+                let mut fields = self.begin(timed.at, "request");
+                fields.shown("id", self.id(request.dial), TEXT);
+                requests::add(&mut fields, request, self.commands);
+                fields
+            }
             Event::BadRequest {
                 door,
                 caller,
@@ -88,10 +99,14 @@ impl Teller {
         }
     }
 
+    fn id(&self, dial: DialId) -> String {
+        format!("{:016x}-{dial}", self.run)
+    }
+
     fn dial(&self, at: SystemTime, event: &'static str, facts: &Facts) -> Fields {
         let mut fields = self.begin(at, event);
         fields
-            .shown("id", format_args!("{:016x}-{}", self.run, facts.id), TEXT)
+            .shown("id", self.id(facts.id), TEXT)
             .object("front_end", &front_end(&facts.caller))
             .word("door", facts.door.as_str())
             .shown("target", &facts.target, TEXT);
@@ -113,6 +128,15 @@ impl Teller {
         }
         if let Some(carrier) = facts.carrier {
             fields.word("carrier", carrier.as_str());
+        }
+        if let Some(rule) = &facts.rule {
+            fields.text("rule", &rule.name, TEXT);
+            if let Some(line) = rule.line {
+                fields.number("rule_line", line);
+            }
+        }
+        if let Some(kubelet) = &facts.kubelet {
+            fields.object("kubelet", &attested(kubelet));
         }
         if let Some(trace) = facts.trace {
             fields.text("trace", &seal::hex(&trace.trace), TEXT);
@@ -183,6 +207,16 @@ impl Teller {
     pub fn close(&self, at: SystemTime) -> Fields {
         self.begin(at, "close")
     }
+}
+
+fn attested(kubelet: &Attestation) -> Fields {
+    let mut fields = Fields::new();
+    fields.word("verdict", kubelet.word());
+    if let Some(key) = kubelet.key() {
+        fields.shown("key", key, TEXT);
+    }
+    fields.shown("checked", Rfc3339(kubelet.at), TEXT);
+    fields
 }
 
 fn front_end(caller: &Caller) -> Fields {
@@ -299,7 +333,6 @@ mod tests {
     use crate::dial::Door;
     use std::sync::Arc;
     use towline_link::process::unix::PeerCredentials;
-    use towline_proto::id::DialId;
     use towline_proto::reason::Reason;
     use towline_proto::target::Class;
 
@@ -308,6 +341,7 @@ mod tests {
             cluster: "prod.example".into(),
             server: "s1".into(),
             run: 7,
+            commands: Commands::default(),
         }
     }
 
@@ -327,6 +361,8 @@ mod tests {
             agent: None,
             legacy: None,
             carrier: None,
+            rule: None,
+            kubelet: None,
         })
     }
 

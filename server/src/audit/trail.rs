@@ -17,11 +17,13 @@ use towline_link::splice::SpliceEnd;
 use towline_pki::VerifiedPeer;
 use towline_proto::id::{DialId, Name};
 use towline_proto::limits;
+use towline_proto::policy::RuleTag;
 use towline_proto::reason::Reason;
 use towline_proto::target::Class;
 
 use super::facts::{Event, Facts, Timed};
 use super::metrics::AuditMetrics;
+use crate::attest::Attestation;
 use crate::caller::Caller;
 use crate::dial::{Ask, Door};
 
@@ -284,18 +286,25 @@ impl Audit {
 
     /// A front end asked for something that is no dial.
     pub fn bad_request(&self, door: Door, caller: &Caller, cause: &'static str) {
+        if self.shared.is_some() {
+            self.tell(Event::BadRequest {
+                door,
+                caller: caller.clone(),
+                cause,
+            });
+        }
+    }
+
+    /// What is neither a dial's beginning nor its end: taken while there is room.
+    pub(super) fn tell(&self, event: Event) {
         let Some(shared) = &self.shared else {
             return;
         };
         if shared.waiting() >= limits::AUDIT_QUEUE {
             shared.count_lost(1, 0);
-            return;
+        } else {
+            shared.send(event);
         }
-        shared.send(Event::BadRequest {
-            door,
-            caller: caller.clone(),
-            cause,
-        });
     }
 
     /// A dial begins.
@@ -327,6 +336,8 @@ impl Audit {
                 agent: None,
                 legacy: None,
                 carrier: None,
+                rule: None,
+                kubelet: None,
             },
         }))))
     }
@@ -373,6 +384,20 @@ impl Draft {
     pub fn legacy(&mut self, id: &str) {
         if let Some(begun) = &mut self.0 {
             begun.facts.legacy = Some(id.into());
+        }
+    }
+
+    /// Which rule decided.
+    pub fn rule(&mut self, rule: Option<&RuleTag>) {
+        if let (Some(begun), Some(rule)) = (&mut self.0, rule) {
+            begun.facts.rule = Some(rule.clone());
+        }
+    }
+
+    /// What is known of the kubelet.
+    pub fn kubelet(&mut self, kubelet: Option<&Arc<Attestation>>) {
+        if let (Some(begun), Some(kubelet)) = (&mut self.0, kubelet) {
+            begun.facts.kubelet = Some(Arc::clone(kubelet));
         }
     }
 

@@ -137,6 +137,7 @@ impl Bench {
                 cluster: "c.example".into(),
                 server: "s1".into(),
                 run: 1,
+                commands: super::requests::Commands::default(),
             },
             key: Arc::new(key),
             store: Box::new(store.clone()),

@@ -102,7 +102,8 @@ const fn status_of(reason: Reason) -> u16 {
         | Reason::Superseded
         | Reason::Moved
         | Reason::Overloaded
-        | Reason::LocalResources => 503,
+        | Reason::LocalResources
+        | Reason::AuditUnavailable => 503,
         Reason::DialTimeout | Reason::TargetTimeout => 504,
         _ => 502,
     }

@@ -139,6 +139,9 @@ impl Cluster {
             "10.96.0.0/12",
             "--pod-cidr",
             "10.244.0.0/16",
+            // Kubelets are not what is tested here.
+            "--kubelet-verification",
+            "off",
         ];
         Config::from_args(Args::try_parse_from(base.iter().chain(more)).unwrap())
     }

@@ -231,6 +231,7 @@ fn server_args(scratch: &Scratch, pair: &Pair, kubelet_port: u16) -> Result<Vec<
         ("--cert", files.cert.display().to_string()),
         ("--key", files.key.display().to_string()),
         ("--agent-ca", file("agents.ca")),
+        ("--kubelet-certificate-authority", file("kubelets.ca")),
         ("--client-ca", file("servers.ca")),
         ("--deny-list", file("deny")),
         ("--state-dir", file("state")),

@@ -9,6 +9,7 @@ const HEAD_BYTES: usize = 16 * 1024;
 
 /// A request without a body.
 pub(super) struct Request {
+    pub(super) method: String,
     pub(super) path: String,
     headers: Vec<(String, String)>,
 }
@@ -21,6 +22,11 @@ impl Request {
             .iter()
             .find(|(key, _)| key.eq_ignore_ascii_case(name));
         found.map(|(_, value)| value.as_str())
+    }
+
+    /// Whether it asks to switch to SPDY/3.1.
+    pub(super) fn is_spdy(&self) -> bool {
+        self.header("upgrade") == Some("SPDY/3.1")
     }
 
     /// The value of a query parameter; nothing is unescaped.
@@ -68,6 +74,7 @@ fn parse(head: &[u8]) -> io::Result<Request> {
     request.parse(head).map_err(io::Error::other)?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Ok(Request {
+        method: request.method.unwrap_or_default().to_owned(),
         path: request.path.unwrap_or_default().to_owned(),
         headers: request
             .headers
@@ -115,4 +122,62 @@ pub(super) async fn chunk<S: AsyncWrite + Unpin>(stream: &mut S, bytes: &[u8]) -
 pub(super) async fn end_chunks<S: AsyncWrite + Unpin>(stream: &mut S) -> io::Result<()> {
     stream.write_all(b"0\r\n\r\n").await?;
     stream.flush().await
+}
+
+/// The body of a request, by its `Content-Length` or in chunks; 100 is said where it is waited for.
+pub(super) async fn read_body<S>(
+    stream: &mut S,
+    rest: &mut Vec<u8>,
+    request: &Request,
+) -> io::Result<Vec<u8>>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    if request.header("expect").is_some() {
+        stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
+        stream.flush().await?;
+    }
+    if request.header("transfer-encoding") == Some("chunked") {
+        let mut body = Vec::new();
+        loop {
+            let line = take_until(stream, rest, b"\r\n").await?;
+            let text = String::from_utf8_lossy(&line);
+            let size = usize::from_str_radix(text.trim(), 16).map_err(io::Error::other)?;
+            body.extend(take(stream, rest, size).await?);
+            take(stream, rest, 2).await?;
+            if size == 0 {
+                return Ok(body);
+            }
+        }
+    }
+    let length = request.header("content-length").unwrap_or("0");
+    take(stream, rest, length.parse().map_err(io::Error::other)?).await
+}
+
+async fn take<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    rest: &mut Vec<u8>,
+    count: usize,
+) -> io::Result<Vec<u8>> {
+    while rest.len() < count {
+        if stream.read_buf(rest).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(rest.drain(..count).collect())
+}
+
+async fn take_until<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    rest: &mut Vec<u8>,
+    end: &[u8],
+) -> io::Result<Vec<u8>> {
+    loop {
+        if let Some(at) = rest.windows(end.len()).position(|window| window == end) {
+            return Ok(rest.drain(..at + end.len()).collect());
+        }
+        if stream.read_buf(rest).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
 }

@@ -5,8 +5,10 @@ mod http;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -22,7 +24,20 @@ pub struct FakeKubelet {
     node: String,
     address: SocketAddr,
     logs: Arc<Logs>,
+    seen: Arc<Seen>,
     _task: AbortOnDropHandle<()>,
+}
+
+/// What came to a kubelet.
+#[derive(Default)]
+struct Seen {
+    connections: AtomicUsize,
+    handshakes: AtomicUsize,
+    requests: AtomicUsize,
+    /// Method and path of each.
+    lines: Mutex<Vec<String>>,
+    /// The leaf that each client showed, where the kubelet asks for one.
+    clients: Mutex<Vec<Option<CertificateDer<'static>>>>,
 }
 
 /// The lines of the one log that every container of this node has.
@@ -44,12 +59,52 @@ impl FakeKubelet {
 
     /// The same with a certificate of the caller's choice.
     pub async fn start_with(node: &str, pair: &Pair, bind: SocketAddr) -> io::Result<Self> {
+        Self::start_speaking(node, pair, bind, rustls::DEFAULT_VERSIONS).await
+    }
+
+    /// The same, in these versions of TLS.
+    pub async fn start_speaking(
+        node: &str,
+        pair: &Pair,
+        bind: SocketAddr,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+    ) -> io::Result<Self> {
+        let clients = rustls::server::WebPkiClientVerifier::no_client_auth();
+        Self::start_asking(node, pair, bind, versions, clients).await
+    }
+
+    /// The same, asking clients for a certificate of `root` as a kubelet does: one that shows
+    /// none is served, too.
+    pub async fn start_with_clients(
+        node: &str,
+        pair: &Pair,
+        bind: SocketAddr,
+        root: &CertificateDer<'static>,
+    ) -> io::Result<Self> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(root.clone()).map_err(io::Error::other)?;
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let clients =
+            rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+                .allow_unauthenticated()
+                .build()
+                .map_err(io::Error::other)?;
+        Self::start_asking(node, pair, bind, rustls::DEFAULT_VERSIONS, clients).await
+    }
+
+    async fn start_asking(
+        node: &str,
+        pair: &Pair,
+        bind: SocketAddr,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+        clients: Arc<dyn rustls::server::danger::ClientCertVerifier>,
+    ) -> io::Result<Self> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut tls = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
+            .with_protocol_versions(versions)
             .and_then(|builder| {
                 builder
-                    .with_no_client_auth()
+                    .with_client_cert_verifier(clients)
                     .with_single_cert(pair.chain.clone(), pair.key())
             })
             .map_err(io::Error::other)?;
@@ -60,16 +115,19 @@ impl FakeKubelet {
             lines: Mutex::new(Vec::new()),
             changed: watch::Sender::new(0),
         });
-        let task = tokio::spawn(accept(
-            listener,
-            TlsAcceptor::from(Arc::new(tls)),
-            node.to_owned(),
-            Arc::clone(&logs),
-        ));
+        let seen = Arc::new(Seen::default());
+        let attend = Attend {
+            node: node.to_owned(),
+            logs: Arc::clone(&logs),
+            seen: Arc::clone(&seen),
+        };
+        let tls = TlsAcceptor::from(Arc::new(tls));
+        let task = tokio::spawn(accept(listener, tls, Arc::new(attend)));
         Ok(Self {
             node: node.to_owned(),
             address,
             logs,
+            seen,
             _task: AbortOnDropHandle::new(task),
         })
     }
@@ -84,6 +142,33 @@ impl FakeKubelet {
         self.address
     }
 
+    /// Connections that came.
+    pub fn connections(&self) -> usize {
+        self.seen.connections.load(Ordering::SeqCst)
+    }
+
+    /// Handshakes that the other side brought to their end.
+    pub fn handshakes(&self) -> usize {
+        self.seen.handshakes.load(Ordering::SeqCst)
+    }
+
+    /// Method and path of every request that came.
+    pub fn lines(&self) -> Vec<String> {
+        let lines = self.seen.lines.lock();
+        lines.expect("no holder of the lines panics").clone()
+    }
+
+    /// What each client showed.
+    pub fn clients(&self) -> Vec<Option<CertificateDer<'static>>> {
+        let clients = self.seen.clients.lock();
+        clients.expect("no holder of the clients panics").clone()
+    }
+
+    /// Requests that came.
+    pub fn requests(&self) -> usize {
+        self.seen.requests.load(Ordering::SeqCst)
+    }
+
     /// Adds a line to the log; followers get it at once.
     pub fn log(&self, line: impl Into<String>) {
         let mut lines = self.logs.lines.lock().expect("no holder of the log panics");
@@ -92,17 +177,30 @@ impl FakeKubelet {
     }
 }
 
-async fn accept(listener: TcpListener, tls: TlsAcceptor, node: String, logs: Arc<Logs>) {
+/// What every connection needs.
+struct Attend {
+    node: String,
+    logs: Arc<Logs>,
+    seen: Arc<Seen>,
+}
+
+async fn accept(listener: TcpListener, tls: TlsAcceptor, attending: Arc<Attend>) {
     let mut connections = tokio::task::JoinSet::new();
     loop {
         tokio::select! {
             connection = listener.accept() => {
                 let Ok((stream, _)) = connection else { return };
-                let (tls, node, logs) = (tls.clone(), node.clone(), Arc::clone(&logs));
+                let (tls, attending) = (tls.clone(), Arc::clone(&attending));
+                attending.seen.connections.fetch_add(1, Ordering::SeqCst);
                 connections.spawn(async move {
                     // A client that speaks no TLS or goes away is its own affair.
                     if let Ok(stream) = tls.accept(stream).await {
-                        let _ = attend(stream, &node, &logs).await;
+                        attending.seen.handshakes.fetch_add(1, Ordering::SeqCst);
+                        let chain = stream.get_ref().1.peer_certificates();
+                        let leaf = chain.and_then(|chain| chain.first().cloned());
+                        let clients = attending.seen.clients.lock();
+                        clients.expect("no holder of the clients panics").push(leaf);
+                        let _ = attend(stream, &attending).await;
                     }
                 });
             }
@@ -111,18 +209,35 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, node: String, logs: Arc
     }
 }
 
-async fn attend<S>(mut stream: S, node: &str, logs: &Logs) -> io::Result<()>
+async fn attend<S>(mut stream: S, attending: &Attend) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
+    let Attend { node, logs, seen } = attending;
     let mut rest = Vec::new();
     while let Some(request) = http::read_request(&mut stream, &mut rest).await? {
+        seen.requests.fetch_add(1, Ordering::SeqCst);
+        let line = format!("{} {}", request.method, request.path);
+        seen.lines
+            .lock()
+            .expect("no holder of the lines panics")
+            .push(line);
         let path = request.path.split('?').next().unwrap_or_default();
         let mut parts = path.trim_start_matches('/').split('/');
         match parts.next() {
             Some("healthz") => http::answer(&mut stream, 200, "OK", "ok").await?,
             Some("containerLogs") => send_logs(&mut stream, &request, logs).await?,
+            Some("exec" | "attach" | "portForward") if request.is_spdy() => {
+                return spdy(stream, rest).await;
+            }
             Some("exec") => return exec(stream, &request, node).await,
+            Some("run") => {
+                let body = http::read_body(&mut stream, &mut rest, &request).await?;
+                let text = format!("{} bytes for {}", body.len(), request.path);
+                http::answer(&mut stream, 200, "OK", &text).await?;
+            }
+            Some("silent") => std::future::pending().await,
+            Some("close") => return stream.shutdown().await,
             _ => http::answer(&mut stream, 404, "Not Found", "404 page not found\n").await?,
         }
     }
@@ -153,6 +268,21 @@ async fn send_logs<S: AsyncWrite + Unpin>(
             return http::end_chunks(stream).await;
         }
     }
+}
+
+/// Agrees to SPDY/3.1 and gives back whatever comes, with the direction's end.
+async fn spdy<S>(stream: S, early: Vec<u8>) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let (mut read, mut write) = tokio::io::split(stream);
+    let head =
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\r\n";
+    write.write_all(head.as_bytes()).await?;
+    write.write_all(&early).await?;
+    write.flush().await?;
+    tokio::io::copy(&mut read, &mut write).await?;
+    write.shutdown().await
 }
 
 /// `hostname` prints the node's name; everything else behaves as `cat`.

@@ -4,6 +4,7 @@ pub mod intact;
 pub mod latency;
 pub mod long_path;
 pub mod memory;
+pub mod policy;
 pub mod reconnect;
 pub mod stalled;
 pub mod throughput;
@@ -58,6 +59,8 @@ pub enum Kind {
     MemoryDials,
     /// Memory of a server with many idle agents.
     MemoryLinks,
+    /// Decisions over 1,000 rules, without any chain.
+    Policy,
     /// A server that is ended and started again.
     Reconnect(reconnect::End),
     /// Round trips and dials while other readers are stalled.
@@ -101,6 +104,7 @@ pub fn all(options: &Options) -> Vec<Measure> {
         "reconnect.sigkill".into(),
         Kind::Reconnect(reconnect::End::Kill),
     );
+    add("policy".into(), Kind::Policy);
     for cell in long_path::cells(options.quick) {
         add(cell.name(), Kind::LongPath(cell));
     }
@@ -124,6 +128,8 @@ impl Kind {
             Self::MemoryLinks | Self::Reconnect(_) => {
                 peer.carrier().is_some() && !peer.is_jumbo() && !peer.speaks_grpc()
             }
+            // The carrier makes no difference; one peer stands for all.
+            Self::Policy => peer.name == "towline-quic",
         }
     }
 
@@ -174,6 +180,7 @@ impl Turn<'_> {
             Kind::LongPath(cell) => long_path::run(self, cell).await,
             Kind::MemoryDials => memory::dials(self).await,
             Kind::MemoryLinks => memory::links(self).await,
+            Kind::Policy => policy::run(self),
             Kind::Reconnect(end) => reconnect::run(self, end).await,
             Kind::Stalled { readers } => stalled::run(self, readers).await,
         }
