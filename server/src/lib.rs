@@ -5,17 +5,20 @@
 //! [`dial`] (a request becomes a pipe), [`classify`], [`policy`] and [`pick`] (the decisions, all
 //! pure), [`agents`] (who is linked), [`links`] (agents come in), [`directory`] and [`grants`]
 //! (what an agent may serve), [`trust`] and [`reload`] (certificates, and when they change).
-//! [`legacy`] is a room of its own: agents of the compatibility profile.
+//! [`legacy`] is a room of its own: agents of the compatibility profile, whose
+//! flags are in [`compat`].
 
 pub mod agents;
 pub mod args;
 pub mod classify;
+pub mod compat;
 pub mod config;
 pub mod control;
 pub mod dial;
 pub mod directory;
 pub mod doors;
 pub mod grants;
+pub mod konnectivity;
 pub mod legacy;
 pub mod links;
 pub mod listen;

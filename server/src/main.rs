@@ -24,7 +24,10 @@ fn main() -> Exit {
         Err(error) => return fail(Exit::Configuration, &error),
     };
     if check_only {
-        println!("configuration is good for {}", config.trust.identity());
+        match &config.own {
+            Some(own) => println!("configuration is good for {}", own.trust.identity()),
+            None => println!("configuration is good for a server without an identity of its own"),
+        }
         return Exit::Success;
     }
     let manager = match manager {
@@ -95,9 +98,9 @@ async fn run(config: Config, manager: ServiceManager, logs: &Logs) -> Exit {
 /// Everything that was decided by flags, files and defaults, once. Holds no secret.
 fn log_effective(config: &Config) {
     let Config {
-        files,
+        own,
         seen: _,
-        trust,
+        compat,
         links,
         doors,
         prefixes,
@@ -108,8 +111,9 @@ fn log_effective(config: &Config) {
         process,
     } = config;
     info!(
-        identity = %trust.identity(),
-        ?files,
+        identity = own.as_ref().map(|own| tracing::field::display(own.trust.identity())),
+        files = ?own.as_ref().map(|own| &own.files),
+        ?compat,
         ?links,
         ?doors,
         ?prefixes,

@@ -26,13 +26,16 @@ use towline_proto::limits;
 use towline_proto::reason::Reason;
 
 use crate::agents::Agents;
+use crate::compat::running::Running;
 use crate::config::Config;
 use crate::control::Control;
 use crate::dial::Dialer;
 use crate::directory::FileDirectory;
 use crate::doors::connect::Desk;
 use crate::doors::front_ends::FrontEnds;
+use crate::doors::signed::SignedDoor;
 use crate::doors::{tcp, unix};
+use crate::konnectivity::Counted;
 use crate::links::accept::{self, TlsLinks};
 use crate::links::bind::Sockets;
 use crate::links::greet::Greeter;
@@ -71,6 +74,7 @@ pub struct Server {
     _files: reload::Reloader,
     quic: Option<Arc<QuicListener>>,
     failed: Arc<OnceLock<String>>,
+    counted: Arc<Counted>,
     _tasks: JoinSet<()>,
 }
 
@@ -86,9 +90,9 @@ impl Server {
         more: impl FnOnce(&mut Registry),
     ) -> Result<Self, StartError> {
         let Config {
-            files,
+            own,
             seen,
-            trust,
+            compat,
             links,
             doors,
             prefixes,
@@ -99,6 +103,7 @@ impl Server {
             process,
         } = config;
         let connections = doors.max_connections;
+        let doors_speak = doors.speaks;
         let mut registry = Registry::default();
         more(&mut registry);
         panics::register(&mut registry);
@@ -107,55 +112,80 @@ impl Server {
         let starting = readiness.task("listeners");
         let metrics = Metrics::default();
         metrics.register(&mut registry);
+        let konnectivity = Arc::clone(metrics.counted());
         let accepted = AcceptMetrics::register(&mut registry);
 
         // What can fail comes first: sockets.
-        let listening = Listening::bind(&links, doors, &process, &trust)?;
+        let listening =
+            Listening::bind(&links, doors, &process, own.as_ref().map(|own| &own.trust))?;
         listening.register(&mut registry);
         let Listening {
             admin,
             links: Sockets { quic, tcp, address },
             door_unix,
             door_tcp,
+            door_signed,
             addresses,
         } = listening;
 
         // What everything else is made of.
-        let trust = Trust::new(trust);
+        let (files, trust) = own.map(|own| (own.files, Trust::new(own.trust))).unzip();
         let (grants_path, grants) = grants.unzip();
         let directory = Arc::new(FileDirectory::new(prefixes.clone(), grants));
         let agents = Agents::new(links.max_links, metrics.clone());
         let live = LiveDials::new(memory_budget);
         Live::register(&mut registry, Arc::clone(&agents), live.clone());
         let max_dials = dials.per_link;
-        let dialer = Arc::new(Dialer::new(
+        let policy = match &compat {
+            Some(_) => Policy::compatibility(),
+            None => Policy::default(),
+        };
+        let mut dialer = Dialer::new(
             Arc::clone(&agents),
             prefixes,
-            Policy::default(),
+            policy,
             dials,
             live.clone(),
             metrics.clone(),
-        ));
+        );
+        let compat = compat.map(|profile| {
+            Running::new(
+                profile,
+                links.max_links,
+                max_dials,
+                live.clone(),
+                metrics.clone(),
+            )
+        });
+        if let Some(compat) = &compat {
+            compat.shout();
+            dialer = dialer.with_legacy(compat.route.clone());
+        }
+        let dialer = Arc::new(dialer);
         let front_ends = FrontEnds::default();
 
         // Agents come in.
         let mut serving = JoinSet::new();
-        let greeter = Arc::new(Greeter::new(
-            Arc::clone(&agents),
-            Arc::clone(&directory) as _,
-            metrics.clone(),
-            trust.clone(),
-            links.advertise,
-            max_dials,
-        ));
-        if let Some(quic) = &quic {
-            let greeter = Arc::clone(&greeter);
+        let own = trust.clone().map(|trust| {
+            let greeter = Greeter::new(
+                Arc::clone(&agents),
+                Arc::clone(&directory) as _,
+                metrics.clone(),
+                trust.clone(),
+                links.advertise,
+                max_dials,
+            );
+            (trust, Arc::new(greeter))
+        });
+        if let (Some(quic), Some((_, greeter))) = (&quic, &own) {
+            let greeter = Arc::clone(greeter);
             serving.spawn(accept::quic(Arc::clone(quic), greeter, drain.watch()));
         }
         if let Some(listener) = tcp {
             let tls = TlsLinks {
-                trust: trust.clone(),
-                greeter,
+                own,
+                legacy: compat.as_ref().and_then(|compat| compat.door.clone()),
+                counted: metrics.clone(),
                 handshakes: links.quic.handshakes,
                 connections: links.max_links.saturating_add(links.quic.handshakes),
                 metrics: accepted.clone(),
@@ -164,14 +194,18 @@ impl Server {
         }
 
         // Front ends come in.
-        let desk = Arc::new(Desk::new(dialer, metrics.clone()));
+        let desk = Arc::new(Desk::new(dialer, metrics.clone(), doors_speak));
         if let Some((socket, allowed)) = door_unix {
             let desk = Arc::clone(&desk);
             let (counted, watch) = (accepted.clone(), drain.watch());
             let door = unix::run(socket, allowed, connections, counted, desk, watch);
             serving.spawn(door);
         }
-        if let Some((listener, allow)) = door_tcp {
+        if let (Some(listener), Some(compat)) = (door_signed, &compat) {
+            let door = SignedDoor::new(compat.trust.clone(), Arc::clone(&desk));
+            serving.spawn(door.run(listener, connections, accepted.clone(), drain.watch()));
+        }
+        if let (Some((listener, allow)), Some(trust)) = (door_tcp, &trust) {
             let door = tcp::TcpDoor::new(trust.clone(), allow, front_ends.clone(), desk);
             serving.spawn(door.run(listener, connections, accepted.clone(), drain.watch()));
         }
@@ -181,6 +215,7 @@ impl Server {
             files,
             grants: grants_path,
             trust: trust.clone(),
+            legacy: compat.as_ref().map(Running::reload),
             directory,
             agents: Arc::clone(&agents),
             quic: quic.clone(),
@@ -195,13 +230,17 @@ impl Server {
         });
         let source: expiry::Source = {
             let trust = trust.clone();
-            Arc::new(move || trust.snapshot().material.expiries())
+            Arc::new(move || {
+                let snapshot = trust.as_ref().map(Trust::snapshot);
+                snapshot.map_or_else(Vec::new, |own| own.material.expiries())
+            })
         };
         expiry::register(&mut registry, Arc::clone(&source));
         let status = Source {
             agents: Arc::clone(&agents),
             live: live.clone(),
             trust,
+            compat: compat.as_ref().map(Running::told),
             drain: drain.view(),
             listen: address,
         };
@@ -212,7 +251,8 @@ impl Server {
         let linked = readiness.condition("links", "no agent is linked");
         let new_dials = readiness.condition("new-dials", "not started");
         tasks.spawn(expiry::warn_in_time(source));
-        tasks.spawn(ready::keep(agents, drain.view(), linked, new_dials));
+        let legacy = compat.as_ref().map(|compat| compat.route.agents.clone());
+        tasks.spawn(ready::keep(agents, legacy, drain.view(), linked, new_dials));
         let failed = Arc::new(OnceLock::new());
         tasks.spawn(supervise(serving, drain.clone(), Arc::clone(&failed)));
         let control = Arc::new(Control {
@@ -240,6 +280,7 @@ impl Server {
             _files: files,
             quic,
             failed,
+            counted: konnectivity,
             _tasks: tasks,
         })
     }
@@ -259,6 +300,11 @@ impl Server {
         self.addresses.door_tcp
     }
 
+    /// The TCP door of the compatibility profile.
+    pub fn door_signed(&self) -> Option<SocketAddr> {
+        self.addresses.door_signed
+    }
+
     /// Health and metrics.
     pub fn health_address(&self) -> SocketAddr {
         self.admin.health_address()
@@ -267,6 +313,11 @@ impl Server {
     /// What is known about agents, links and dials.
     pub fn status(&self) -> Status {
         self.control.status.status()
+    }
+
+    /// What Konnectivity would count.
+    pub fn counted(&self) -> &Arc<Counted> {
+        &self.counted
     }
 
     /// What signals and the admin listener ask of it.

@@ -16,6 +16,7 @@ pub mod daemon;
 pub mod drain;
 pub mod exit;
 pub mod expiry;
+pub mod klog;
 pub mod live;
 pub mod logsink;
 pub mod panics;
