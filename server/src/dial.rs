@@ -24,6 +24,7 @@ use towline_proto::target::{Class, Target};
 use crate::agents::{AgentLink, Agents, Ended};
 use crate::classify::{Prefixes, classify};
 use crate::legacy::{self, LegacyRoute};
+use crate::konnectivity::DialFailure;
 use crate::metrics::Metrics;
 use crate::pick::NoAgent;
 use crate::policy::{Denial, Permit, Policy};
@@ -35,6 +36,10 @@ pub enum Door {
     ConnectUnix,
     /// HTTP CONNECT over TCP with TLS.
     ConnectTcp,
+    /// gRPC on the Unix socket.
+    GrpcUnix,
+    /// gRPC over TCP with TLS.
+    GrpcTcp,
 }
 
 impl Door {
@@ -43,6 +48,17 @@ impl Door {
         match self {
             Door::ConnectUnix => "connect-unix",
             Door::ConnectTcp => "connect-tcp",
+            Door::GrpcUnix => "grpc-unix",
+            Door::GrpcTcp => "grpc-tcp",
+        }
+    }
+
+    /// The same place, for a front end that has turned out to speak gRPC.
+    #[must_use]
+    pub const fn grpc(self) -> Self {
+        match self {
+            Door::ConnectUnix | Door::GrpcUnix => Door::GrpcUnix,
+            Door::ConnectTcp | Door::GrpcTcp => Door::GrpcTcp,
         }
     }
 }
@@ -218,10 +234,19 @@ impl Dialer {
     pub async fn dial(&self, ask: Ask) -> Result<OpenDial, Box<DialError>> {
         let begun = Instant::now();
         let door = ask.door;
+        let counted = self.metrics.counted();
+        let pending = counted.dialling();
         let result = self.attempt(ask, begun).await;
+        drop(pending);
         match &result {
-            Ok(_) => self.metrics.dial_opened(begun.elapsed()),
-            Err(error) => self.metrics.dial_ended(door, error.class, error.reason),
+            Ok(_) => {
+                self.metrics.dial_opened(begun.elapsed());
+                counted.dialled(begun.elapsed());
+            }
+            Err(error) => {
+                self.metrics.dial_ended(door, error.class, error.reason);
+                counted.dial_failed(DialFailure::of(error.reason));
+            }
         }
         result
     }

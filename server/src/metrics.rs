@@ -21,6 +21,7 @@ use towline_proto::target::Class;
 
 use crate::agents::Agents;
 use crate::dial::Door;
+use crate::konnectivity::Counted;
 use crate::pick::Standing;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -71,6 +72,7 @@ struct LinkLabels {
 /// All numbers that are counted as things happen. Clones are the same numbers.
 #[derive(Clone)]
 pub struct Metrics {
+    counted: Arc<Counted>,
     dials: Family<DialLabels, Counter>,
     dial_seconds: Histogram,
     bytes: Family<Direction, Counter>,
@@ -99,6 +101,7 @@ const DIAL_SECONDS: [f64; 12] = [
 impl Default for Metrics {
     fn default() -> Self {
         Self {
+            counted: Arc::new(Counted::new()),
             dials: Family::default(),
             dial_seconds: Histogram::new(DIAL_SECONDS),
             bytes: Family::default(),
@@ -214,6 +217,11 @@ impl Metrics {
             "Times that a legacy agent was held back for a slow front end of one of its dials",
             self.legacy_held_back.clone(),
         );
+    }
+
+    /// The same things as Konnectivity counts them.
+    pub fn counted(&self) -> &Arc<Counted> {
+        &self.counted
     }
 
     pub(crate) fn dial_ended(&self, door: Door, class: Option<Class>, reason: Reason) {

@@ -1,4 +1,5 @@
-//! One front-end connection that speaks HTTP CONNECT, from its first byte to its last.
+//! One front-end connection that speaks HTTP CONNECT, from its first byte to its last. One that
+//! turns out to speak HTTP/2 is handed to [`super::grpc`].
 //!
 //! 1. the head of the request, within [`limits::CONNECT_HEAD_TIMEOUT`];
 //! 2. the dial; what the front end sends meanwhile is kept, and when it leaves the dial is given
@@ -20,10 +21,15 @@ use towline_link::splice::{Early, LocalEnd, LocalSide, splice};
 use towline_proto::limits;
 use towline_proto::reason::Reason;
 
+use super::Speaks;
 use super::front_ends::FrontEndGuard;
-use super::head::{self, Head, HeadError};
+use super::grpc::connection;
+use super::head::{self, First, Head, HeadError};
+use super::rewound::Rewound;
 use super::status::{self, Answer};
 use crate::dial::{Ask, Dialer, Door, OpenDial};
+use crate::konnectivity::metrics::Pending;
+use crate::konnectivity::{Counted, DialFailure};
 use crate::metrics::Metrics;
 
 /// What a door's connection must be able to tell beside bytes.
@@ -38,6 +44,7 @@ pub trait FrontEnd: LocalEnd {
 pub struct Desk {
     dialer: Arc<Dialer>,
     metrics: Metrics,
+    speaks: Speaks,
     refusals: RateLimited<(Door, &'static str)>,
 }
 
@@ -46,10 +53,11 @@ const REFUSAL_LINES: u32 = 20;
 
 impl Desk {
     /// The desk of a dialer.
-    pub fn new(dialer: Arc<Dialer>, metrics: Metrics) -> Self {
+    pub fn new(dialer: Arc<Dialer>, metrics: Metrics, speaks: Speaks) -> Self {
         Self {
             dialer,
             metrics,
+            speaks,
             refusals: RateLimited::new(REFUSAL_LINES, Duration::from_secs(60)),
         }
     }
@@ -64,16 +72,21 @@ impl Desk {
         &self.metrics
     }
 
-    fn refused(&self, door: Door, caller: &str, word: &'static str, answer: &Answer) {
+    /// What it counts as Konnectivity does.
+    pub fn counted(&self) -> &Arc<Counted> {
+        self.metrics.counted()
+    }
+
+    /// Says, now and then, that somebody was refused.
+    pub fn refused(&self, door: Door, caller: &str, word: &'static str, text: &str) {
         if let Some(suppressed) = self.refusals.allow((door, word)) {
             tracing::info!(
                 door = door.as_str(),
                 front_end = caller,
-                status = answer.status,
                 reason = word,
                 suppressed,
                 "refused: {}",
-                answer.phrase
+                text.escape_debug()
             );
         }
     }
@@ -92,15 +105,22 @@ pub struct Visit {
 }
 
 /// Serves one connection to its end.
-pub async fn serve<S: FrontEnd>(mut stream: S, desk: Arc<Desk>, mut visit: Visit) {
+pub async fn serve<S: FrontEnd + 'static>(mut stream: S, desk: Arc<Desk>, mut visit: Visit) {
     // Boxed, so that what the greeting needs is given back before the bytes flow.
-    let Some(Greeted {
+    let greeted = Box::pin(greet(&mut stream, &desk, &mut visit)).await;
+    let Greeted {
         open,
         to_peer,
         work,
-    }) = Box::pin(greet(&mut stream, &desk, &mut visit)).await
-    else {
-        return;
+        connects,
+    } = match greeted {
+        Some(Guest::Connect(greeted)) => *greeted,
+        Some(Guest::Http2(first)) => {
+            visit.door = visit.door.grpc();
+            let stream = Rewound::new(first, stream);
+            return Box::pin(connection::serve(stream, desk, visit)).await;
+        }
+        None => return,
     };
     let Visit {
         door,
@@ -126,9 +146,10 @@ pub async fn serve<S: FrontEnd>(mut stream: S, desk: Arc<Desk>, mut visit: Visit
         to_peer,
         to_local: early,
     };
+    let established = desk.counted().established();
     let joined = splice(stream, pipe, LocalSide::FrontEnd, early, &live);
     let end = joined.await;
-    drop((on_link, work, certified));
+    drop((on_link, work, certified, connects, established));
     desk.metrics.moved(end);
     desk.metrics.dial_ended(door, Some(class), end.reason);
     tracing::debug!(
@@ -138,6 +159,14 @@ pub async fn serve<S: FrontEnd>(mut stream: S, desk: Arc<Desk>, mut visit: Visit
     );
 }
 
+/// Who came.
+enum Guest {
+    /// One whose dial is open.
+    Connect(Box<Greeted>),
+    /// One that speaks HTTP/2; this was read of it.
+    Http2(Bytes),
+}
+
 /// What steps 1 to 3 end with.
 struct Greeted {
     open: OpenDial,
@@ -145,9 +174,10 @@ struct Greeted {
     to_peer: Bytes,
     /// A graceful stop waits for it, from before the dial.
     work: WorkGuard,
+    connects: Pending,
 }
 
-async fn greet<S: FrontEnd>(stream: &mut S, desk: &Desk, visit: &mut Visit) -> Option<Greeted> {
+async fn greet<S: FrontEnd>(stream: &mut S, desk: &Desk, visit: &mut Visit) -> Option<Guest> {
     let drain = visit.drain.view();
     let read = tokio::select! {
         biased;
@@ -157,6 +187,13 @@ async fn greet<S: FrontEnd>(stream: &mut S, desk: &Desk, visit: &mut Visit) -> O
             return None;
         }
         _ = untrusted(&mut visit.certified) => return None,
+    };
+    let read = match read {
+        Ok(First::Http2(first)) if desk.speaks.grpc => return Some(Guest::Http2(first)),
+        Ok(First::Connect(head)) if desk.speaks.connect => Ok(head),
+        Ok(First::Http2(_)) => Err(HeadError::Http2),
+        Ok(First::Connect(_)) => Err(HeadError::Connect),
+        Err(error) => Err(error),
     };
     let Head {
         target,
@@ -169,6 +206,7 @@ async fn greet<S: FrontEnd>(stream: &mut S, desk: &Desk, visit: &mut Visit) -> O
             return None;
         }
     };
+    let connects = desk.counted().connect();
     let work = visit.drain.guard();
     let ask = Ask {
         target,
@@ -181,6 +219,7 @@ async fn greet<S: FrontEnd>(stream: &mut S, desk: &Desk, visit: &mut Visit) -> O
         dialled = desk.dialer.dial(ask.clone()) => dialled,
         () = kept.until_gone(stream) => {
             desk.metrics.dial_ended(visit.door, None, Reason::FrontEndGone);
+            desk.counted().dial_failed(DialFailure::FrontendClose);
             tracing::debug!(target = %ask.target, "front end left while dialling");
             return None;
         }
@@ -191,7 +230,12 @@ async fn greet<S: FrontEnd>(stream: &mut S, desk: &Desk, visit: &mut Visit) -> O
         Ok(open) => open,
         Err(error) => {
             let answer = status::of_dial(&error);
-            desk.refused(visit.door, &visit.caller, error.reason.as_str(), &answer);
+            desk.refused(
+                visit.door,
+                &visit.caller,
+                error.reason.as_str(),
+                &answer.phrase,
+            );
             tell(stream, &answer).await;
             return None;
         }
@@ -204,11 +248,15 @@ async fn greet<S: FrontEnd>(stream: &mut S, desk: &Desk, visit: &mut Visit) -> O
     if answered.is_none() {
         desk.metrics
             .dial_ended(visit.door, Some(open.class), Reason::FrontEndGone);
+        desk.counted().dial_failed(DialFailure::SendResponse);
     }
-    answered.map(|()| Greeted {
-        open,
-        to_peer: kept.bytes.freeze(),
-        work,
+    answered.map(|()| {
+        Guest::Connect(Box::new(Greeted {
+            open,
+            to_peer: kept.bytes.freeze(),
+            work,
+            connects,
+        }))
     })
 }
 
@@ -272,7 +320,7 @@ async fn refuse_head<S: FrontEnd>(stream: &mut S, desk: &Desk, visit: &Visit, er
         return;
     }
     let answer = status::of_head(error);
-    desk.refused(visit.door, &visit.caller, error.as_str(), &answer);
+    desk.refused(visit.door, &visit.caller, error.as_str(), &answer.phrase);
     tell(stream, &answer).await;
 }
 
