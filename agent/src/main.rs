@@ -23,7 +23,7 @@ fn main() -> Exit {
         Err(error) => return fail(Exit::Configuration, &error),
     };
     if check_only {
-        println!("configuration is good for {}", config.trust.identity());
+        println!("configuration is good for {}", config.who());
         return Exit::Success;
     }
     let logs = match telemetry::init(config.process.log_format, &config.process.log_level) {
@@ -51,7 +51,10 @@ async fn run(config: Config, manager: ServiceManager) -> Exit {
         Ok(signals) => signals,
         Err(error) => return fail(Exit::Runtime, &error),
     };
-    info!(identity = %config.trust.identity(), reach = ?config.reach, policy = ?config.policy, "starting");
+    for note in config.compatible.iter().flat_map(|profile| &profile.notes) {
+        warn!("{note}");
+    }
+    info!(identity = %config.who(), reach = ?config.reach, policy = ?config.policy, "starting");
     let agent = match Agent::start(config, Arc::new(KernelNetwork::default())).await {
         Ok(agent) => agent,
         Err(error) => {

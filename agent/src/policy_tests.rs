@@ -37,13 +37,14 @@ fn nets(texts: &[&str]) -> Vec<IpNet> {
 
 fn rules() -> Rules {
     Rules {
-        node: "n7".parse().unwrap(),
+        node: Some("n7".parse().unwrap()),
         kubelet_addresses: ips(&[NODE]),
         kubelet_port: 10250,
         service_prefixes: nets(&["10.96.0.0/12", "fd00:96::/108"]),
         pod_prefixes: nets(&["10.244.0.0/16"]),
         allowed: Classes::of(&[Class::Kubelet, Class::Pod, Class::Service]),
         health: Some("0.0.0.0:8093".parse().unwrap()),
+        open: false,
     }
 }
 

@@ -40,7 +40,7 @@ impl Reload {
     fn read(&self) -> Result<(), TrustError> {
         let snapshot = Snapshot::load(self.trust.files(), SystemTime::now())?;
         self.serve
-            .set_policy(self.policy.policy(&snapshot, Some(self.health)));
+            .set_policy(self.policy.policy(Some(&snapshot), Some(self.health)));
         self.trust.replace(snapshot);
         Ok(())
     }
