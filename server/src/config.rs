@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
+use towline_link::process::compat::{MetricsAt, Second};
 use towline_link::process::telemetry::{LogFilter, LogFormat};
 use towline_link::process::unix::{AllowedUids, UidError};
 use towline_link::process::watch::Seen;
@@ -251,6 +252,8 @@ pub struct ProcessConfig {
     pub workers: u16,
     /// Health and metrics.
     pub health: SocketAddr,
+    /// Metrics once more, for administrators of the compatibility profile.
+    pub second: Option<Second>,
     /// Status and orders.
     pub admin_socket: Option<PathBuf>,
     /// Form of the log.
@@ -349,6 +352,13 @@ impl Config {
                 health: health.unwrap_or_else(|| match profile {
                     Some(_) => Profile::default_health(),
                     None => SocketAddr::from(([127, 0, 0, 1], HEALTH_PORT)),
+                }),
+                second: profile.and_then(|profile| {
+                    Some(Second {
+                        address: profile.admin?,
+                        metrics: MetricsAt::Here,
+                        profiling: profile.profiling,
+                    })
                 }),
                 admin_socket: args.admin_socket,
                 log_format: args.log_format,

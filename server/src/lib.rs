@@ -30,3 +30,4 @@ pub mod reload;
 pub mod run;
 pub mod status;
 pub mod trust;
+pub mod verb;

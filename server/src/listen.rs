@@ -69,7 +69,7 @@ impl Listening {
             health: process.health,
             socket: process.admin_socket.clone(),
             allowed: AllowedUids::default_set(),
-            second: None,
+            second: process.second,
         })?;
         let links = bind::bind(links, trust)?;
         let mut addresses = Addresses {

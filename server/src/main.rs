@@ -1,9 +1,9 @@
 //! `towline-server`: flags, logs, the server, signals, exit code.
 
 use std::num::NonZeroUsize;
+use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::Parser;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use towline_link::process::exit::Exit;
 use towline_link::process::runtime::{self, Workers};
@@ -13,10 +13,24 @@ use towline_link::process::{panics, telemetry};
 use towline_server::args::Args;
 use towline_server::config::Config;
 use towline_server::run::Server;
+use towline_server::verb::{self, Asked};
 use tracing::{error, info};
 
-fn main() -> Exit {
-    let args = Args::parse();
+fn main() -> ExitCode {
+    match verb::ask() {
+        Asked::Daemon(args) => {
+            let compatible = args.konnectivity.compatibility.is_some();
+            match serve(*args) {
+                // Konnectivity's programs know success and failure only.
+                Exit::Configuration if compatible => Exit::Runtime.into(),
+                exit => exit.into(),
+            }
+        }
+        Asked::Answered(code) => code,
+    }
+}
+
+fn serve(args: Args) -> Exit {
     let check_only = args.check_config;
     let manager = ServiceManager::from_environment();
     let config = match Config::from_args(args) {

@@ -252,7 +252,17 @@ impl Server {
         let new_dials = readiness.condition("new-dials", "not started");
         tasks.spawn(expiry::warn_in_time(source));
         let legacy = compat.as_ref().map(|compat| compat.route.agents.clone());
+        let linked_agents = Arc::clone(&agents);
         tasks.spawn(ready::keep(agents, legacy, drain.view(), linked, new_dials));
+        let pages = compat
+            .as_ref()
+            .map(|compat| compat.pages(&linked_agents, &konnectivity));
+        if let Some(mut compat) = compat {
+            tasks.spawn(compat.count(linked_agents, Arc::clone(&konnectivity)));
+            if let Some(lease) = compat.lease(Arc::clone(&konnectivity)) {
+                tasks.spawn(lease.keep(drain.watch()));
+            }
+        }
         let failed = Arc::new(OnceLock::new());
         tasks.spawn(supervise(serving, drain.clone(), Arc::clone(&failed)));
         let control = Arc::new(Control {
@@ -267,7 +277,7 @@ impl Server {
             live: LiveProbe::new(tokio::runtime::Handle::current()),
             daemon: Arc::clone(&control) as _,
             accepted,
-            compat: None,
+            compat: pages,
         })?;
         starting.done();
         Ok(Self {

@@ -7,7 +7,8 @@ use serde::Serialize;
 use towline_link::live::LiveDials;
 
 use crate::agents::{AgentLink, Agents};
-use crate::legacy::{AgentStream, LegacyAgents};
+use crate::compat::running::Told;
+use crate::legacy::AgentStream;
 use crate::links::greet::SOFTWARE;
 use crate::metrics::standing_word;
 use crate::trust::Trust;
@@ -41,6 +42,14 @@ pub struct Status {
 pub struct Compatibility {
     /// What is not verified, one line each.
     pub unverified: Vec<String>,
+    /// Whether legacy agents may come in.
+    pub legacy_door: bool,
+    /// Whether any certificate of an authority is a front end.
+    pub signed_door: bool,
+    /// Whether whoever may open the Unix socket is a front end.
+    pub open_socket: bool,
+    /// `--allow-downgrade`.
+    pub downgrade: bool,
     /// Oldest first.
     pub legacy_agents: Vec<LegacyAgent>,
 }
@@ -157,7 +166,7 @@ pub struct Source {
     /// Who we are.
     pub trust: Option<Trust>,
     /// The compatibility profile.
-    pub compat: Option<(LegacyAgents, Vec<String>)>,
+    pub compat: Option<Told>,
     /// Stopping.
     pub drain: towline_link::process::drain::DrainView,
     /// Where agents connect.
@@ -188,13 +197,19 @@ impl Source {
                 })
                 .collect(),
             agents,
-            compatibility: self
-                .compat
-                .as_ref()
-                .map(|(legacy, unverified)| Compatibility {
-                    unverified: unverified.clone(),
-                    legacy_agents: legacy.streams().iter().map(|s| legacy_agent(s)).collect(),
-                }),
+            compatibility: self.compat.as_ref().map(|told| Compatibility {
+                unverified: told.unverified.clone(),
+                legacy_door: told.legacy_door,
+                signed_door: told.signed_door,
+                open_socket: told.open_socket,
+                downgrade: told.downgrade,
+                legacy_agents: told
+                    .agents
+                    .streams()
+                    .iter()
+                    .map(|s| legacy_agent(s))
+                    .collect(),
+            }),
         }
     }
 }

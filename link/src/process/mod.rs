@@ -10,6 +10,7 @@
 pub mod accept;
 pub mod admin;
 mod answer;
+pub mod ask;
 pub mod classic;
 pub mod compat;
 pub mod daemon;

@@ -5,6 +5,8 @@
 //! agents count servers, [`doctor`] lists the steps from here to full verification.
 
 pub mod args;
+pub mod doctor;
+pub mod lease;
 pub mod profile;
 pub mod running;
 

@@ -131,8 +131,8 @@ pub struct Profile {
     pub agents: Option<SocketAddr>,
     /// Health and metrics.
     pub health: Option<SocketAddr>,
-    /// Metrics for administrators.
-    pub admin: SocketAddr,
+    /// Metrics for administrators; beside an identity of our own only when a flag asks for it.
+    pub admin: Option<SocketAddr>,
     /// Whether `/debug/pprof` is said to be missing instead of unknown.
     pub profiling: bool,
     /// How long dials may go on at the end.
@@ -250,7 +250,8 @@ impl Profile {
                 health_port,
             ))
             .filter(|_| args.health_port.is_some() || args.health_bind_address.is_some()),
-            admin: SocketAddr::new(admin_ip, admin_port),
+            admin: (!own || args.admin_port.is_some() || args.admin_bind_address.is_some())
+                .then(|| SocketAddr::new(admin_ip, admin_port)),
             profiling: args.enable_profiling == Some(true),
             graceful: args.graceful_shutdown_timeout.map(|span| span.0),
             without_effect,
