@@ -13,6 +13,7 @@ use towline_link::quic::Congestion;
 use towline_proto::limits;
 use towline_proto::target::{Class, Target};
 
+use crate::konnectivity::args::KonnectivityArgs;
 use crate::reach::CarrierMode;
 
 const MS: Duration = Duration::from_millis(1);
@@ -31,21 +32,36 @@ pub struct Args {
         env = "TOWLINE_SERVER",
         value_name = "HOST:PORT",
         value_delimiter = ',',
-        required = true
+        required_unless_present = "compatibility"
     )]
     pub servers: Vec<Target>,
 
     /// This node's certificate, issuers after it (PEM); its name is the node name
-    #[arg(long, env = "TOWLINE_CERT", value_name = "FILE")]
-    pub cert: PathBuf,
+    #[arg(
+        long,
+        env = "TOWLINE_CERT",
+        value_name = "FILE",
+        required_unless_present = "compatibility"
+    )]
+    pub cert: Option<PathBuf>,
 
     /// The key of the certificate (PEM, readable by the owner only)
-    #[arg(long, env = "TOWLINE_KEY", value_name = "FILE")]
-    pub key: PathBuf,
+    #[arg(
+        long,
+        env = "TOWLINE_KEY",
+        value_name = "FILE",
+        required_unless_present = "compatibility"
+    )]
+    pub key: Option<PathBuf>,
 
     /// The authority that signs servers (PEM, several during a change)
-    #[arg(long, env = "TOWLINE_SERVER_CA", value_name = "FILE")]
-    pub server_ca: PathBuf,
+    #[arg(
+        long,
+        env = "TOWLINE_SERVER_CA",
+        value_name = "FILE",
+        required_unless_present = "compatibility"
+    )]
+    pub server_ca: Option<PathBuf>,
 
     /// Servers that are refused although they verify: identities, or serial:HEX, one a line
     #[arg(long, env = "TOWLINE_DENY_LIST", value_name = "FILE")]
@@ -94,14 +110,13 @@ pub struct Args {
     #[arg(long, env = "TOWLINE_POLICY", value_name = "FILE")]
     pub policy: Option<PathBuf>,
 
-    /// Classes of targets that may be reached without --policy: kubelet, node, pod, service, other
+    /// Classes of targets that may be reached without --policy: kubelet, node, pod, service, other [default: kubelet, pod and service; all with --compatibility]
     #[arg(
         long = "allow-class",
         conflicts_with = "policy",
         env = "TOWLINE_ALLOW_CLASS",
         value_name = "CLASS",
-        value_delimiter = ',',
-        default_value = "kubelet,pod,service"
+        value_delimiter = ','
     )]
     pub allow_classes: Vec<Class>,
 
@@ -141,14 +156,13 @@ pub struct Args {
     #[arg(long, env = "TOWLINE_WORKERS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: u16,
 
-    /// Where health and metrics are served
-    #[arg(
-        long,
-        env = "TOWLINE_HEALTH_BIND",
-        value_name = "IP:PORT",
-        default_value = "127.0.0.1:8093"
-    )]
-    pub health_bind: SocketAddr,
+    /// Where health and metrics are served [default: 127.0.0.1:8093]
+    #[arg(long, env = "TOWLINE_HEALTH_BIND", value_name = "IP:PORT")]
+    pub health_bind: Option<SocketAddr>,
+
+    /// Where is kept what must survive a restart: which servers have spoken towline/1
+    #[arg(long, env = "TOWLINE_STATE_DIR", value_name = "DIRECTORY")]
+    pub state_dir: Option<PathBuf>,
 
     /// Unix socket for status and orders, for root and our own user
     #[arg(long, env = "TOWLINE_ADMIN_SOCKET", value_name = "PATH")]
@@ -165,6 +179,10 @@ pub struct Args {
     /// Reads and checks every flag and file, opens no socket, resolves no name, and ends
     #[arg(long, env = "TOWLINE_CHECK_CONFIG", value_parser = clap::builder::FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
     pub check_config: bool,
+
+    /// What comes from Konnectivity.
+    #[command(flatten)]
+    pub konnectivity: KonnectivityArgs,
 }
 
 #[cfg(test)]
@@ -209,10 +227,7 @@ mod tests {
         .unwrap();
         assert_eq!(args.servers.len(), 3);
         assert_eq!(args.pod_prefixes.len(), 2);
-        assert_eq!(
-            args.allow_classes,
-            [Class::Kubelet, Class::Pod, Class::Service]
-        );
+        assert!(args.allow_classes.is_empty());
     }
 
     #[test]

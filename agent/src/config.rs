@@ -2,11 +2,12 @@
 //! of the environment. After this nobody reads the environment.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
+use towline_link::process::compat::{MetricsAt, Second};
 use towline_link::process::policy_file::{PolicyFile, PolicyFileError};
 use towline_link::process::telemetry::{LogFilter, LogFormat};
 use towline_link::process::watch::Seen;
@@ -20,6 +21,9 @@ use towline_proto::policy::RuleSet;
 use towline_proto::target::{Class, Classes, Target};
 
 use crate::args::Args;
+use crate::attempt::random;
+use crate::konnectivity::args::KonnectivityArgs;
+use crate::konnectivity::config::{LegacyConfig, LegacyConfigError, Listeners};
 use crate::policy::{Policy, Rules};
 use crate::reach::CarrierMode;
 use crate::serve::ServeConfig;
@@ -37,6 +41,25 @@ pub enum ConfigError {
     /// The policy file.
     #[error("policy: {0}")]
     Policy(#[from] PolicyFileError),
+    /// The legacy mode.
+    #[error(transparent)]
+    Legacy(#[from] LegacyConfigError),
+    /// Its flags without it.
+    #[error(
+        "{0} is a flag of Konnectivity's agent: add --compatibility=konnectivity, or leave it out"
+    )]
+    NotCompatible(&'static str),
+    /// Part of an identity.
+    #[error("{given} needs {missing}: an identity is --cert, --key and --server-ca together")]
+    PartOfIdentity {
+        /// Given.
+        given: &'static str,
+        /// Missing.
+        missing: &'static str,
+    },
+    /// A Towline server without an identity of ours.
+    #[error("--server {0} needs --cert, --key and --server-ca")]
+    NoIdentity(Target),
     /// Nothing to keep a link to.
     #[error("no server: give --server HOST:PORT")]
     NoServer,
@@ -90,25 +113,40 @@ pub enum ConfigError {
     /// The exception for the kubelet would open our own port.
     #[error("--health-bind {0} has the kubelet's port; give another one")]
     HealthPort(SocketAddr),
-    /// Nothing is left to do.
-    #[error(
-        "--allow-class names no class; name at least one of kubelet, node, pod, service, other"
-    )]
-    NoClass,
     /// Not even one stalled dial.
     #[error("--quic-payload: {0}")]
     Quic(#[from] quic::OptionsError),
 }
 
-/// Checked values, grouped by who uses them.
+/// Who we are to Towline servers.
 #[derive(Debug)]
-pub struct Config {
+pub struct OwnIdentity {
     /// Which files.
     pub files: Files,
     /// What was in them.
     pub trust: Snapshot,
     /// As which they were read; what changed after that is not missed.
     pub seen: Seen,
+}
+
+/// The compatibility profile.
+#[derive(Debug)]
+pub struct Compatible {
+    /// The legacy server, where there is one.
+    pub legacy: Option<LegacyConfig>,
+    /// The second port.
+    pub second: Second,
+    /// What is to be said once at the start.
+    pub notes: Vec<String>,
+}
+
+/// Checked values, grouped by who uses them.
+#[derive(Debug)]
+pub struct Config {
+    /// Who we are; only the compatibility profile can do without.
+    pub identity: Option<OwnIdentity>,
+    /// The compatibility profile, where it is asked for.
+    pub compatible: Option<Compatible>,
     /// Where links go.
     pub reach: ReachConfig,
     /// What may be reached.
@@ -146,13 +184,15 @@ pub struct PolicyConfig {
     service_prefixes: Vec<IpNet>,
     pod_prefixes: Vec<IpNet>,
     allowed: Vec<Class>,
+    open: bool,
 }
 
 impl PolicyConfig {
-    /// The policy without a file, of the node that the certificate names.
+    /// The policy of the node that the certificate names, where there is one: by the file, or
+    /// built in.
     pub fn policy(
         &self,
-        trust: &Snapshot,
+        trust: Option<&Snapshot>,
         health: Option<SocketAddr>,
         file: Option<&PolicyFile>,
     ) -> Policy {
@@ -166,23 +206,24 @@ impl PolicyConfig {
     /// What the policy goes by.
     pub fn rules(
         &self,
-        trust: &Snapshot,
+        trust: Option<&Snapshot>,
         health: Option<SocketAddr>,
         rules: Arc<RuleSet>,
     ) -> Rules {
-        let leaf = trust.material.credentials().leaf();
+        let leaf = trust.map(|trust| trust.material.credentials().leaf());
         let kubelet_addresses = match self.kubelet_addresses.as_slice() {
-            [] => leaf.ip_sans.clone(),
+            [] => leaf.map_or_else(Vec::new, |leaf| leaf.ip_sans.clone()),
             given => given.to_vec(),
         };
         Rules {
-            node: leaf.identity.name.clone(),
+            node: leaf.map(|leaf| leaf.identity.name.clone()),
             kubelet_addresses,
             kubelet_port: self.kubelet_port,
             service_prefixes: self.service_prefixes.clone(),
             pod_prefixes: self.pod_prefixes.clone(),
             rules,
             health,
+            open: self.open,
         }
     }
 }
@@ -213,8 +254,20 @@ impl Config {
         env: &dyn Fn(&str) -> Option<String>,
         now: SystemTime,
     ) -> Result<Self, ConfigError> {
-        check_servers(&args.servers)?;
-        check_policy(&args)?;
+        let compatible = args.konnectivity.compatibility.is_some();
+        if !compatible && let Some(flag) = args.konnectivity.given().first() {
+            return Err(ConfigError::NotCompatible(flag));
+        }
+        if !compatible || !args.servers.is_empty() {
+            check_servers(&args.servers)?;
+        }
+        let listeners = match compatible {
+            true => Some(Listeners::new(&args.konnectivity)?),
+            false => None,
+        };
+        let profile = listeners.map_or(HEALTH_BIND, |listeners| listeners.health);
+        let health = args.health_bind.unwrap_or(profile);
+        check_policy(&args, health)?;
         let proxy = match args.http_proxy.as_deref() {
             Some("off") => None,
             flag => HttpProxy::from_flag_or_env(flag, env)?,
@@ -226,15 +279,36 @@ impl Config {
             ..quic::Options::default()
         };
         quic.check()?;
-        let files = Files {
-            cert: args.cert,
-            key: args.key,
-            anchors: vec![(Role::Server, args.server_ca)],
-            deny_list: args.deny_list,
+        let identity = identity(
+            &args.servers,
+            (args.cert, args.key, args.server_ca),
+            args.deny_list,
+            now,
+        )?;
+        let level = args.konnectivity.klog.level();
+        let log_level = match level {
+            Some(level) if args.log_level == LogFilter::default() => {
+                level.parse().unwrap_or(args.log_level)
+            }
+            _ => args.log_level,
         };
-        let paths: Vec<_> = files.paths().cloned().collect();
-        let seen = Seen::now(&paths);
-        let trust = Snapshot::load(&files, now)?;
+        let compatible = match listeners {
+            Some(listeners) => Some(compatible_profile(
+                args.konnectivity,
+                &args.servers,
+                args.state_dir.as_deref(),
+                listeners,
+                health,
+                identity.is_some(),
+                env,
+            )?),
+            None => None,
+        };
+        let allowed = match (args.allow_classes, &compatible) {
+            (some, _) if !some.is_empty() => some,
+            (_, Some(_)) => Class::ALL.to_vec(),
+            (_, None) => vec![Class::Kubelet, Class::Pod, Class::Service],
+        };
         let policy_file = match args.policy {
             Some(path) => {
                 let seen = Seen::now(std::slice::from_ref(&path));
@@ -244,9 +318,7 @@ impl Config {
             None => None,
         };
         Ok(Self {
-            files,
-            trust,
-            seen,
+            identity,
             reach: ReachConfig {
                 servers: args.servers,
                 carrier: args.carrier,
@@ -259,9 +331,11 @@ impl Config {
                 kubelet_addresses: args.kubelet_addresses,
                 service_prefixes: args.service_prefixes,
                 pod_prefixes: args.pod_prefixes,
-                allowed: args.allow_classes,
+                allowed,
+                open: compatible.is_some(),
             },
             policy_file,
+            compatible,
             serve: ServeConfig {
                 max_dials: args.max_dials,
                 connect_timeout: args.connect_timeout.into(),
@@ -270,13 +344,130 @@ impl Config {
             drain_timeout: args.drain_timeout.into(),
             process: ProcessConfig {
                 workers: args.workers,
-                health: args.health_bind,
+                health,
                 admin_socket: args.admin_socket,
                 log_format: args.log_format,
-                log_level: args.log_level,
+                log_level,
             },
         })
     }
+
+    /// Who we are, in words.
+    pub fn who(&self) -> String {
+        let legacy = self.compatible.as_ref();
+        match (
+            &self.identity,
+            legacy.and_then(|compatible| compatible.legacy.as_ref()),
+        ) {
+            (Some(identity), _) => identity.trust.identity().to_string(),
+            (None, Some(legacy)) => format!("legacy agent {:?}", legacy.agent_id),
+            (None, None) => "nobody".to_owned(),
+        }
+    }
+}
+
+/// Without `--health-bind`.
+const HEALTH_BIND: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8093);
+
+/// The identity, if it is asked for. In the compatibility profile its certificate may come
+/// later, as that of a Secret that is optional.
+fn identity(
+    servers: &[Target],
+    given: (Option<PathBuf>, Option<PathBuf>, Option<PathBuf>),
+    deny_list: Option<PathBuf>,
+    now: SystemTime,
+) -> Result<Option<OwnIdentity>, ConfigError> {
+    let part = |given, missing| Err(ConfigError::PartOfIdentity { given, missing });
+    let (cert, key, server_ca) = match given {
+        (Some(cert), Some(key), Some(server_ca)) => (cert, key, server_ca),
+        (None, None, None) => {
+            return match servers.first() {
+                Some(server) => Err(ConfigError::NoIdentity(server.clone())),
+                None => Ok(None),
+            };
+        }
+        (None, ..) => return part("--key or --server-ca", "--cert"),
+        (_, None, _) => return part("--cert", "--key"),
+        (.., None) => return part("--cert", "--server-ca"),
+    };
+    if servers.is_empty() && !cert.exists() {
+        tracing::debug!(cert = %cert.display(), "no identity yet");
+        return Ok(None);
+    }
+    let files = Files {
+        cert,
+        key,
+        anchors: vec![(Role::Server, server_ca)],
+        deny_list,
+    };
+    let paths: Vec<_> = files.paths().cloned().collect();
+    let seen = Seen::now(&paths);
+    let trust = Snapshot::load(&files, now)?;
+    Ok(Some(OwnIdentity { files, trust, seen }))
+}
+
+/// The compatibility profile as a whole.
+fn compatible_profile(
+    args: KonnectivityArgs,
+    servers: &[Target],
+    state: Option<&Path>,
+    listeners: Listeners,
+    health: SocketAddr,
+    identified: bool,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<Compatible, ConfigError> {
+    let mut notes = vec![
+        "--compatibility=konnectivity: targets are not judged by class, and loopback of this node \
+         can be reached"
+            .to_owned(),
+    ];
+    let without = args.without_effect();
+    if !without.is_empty() {
+        notes.push(format!(
+            "accepted and without effect here: {}",
+            without.join(", ")
+        ));
+    }
+    let wanted = servers.is_empty() || args.proxy_server_host.is_some();
+    let legacy = match wanted {
+        true => Some(LegacyConfig::new(args, state, env, random_id)?),
+        false => None,
+    };
+    if let Some(legacy) = &legacy {
+        if servers.contains(&legacy.server) {
+            return Err(ConfigError::SameServer(legacy.server.clone()));
+        }
+        notes.extend(legacy.warnings());
+        if identified && state.is_none() {
+            notes.push(
+                "without --state-dir a restart forgets which servers have spoken towline/1"
+                    .to_owned(),
+            );
+        }
+        if !identified {
+            notes.push(
+                "no identity (--cert, --key, --server-ca): only the legacy protocol is spoken"
+                    .to_owned(),
+            );
+        }
+    }
+    let mut second = listeners.second;
+    second.metrics = MetricsAt::Port(health.port());
+    Ok(Compatible {
+        legacy,
+        second,
+        notes,
+    })
+}
+
+/// A random UUID, as the original makes one.
+fn random_id() -> String {
+    let bits = u128::from(random()) << 64 | u128::from(random());
+    let bits = bits & !(0xf << 76) | 0x4 << 76;
+    let bits = bits & !(0x3 << 62) | 0x2 << 62;
+    let text = format!("{bits:032x}");
+    let parts = [0..8, 8..12, 12..16, 16..20, 20..32];
+    parts.map(|part| text[part].to_owned()).join("-")
 }
 
 fn check_servers(servers: &[Target]) -> Result<(), ConfigError> {
@@ -298,10 +489,7 @@ fn check_servers(servers: &[Target]) -> Result<(), ConfigError> {
     }
 }
 
-fn check_policy(args: &Args) -> Result<(), ConfigError> {
-    if args.allow_classes.is_empty() {
-        return Err(ConfigError::NoClass);
-    }
+fn check_policy(args: &Args, health: SocketAddr) -> Result<(), ConfigError> {
     for (flag, prefixes) in [
         ("service-cidr", &args.service_prefixes),
         ("pod-cidr", &args.pod_prefixes),
@@ -336,8 +524,8 @@ fn check_policy(args: &Args) -> Result<(), ConfigError> {
             Some(why) => return Err(ConfigError::KubeletAddress { ip: *ip, why }),
         }
     }
-    if args.health_bind.port() == args.kubelet_port {
-        return Err(ConfigError::HealthPort(args.health_bind));
+    if health.port() == args.kubelet_port {
+        return Err(ConfigError::HealthPort(health));
     }
     Ok(())
 }
@@ -361,7 +549,7 @@ mod tests {
         ];
         let args = Args::try_parse_from(base.iter().chain(more)).unwrap();
         check_servers(&args.servers)?;
-        check_policy(&args)
+        check_policy(&args, args.health_bind.unwrap_or(HEALTH_BIND))
     }
 
     #[test]

@@ -135,15 +135,26 @@ fn in_if_inet6(table: &str, ip: Ipv6Addr) -> bool {
     table.lines().any(|line| line.starts_with(&digits))
 }
 
+/// Why none of several permits led to a connection: what happened to the last one.
+#[derive(Debug)]
+pub enum ConnectFailure {
+    /// The kernel said no.
+    Io(SocketAddr, io::Error),
+    /// Nobody answered.
+    Timeout(SocketAddr),
+    /// There was no permit.
+    Nothing,
+}
+
 /// Tries each permit in order within one deadline; the last failure is told.
-pub async fn connect_first(
+pub async fn connect_each(
     network: &dyn Network,
     permits: Vec<Permit>,
     limit: Duration,
-) -> Result<(TcpStream, SocketAddr), (Reason, Option<IpAddr>)> {
+) -> Result<(TcpStream, SocketAddr), ConnectFailure> {
     let deadline = tokio::time::Instant::now() + limit;
     let mut left = u32::try_from(permits.len()).unwrap_or(u32::MAX).max(1);
-    let mut failed = (Reason::TargetUnreachable, None);
+    let mut failed = ConnectFailure::Nothing;
     for permit in permits {
         let address = permit.address();
         // A black hole among several addresses must not use up the time of the others.
@@ -152,11 +163,26 @@ pub async fn connect_first(
         left -= 1;
         match tokio::time::timeout(share, network.connect(permit)).await {
             Ok(Ok(stream)) => return Ok((stream, address)),
-            Ok(Err(error)) => failed = (reason_of(&error), Some(address.ip())),
-            Err(_) => failed = (Reason::TargetTimeout, Some(address.ip())),
+            Ok(Err(error)) => failed = ConnectFailure::Io(address, error),
+            Err(_) => failed = ConnectFailure::Timeout(address),
         }
     }
     Err(failed)
+}
+
+/// [`connect_each`], with the failure as a reason.
+pub async fn connect_first(
+    network: &dyn Network,
+    permits: Vec<Permit>,
+    limit: Duration,
+) -> Result<(TcpStream, SocketAddr), (Reason, Option<IpAddr>)> {
+    connect_each(network, permits, limit)
+        .await
+        .map_err(|failure| match failure {
+            ConnectFailure::Io(address, error) => (reason_of(&error), Some(address.ip())),
+            ConnectFailure::Timeout(address) => (Reason::TargetTimeout, Some(address.ip())),
+            ConnectFailure::Nothing => (Reason::TargetUnreachable, None),
+        })
 }
 
 /// What a failed connection attempt means.

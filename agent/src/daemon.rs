@@ -8,13 +8,14 @@ use towline_link::process::drain::{Drain, DrainView};
 use towline_link::process::ready::Condition;
 use towline_link::process::reload::ReloadHandle;
 
+use crate::konnectivity::servers::LegacyServers;
 use crate::links::Links;
 use crate::status::Sources;
 
 /// The agent as they see it.
 pub(crate) struct AgentDaemon {
     pub(crate) sources: Sources,
-    pub(crate) reload: ReloadHandle,
+    pub(crate) reload: Option<ReloadHandle>,
     pub(crate) reload_policy: Option<ReloadHandle>,
     pub(crate) drain: Drain,
     pub(crate) drain_timeout: Duration,
@@ -28,13 +29,13 @@ impl Daemon for AgentDaemon {
     }
 
     async fn reload(&self) -> Result<(), String> {
-        // Both are read, whatever becomes of the first.
-        let certificates = self.reload.reload_now().await;
-        let policy = match &self.reload_policy {
-            Some(reload) => reload.reload_now().await,
-            None => Ok(()),
-        };
-        certificates.and(policy).map_err(|error| error.to_string())
+        // Both are read, whatever becomes of the first; the files of the legacy mode are read
+        // again for each attempt.
+        let mut result = Ok(());
+        for reload in self.reload.iter().chain(&self.reload_policy) {
+            result = result.and(reload.reload_now().await);
+        }
+        result.map_err(|error| error.to_string())
     }
 
     fn drain(&self) {
@@ -46,16 +47,44 @@ impl Daemon for AgentDaemon {
     }
 }
 
-/// Ready while one server at least is linked; one that is not shows in status and metrics.
-pub(crate) async fn follow_links(links: Links, condition: Condition) {
+/// Ready while there is a line to one server at least; one that is missing shows in status and
+/// metrics.
+pub(crate) async fn follow_links(
+    links: Links,
+    legacy: Option<LegacyServers>,
+    condition: Condition,
+) {
     let mut changes = links.watch();
+    let mut streams = legacy.as_ref().map(LegacyServers::watch);
     loop {
         changes.borrow_and_update();
-        condition.set(links.readiness());
-        if changes.changed().await.is_err() {
+        condition.set(line(&links, legacy.as_ref()));
+        let stream = async {
+            match &mut streams {
+                Some(streams) => streams.changed().await,
+                None => std::future::pending().await,
+            }
+        };
+        let changed = tokio::select! {
+            changed = changes.changed() => changed,
+            changed = stream => changed,
+        };
+        if changed.is_err() {
             return;
         }
     }
+}
+
+fn line(links: &Links, legacy: Option<&LegacyServers>) -> Result<(), String> {
+    let Some(legacy) = legacy else {
+        return links.readiness();
+    };
+    if links.ready() > 0 || !legacy.is_empty() {
+        return Ok(());
+    }
+    let cause = legacy.error().or_else(|| links.worst());
+    let cause = cause.unwrap_or_else(|| "no attempt has ended yet".to_owned());
+    Err(format!("no line to any server: {cause}"))
 }
 
 /// Not ready from the moment at which stopping begins.

@@ -4,7 +4,7 @@
 //! order), [`reconnect`] (one keeper per server) with [`reach`] (one attempt), [`serve`] (one
 //! dial), [`policy`] (which targets this node may reach; pure) and [`connect`] (the kernel).
 //! Beside them: [`trust`] and [`reload`] (certificate files), [`links`], [`status`] and
-//! [`metrics`] (what is shown).
+//! [`metrics`] (what is shown). [`konnectivity`] is the legacy mode.
 
 pub mod args;
 pub mod attempt;
@@ -14,6 +14,7 @@ pub mod connect;
 mod daemon;
 mod farewell;
 pub mod judged;
+pub mod konnectivity;
 pub mod links;
 pub mod metrics;
 pub mod policy;

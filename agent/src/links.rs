@@ -2,6 +2,7 @@
 //! keepers, read by status, readiness and metrics.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -23,6 +24,8 @@ pub struct Links {
 #[derive(Debug)]
 struct Server {
     server: Target,
+    /// Nobody keeps a link to it at the moment.
+    unused: AtomicBool,
     known: Mutex<Known>,
 }
 
@@ -42,6 +45,7 @@ impl Links {
     pub fn new(servers: &[Target]) -> Self {
         let entry = |server: &Target| Server {
             server: server.clone(),
+            unused: AtomicBool::new(false),
             known: Mutex::new(Known {
                 current: None,
                 retired: Vec::new(),
@@ -72,6 +76,21 @@ impl Links {
     /// Changes whenever a link comes or goes.
     pub fn watch(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
+    }
+
+    /// Whether a link is to be kept to this server: one that may be of another kind is listed
+    /// from the start, and missed only while it is used.
+    pub fn use_slot(&self, index: usize, used: bool) {
+        if let Some(server) = self.servers.get(index) {
+            server.unused.store(!used, Ordering::Relaxed);
+            server.lock().down_since = Instant::now();
+            self.changed.send_replace(());
+        }
+    }
+
+    /// Whether this server has a link that takes dials.
+    pub fn is_ready(&self, index: usize) -> bool {
+        self.servers.get(index).is_some_and(Server::is_ready)
     }
 
     /// Servers with a link that takes dials.
@@ -109,7 +128,9 @@ impl Links {
 
     /// The server that is worst off, in words; `None` when all are linked.
     pub fn worst(&self) -> Option<String> {
-        let down = self.servers.iter().filter(|server| !server.is_ready());
+        let used = |server: &&Server| !server.unused.load(Ordering::Relaxed);
+        let down = self.servers.iter().filter(used);
+        let down = down.filter(|server| !server.is_ready());
         let worst = down.min_by_key(|server| server.lock().down_since)?;
         let known = worst.lock();
         let seconds = known.down_since.elapsed().as_secs();
@@ -156,7 +177,12 @@ impl Links {
 
     /// For the admin socket.
     pub fn status(&self) -> Vec<ServerStatus> {
-        self.servers.iter().map(Server::status).collect()
+        let used = |server: &&Server| !server.unused.load(Ordering::Relaxed);
+        self.servers
+            .iter()
+            .filter(used)
+            .map(Server::status)
+            .collect()
     }
 }
 

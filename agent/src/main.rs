@@ -28,7 +28,7 @@ fn main() -> Exit {
         let _ = writeln!(
             std::io::stdout(),
             "configuration is good for {}",
-            config.trust.identity()
+            config.who()
         );
         return Exit::Success;
     }
@@ -57,7 +57,10 @@ async fn run(config: Config, manager: ServiceManager) -> Exit {
         Ok(signals) => signals,
         Err(error) => return fail(Exit::Runtime, &error),
     };
-    info!(identity = %config.trust.identity(), reach = ?config.reach, policy = ?config.policy, "starting");
+    for note in config.compatible.iter().flat_map(|profile| &profile.notes) {
+        warn!("{note}");
+    }
+    info!(identity = %config.who(), reach = ?config.reach, policy = ?config.policy, "starting");
     let agent = match Agent::start(config, Arc::new(KernelNetwork::default())).await {
         Ok(agent) => agent,
         Err(error) => {

@@ -68,6 +68,17 @@ pub struct Metrics {
     carrier_probes: Family<Outcome, Counter>,
     probes: Counter,
     bad_requests: Counter,
+    legacy_attempts: Family<Outcome, Counter>,
+    legacy_streams: Gauge,
+}
+
+/// See [`Metrics::legacy_stream`].
+pub struct LegacyStream(Gauge);
+
+impl Drop for LegacyStream {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 /// From a connection inside the node to one that nearly timed out, seconds.
@@ -91,6 +102,8 @@ impl Default for Metrics {
             carrier_probes: Family::default(),
             probes: Counter::default(),
             bad_requests: Counter::default(),
+            legacy_attempts: Family::default(),
+            legacy_streams: Gauge::default(),
         }
     }
 }
@@ -112,6 +125,8 @@ impl Metrics {
             carrier_probes,
             probes,
             bad_requests,
+            legacy_attempts,
+            legacy_streams,
         } = self;
         registry.register(
             "towline_agent_dials",
@@ -178,7 +193,30 @@ impl Metrics {
             "Dial streams of servers without a readable request",
             bad_requests.clone(),
         );
+        registry.register(
+            "towline_agent_legacy_attempts",
+            "Attempts to get a stream to a legacy server, by outcome: connected, duplicate, failed, or towline when it was none",
+            legacy_attempts.clone(),
+        );
+        registry.register(
+            "towline_agent_legacy_streams",
+            "Streams to legacy servers, which are known by name alone",
+            legacy_streams.clone(),
+        );
         registry.register_collector(Box::new(Now { links, live }));
+    }
+
+    /// An attempt of the legacy mode ended.
+    pub fn legacy_attempt(&self, outcome: &'static str) {
+        self.legacy_attempts
+            .get_or_create(&Outcome { outcome })
+            .inc();
+    }
+
+    /// A stream to a legacy server; counted as long as the value lives.
+    pub fn legacy_stream(&self) -> LegacyStream {
+        self.legacy_streams.inc();
+        LegacyStream(self.legacy_streams.clone())
     }
 
     /// A dial ended, or was refused.

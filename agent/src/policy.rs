@@ -40,8 +40,8 @@ impl Permit {
 /// What the agent knows of its node, and what the operator allows.
 #[derive(Clone, Debug)]
 pub struct Rules {
-    /// The node, from the agent's certificate.
-    pub node: Name,
+    /// The node, from the agent's certificate, where there is one.
+    pub node: Option<Name>,
     /// Where the kubelet of this node listens. When empty, every address of this node except
     /// loopback counts.
     pub kubelet_addresses: Vec<IpAddr>,
@@ -56,6 +56,9 @@ pub struct Rules {
     pub rules: Arc<RuleSet>,
     /// Where this process serves health and metrics.
     pub health: Option<SocketAddr>,
+    /// The compatibility profile: what a target is does not matter, and loopback counts as an
+    /// address of the node. What else is forbidden to all stays forbidden.
+    pub open: bool,
 }
 
 /// What is asked for, beside the address.
@@ -167,10 +170,19 @@ impl Policy {
 
     /// The node's own name needs no resolver: its addresses are the kubelet's.
     pub fn lookup<'a>(&self, target: &'a Target) -> Lookup<'a> {
-        match &target.host {
+        self.lookup_host(&target.host)
+    }
+
+    /// [`Policy::lookup`] of a host alone.
+    pub fn lookup_host<'a>(&self, host: &'a Host) -> Lookup<'a> {
+        match host {
             Host::Ip(ip) => Lookup::Known(vec![*ip]),
             Host::Name(name)
-                if name.as_str() == self.0.node.as_str()
+                if self
+                    .0
+                    .node
+                    .as_ref()
+                    .is_some_and(|node| name.as_str() == node.as_str())
                     && !self.0.kubelet_addresses.is_empty() =>
             {
                 Lookup::Known(self.0.kubelet_addresses.clone())
@@ -199,6 +211,35 @@ impl Policy {
         Ok(permits)
     }
 
+    /// Permits for what a legacy server asks for, which says no class. Without the
+    /// compatibility profile there are none.
+    pub fn check_open(
+        &self,
+        resolved: &[IpAddr],
+        name: Option<&str>,
+        port: u16,
+        facts: &impl Facts,
+    ) -> Result<Vec<Permit>, Denial> {
+        if !self.0.open {
+            return Err(Denial::NoAddress);
+        }
+        let class = |ip: &IpAddr| {
+            let ip = address::canonical(*ip);
+            let kubelet = port == self.0.kubelet_port && self.0.kubelet_addresses.contains(&ip);
+            let classes = self.classes(ip, port, kubelet, || facts.is_local(ip));
+            let known = [Class::Kubelet, Class::Node, Class::Service, Class::Pod];
+            let other = classes.has(Class::Other);
+            let found = known.into_iter().find(|class| classes.has(*class));
+            if other {
+                Class::Other
+            } else {
+                found.unwrap_or(Class::Other)
+            }
+        };
+        let said = resolved.first().map_or(Class::Other, class);
+        self.check(resolved, Asked { name, port, said }, facts)
+    }
+
     /// The leave for one address.
     pub fn check_one(
         &self,
@@ -212,7 +253,7 @@ impl Policy {
         let kubelet = port == self.0.kubelet_port && self.0.kubelet_addresses.contains(&ip);
         match address::refusal(ip) {
             // The kubelet may be told to listen on loopback only.
-            Some(Refusal::Loopback) if kubelet => {}
+            Some(Refusal::Loopback) if kubelet || self.0.open => {}
             Some(refusal) => return Err(Denial::Forbidden(ip, refusal)),
             None => {}
         }
@@ -221,7 +262,7 @@ impl Policy {
         if facts.is_server(address) || self.is_health(address, || *local) {
             return Err(Denial::Tunnel(address));
         }
-        if !self.classes(ip, port, kubelet, || *local).has(said) {
+        if !self.0.open && !self.classes(ip, port, kubelet, || *local).has(said) {
             return Err(Denial::Mismatch(ip, said));
         }
         match self.0.rules.decide(&Question {
@@ -229,7 +270,7 @@ impl Policy {
             port,
             name,
             address: Some(ip),
-            node: Some(self.0.node.as_str()),
+            node: self.0.node.as_ref().map(|node| node.as_str()),
             asker: Asker::Unseen,
         }) {
             Decision::Allowed(_) => Ok(Permit {

@@ -49,13 +49,14 @@ fn asked(port: u16, said: Class) -> Asked<'static> {
 
 fn rules() -> Rules {
     Rules {
-        node: "n7".parse().unwrap(),
+        node: Some("n7".parse().unwrap()),
         kubelet_addresses: ips(&[NODE]),
         kubelet_port: 10250,
         service_prefixes: nets(&["10.96.0.0/12", "fd00:96::/108"]),
         pod_prefixes: nets(&["10.244.0.0/16"]),
         rules: classes(&[Class::Kubelet, Class::Pod, Class::Service]),
         health: Some("0.0.0.0:8093".parse().unwrap()),
+        open: false,
     }
 }
 
@@ -262,7 +263,7 @@ fn rules_of_a_file_are_kept_on_the_resolved_address() {
     // Who asks is not visible here: the servers have looked.
     assert!(check(&policy, None, "10.244.1.1", Class::Pod).is_ok());
     let elsewhere = Policy::new(Rules {
-        node: "n8".parse().unwrap(),
+        node: Some("n8".parse().unwrap()),
         ..policy.rules().clone()
     });
     let unnamed = check(&elsewhere, None, "10.96.0.1", Class::Service);

@@ -46,7 +46,8 @@ impl Reload {
         let snapshot = Snapshot::load(self.trust.files(), SystemTime::now())?;
         self.serve.change_policy(|rules| {
             let allowed = Arc::clone(&rules.rules);
-            *rules = self.policy.rules(&snapshot, Some(self.health), allowed);
+            let health = Some(self.health);
+            *rules = self.policy.rules(Some(&snapshot), health, allowed);
         });
         self.trust.replace(snapshot);
         Ok(())

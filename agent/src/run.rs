@@ -12,6 +12,8 @@ use towline_link::connect::CarrierMemory;
 use towline_link::live::LiveDials;
 use towline_link::process::accept::AcceptMetrics;
 use towline_link::process::admin::{Admin, AdminConfig, AdminError, AdminParts, AdminSockets};
+use towline_link::process::classic::Families;
+use towline_link::process::compat::Compat;
 use towline_link::process::daemon::Daemon;
 use towline_link::process::drain::{Drain, DrainView, Outcome};
 use towline_link::process::live::LiveProbe;
@@ -30,6 +32,11 @@ use crate::attempt::{Keeping, instance};
 use crate::config::{Config, ReachConfig};
 use crate::connect::Network;
 use crate::daemon::{AgentDaemon, follow_links, follow_stage};
+use crate::konnectivity::auto::Towline;
+use crate::konnectivity::health;
+use crate::konnectivity::metrics::LegacyMetrics;
+use crate::konnectivity::servers::LegacyServers;
+use crate::konnectivity::sync::{Legacy, LegacyParts};
 use crate::links::Links;
 use crate::metrics::Metrics;
 use crate::reach::{CarrierMode, Reach, ServerAddresses};
@@ -70,7 +77,7 @@ pub struct Agent {
     daemon: Arc<dyn Daemon>,
     links: Links,
     serve: Arc<Serve>,
-    reloader: Reloader,
+    reloader: Option<Reloader>,
     policy_reloader: Option<Reloader>,
     readiness: Readiness,
     quic: Option<Arc<QuicEndpoint>>,
@@ -85,9 +92,8 @@ impl Agent {
     /// Starts everything and returns; links come up in the background.
     pub async fn start(config: Config, network: Arc<dyn Network>) -> Result<Self, StartError> {
         let Config {
-            files,
-            trust,
-            seen,
+            identity,
+            compatible,
             reach,
             policy,
             policy_file,
@@ -95,6 +101,7 @@ impl Agent {
             drain_timeout,
             process,
         } = config;
+        let profile = compatible.is_some();
         let drain = Drain::new();
         let mut registry = Registry::default();
         panics::register(&mut registry);
@@ -104,17 +111,34 @@ impl Agent {
             health: process.health,
             socket: process.admin_socket,
             allowed: AllowedUids::default_set(),
-            second: None,
+            second: compatible.as_ref().map(|compatible| compatible.second),
         })?;
         let health = admin.health_address();
-        let quic = udp(&reach)?;
+        let quic = match identity {
+            Some(_) => udp(&reach)?,
+            // Legacy servers are reached over TCP only.
+            None => None,
+        };
         if let Some(endpoint) = &quic {
             endpoint.register(&mut registry);
         }
 
-        // What the keepers of the links share.
+        // What the keepers of the links share. A server that may be of either kind has the last
+        // place among them.
         let metrics = Metrics::default();
-        let links = Links::new(&reach.servers);
+        let legacy = compatible.and_then(|compatible| compatible.legacy);
+        let mut listed = reach.servers.clone();
+        let either = match (&legacy, &identity) {
+            (Some(legacy), Some(_)) => {
+                listed.push(legacy.server.clone());
+                Some(listed.len() - 1)
+            }
+            _ => None,
+        };
+        let links = Links::new(&listed);
+        if let Some(index) = either {
+            links.use_slot(index, false);
+        }
         let carrier_probe = reach.carrier_probe;
         let reach = Arc::new(Reach {
             mode: reach.carrier,
@@ -123,52 +147,94 @@ impl Agent {
             memory: CarrierMemory::default(),
             addresses: ServerAddresses::default(),
         });
+        let first = identity.as_ref().map(|identity| &identity.trust);
         let serve = Arc::new(Serve::new(
             serve,
             network,
-            policy.policy(&trust, Some(health), file_of(&policy_file)),
+            policy.policy(first, Some(health), file_of(&policy_file)),
             Arc::clone(&reach),
             metrics.clone(),
         ));
         metrics.register(&mut registry, links.clone(), serve.live().clone());
-        let trust = Arc::new(Trust::new(files, trust));
-        let keeping = Arc::new(Keeping {
-            reach: Arc::clone(&reach),
-            trust: Arc::clone(&trust),
-            serve: Arc::clone(&serve),
-            metrics,
-            instance: instance(),
-            drain_timeout,
-            carrier_probe,
+        let (trust, seen) = match identity {
+            Some(identity) => {
+                let trust = Arc::new(Trust::new(identity.files, identity.trust));
+                (Some(trust), Some(identity.seen))
+            }
+            None => (None, None),
+        };
+        let instance = instance();
+        let keeping = trust.as_ref().map(|trust| {
+            Arc::new(Keeping {
+                reach: Arc::clone(&reach),
+                trust: Arc::clone(trust),
+                serve: Arc::clone(&serve),
+                metrics: metrics.clone(),
+                instance,
+                drain_timeout,
+                carrier_probe,
+            })
+        });
+
+        // Another program's place.
+        let mut families = Families::default();
+        let legacy_metrics = LegacyMetrics::register(&mut families);
+        let servers = LegacyServers::new(legacy_metrics.clone());
+        let in_place = profile.then(|| in_place(families, &links, &servers));
+        let legacy = legacy.map(|config| {
+            let towline = keeping
+                .as_ref()
+                .zip(either)
+                .map(|(keeping, index)| Towline {
+                    keeping: Arc::clone(keeping),
+                    links: links.clone(),
+                    index,
+                });
+            Legacy::new(LegacyParts {
+                config,
+                serve: Arc::clone(&serve),
+                reach: Arc::clone(&reach),
+                trust: trust.clone(),
+                towline,
+                legacy_metrics,
+                metrics: metrics.clone(),
+                servers: servers.clone(),
+            })
         });
 
         // Tasks beside the links.
-        let reload = Reload {
-            trust: Arc::clone(&trust),
-            serve: Arc::clone(&serve),
-            policy,
-            health,
-        };
         let reloads = ReloadMetrics::register(&mut registry);
-        let reloader = reload.start(seen, reloads.clone());
+        let reloader = trust.as_ref().zip(seen).map(|(trust, seen)| {
+            let reload = Reload {
+                trust: Arc::clone(trust),
+                serve: Arc::clone(&serve),
+                policy,
+                health,
+            };
+            reload.start(seen, reloads.clone())
+        });
         let readiness = Readiness::new();
         let policy_reloader = policy_file.map(|((path, file), seen)| {
             let reload = PolicyReload {
                 path,
                 serve: Arc::clone(&serve),
                 condition: readiness.condition("policy", "not read yet"),
-                gauges: keeping.metrics.clone(),
+                gauges: metrics.clone(),
             };
             reload.start(&file, seen, reloads)
         });
-        let expiring = Arc::clone(&trust);
-        let expiries: expiry::Source = Arc::new(move || expiring.current().material.expiries());
+        let expiring = trust.clone();
+        let expiries: expiry::Source = Arc::new(move || {
+            let trust = expiring.as_ref().map(|trust| trust.current());
+            trust.map_or_else(Vec::new, |trust| trust.material.expiries())
+        });
         expiry::register(&mut registry, Arc::clone(&expiries));
         let linked = readiness.condition("links", "no link yet");
         let running = readiness.condition("running", "starting");
         let mut tasks = JoinSet::new();
+        let streams = legacy.as_ref().map(|_| servers);
         tasks.spawn(expiry::warn_in_time(expiries));
-        tasks.spawn(follow_links(links.clone(), linked));
+        tasks.spawn(follow_links(links.clone(), streams.clone(), linked));
         tasks.spawn(follow_stage(drain.view(), running));
         tasks.spawn(serve.live().clone().keep_budget());
         let cut = Arc::new(AtomicUsize::new(0));
@@ -180,13 +246,14 @@ impl Agent {
             links: links.clone(),
             serve: Arc::clone(&serve),
             trust,
+            legacy: streams,
             reach,
             stage: drain.view(),
-            instance: keeping.instance,
+            instance,
         };
         let daemon: Arc<dyn Daemon> = Arc::new(AgentDaemon {
             sources,
-            reload: reloader.handle(),
+            reload: reloader.as_ref().map(Reloader::handle),
             reload_policy: policy_reloader.as_ref().map(Reloader::handle),
             drain: drain.clone(),
             drain_timeout,
@@ -197,13 +264,18 @@ impl Agent {
             readiness: readiness.clone(),
             live: LiveProbe::new(Handle::current()),
             daemon: Arc::clone(&daemon),
-            compat: None,
+            compat: in_place,
         })?;
 
         let mut keepers = JoinSet::new();
-        for index in 0..links.servers() {
-            let keeper = Keeper::new(Arc::clone(&keeping), links.slot(index), drain.watch());
-            keepers.spawn(keeper.run());
+        for index in (0..links.servers()).filter(|index| Some(*index) != either) {
+            if let Some(keeping) = &keeping {
+                let keeper = Keeper::new(Arc::clone(keeping), links.slot(index), drain.watch());
+                keepers.spawn(keeper.run());
+            }
+        }
+        if let Some(legacy) = legacy {
+            keepers.spawn(legacy.run(drain.watch()));
         }
         let failed = Arc::new(OnceLock::new());
         tasks.spawn(supervise(keepers, drain.clone(), Arc::clone(&failed)));
@@ -226,6 +298,11 @@ impl Agent {
     /// Where health and metrics are served.
     pub fn health_address(&self) -> SocketAddr {
         self.admin.health_address()
+    }
+
+    /// Where the second port of the compatibility profile is.
+    pub fn second_address(&self) -> Option<SocketAddr> {
+        self.admin.second_address()
     }
 
     /// What `/readyz` says.
@@ -255,12 +332,12 @@ impl Agent {
 
     /// Reads the files again, now.
     pub async fn reload(&self) -> Result<(), ReloadError> {
-        let certificates = self.reloader.handle().reload_now().await;
-        let policy = match &self.policy_reloader {
-            Some(reloader) => reloader.handle().reload_now().await,
-            None => Ok(()),
-        };
-        certificates.and(policy)
+        // The files of the legacy mode are read again for each attempt.
+        let mut result = Ok(());
+        for reloader in self.reloader.iter().chain(&self.policy_reloader) {
+            result = result.and(reloader.handle().reload_now().await);
+        }
+        result
     }
 
     /// Stops gracefully: servers choose us no more, live dials end, then the links.
@@ -296,6 +373,17 @@ impl Agent {
 
 fn file_of(file: &Option<((PathBuf, PolicyFile), Seen)>) -> Option<&PolicyFile> {
     file.as_ref().map(|((_, file), _)| file)
+}
+
+/// What Konnectivity's agent would show.
+fn in_place(families: Families, links: &Links, servers: &LegacyServers) -> Compat {
+    let (links, servers) = (links.clone(), servers.clone());
+    Compat {
+        families,
+        ready: Arc::new(move |verbose| {
+            health::ready(links.ready() > 0 || !servers.is_empty(), verbose)
+        }),
+    }
 }
 
 /// Ends live dials when the drain is forced: their splices reset both sides.

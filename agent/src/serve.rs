@@ -93,6 +93,26 @@ impl Serve {
         self.max_dials
     }
 
+    /// For one connection attempt, all addresses of the target together.
+    pub(crate) fn connect_timeout(&self) -> Duration {
+        self.connect_timeout
+    }
+
+    /// Room for one more dial.
+    pub(crate) fn slot(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.slots).try_acquire_owned().ok()
+    }
+
+    /// The machine below us.
+    pub(crate) fn network(&self) -> &dyn Network {
+        &*self.network
+    }
+
+    /// What is counted.
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
     /// The policy in force.
     pub fn policy(&self) -> Arc<Policy> {
         self.policy.load_full()

@@ -6,6 +6,7 @@ use serde::Serialize;
 use towline_link::process::drain::DrainView;
 use towline_proto::id::InstanceId;
 
+use crate::konnectivity::servers::{LegacyServerStatus, LegacyServers};
 use crate::links::{Links, ServerStatus};
 use crate::reach::Reach;
 use crate::serve::Serve;
@@ -14,10 +15,10 @@ use crate::trust::Trust;
 /// The document.
 #[derive(Clone, Debug, Serialize)]
 pub struct Status {
-    /// Identity in our certificate.
-    pub identity: String,
+    /// Identity in our certificate, where there is one.
+    pub identity: Option<String>,
     /// Serial number of our certificate.
-    pub serial: String,
+    pub serial: Option<String>,
     /// This process.
     pub instance: String,
     /// What runs here.
@@ -28,6 +29,9 @@ pub struct Status {
     pub degraded: Option<String>,
     /// Each configured server with its links.
     pub servers: Vec<ServerStatus>,
+    /// Streams to legacy servers, which are known by name alone.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub legacy_servers: Vec<LegacyServerStatus>,
     /// Dials of this process.
     pub dials: DialsStatus,
     /// UDP socket buffers, where there is a UDP socket.
@@ -95,7 +99,9 @@ pub struct Sources {
     /// Dials and policy.
     pub serve: std::sync::Arc<Serve>,
     /// Files.
-    pub trust: std::sync::Arc<Trust>,
+    pub trust: Option<std::sync::Arc<Trust>>,
+    /// Streams to legacy servers.
+    pub legacy: Option<LegacyServers>,
     /// UDP socket.
     pub reach: std::sync::Arc<Reach>,
     /// Stage.
@@ -107,7 +113,8 @@ pub struct Sources {
 impl Sources {
     /// The document of this moment.
     pub fn status(&self) -> Status {
-        let trust = self.trust.current();
+        let trust = self.trust.as_ref().map(|trust| trust.current());
+        let trust = trust.as_deref();
         let policy = self.serve.policy();
         let rules = policy.rules();
         let live = self.serve.live();
@@ -116,13 +123,17 @@ impl Sources {
             items.iter().map(ToString::to_string).collect()
         }
         Status {
-            identity: trust.identity().to_string(),
-            serial: trust.material.credentials().leaf().serial.to_string(),
+            identity: trust.map(|trust| trust.identity().to_string()),
+            serial: trust.map(|trust| trust.material.credentials().leaf().serial.to_string()),
             instance: self.instance.to_string(),
             software: crate::attempt::SOFTWARE,
             stage: self.stage.stage().as_str(),
             degraded: self.links.worst(),
             servers: self.links.status(),
+            legacy_servers: self
+                .legacy
+                .as_ref()
+                .map_or_else(Vec::new, LegacyServers::status),
             dials: DialsStatus {
                 live: live.len(),
                 stalled: live.stalled(),
@@ -142,8 +153,7 @@ impl Sources {
                 pod_prefixes: texts(&rules.pod_prefixes),
             },
             expiries: trust
-                .material
-                .expiries()
+                .map_or_else(Vec::new, |trust| trust.material.expiries())
                 .into_iter()
                 .map(|expiry| ExpiryStatus {
                     what: expiry.what,

@@ -103,6 +103,10 @@ pub const QUIC_PAYLOAD_JUMBO: u16 = 6500;
 pub const QUIC_SEGMENTS: u32 = 10;
 /// Bytes of one link that are sent and not yet acknowledged. Overflow: senders wait.
 pub const QUIC_SEND_WINDOW: u64 = 16 * 1024 * 1024;
+/// Bytes in flight on a link beyond twice what its path carries: they keep both ends busy, and every
+/// other dial waits behind them (0.3 ms on loopback; with a whole stream window it was 8). Half of
+/// it cost a quarter of the throughput, four times of it doubled the wait. Overflow: senders wait.
+pub const QUIC_QUEUE: u64 = 128 * 1024;
 /// Streams whose windows the connection window covers beyond those that are open now.
 pub const QUIC_SPARE_STREAMS: u32 = 32;
 /// First packets that wait for the accept loop. Overflow: ignored without an answer.
@@ -344,6 +348,17 @@ pub const LEGACY_ADMIT: Duration = Duration::from_secs(15);
 /// Bytes of one dial through a legacy agent that wait for a slow front end before the agent is
 /// held back for it. The protocol has no flow control for one connection.
 pub const LEGACY_QUEUE: u64 = 4 * 1024 * 1024;
+/// Bytes of one legacy connection that wait to be sent before its reader waits: two reads.
+pub const LEGACY_SEND_QUEUE: usize = 2 * READ_CHUNK;
+/// How long a target that speaks first is not heard after DIAL_RSP, unless the front end speaks:
+/// the reference client loses what comes before it has filed the connection.
+pub const LEGACY_FIRST_WORD: Duration = Duration::from_millis(10);
+/// From our call to a legacy server's answer, which may have to review a token. Overflow: the
+/// attempt fails.
+pub const LEGACY_ANSWER: Duration = Duration::from_secs(20);
+/// How long a link to a server that spoke `towline/1` is missing before it is looked whether the
+/// server speaks the legacy protocol again, where that is allowed.
+pub const LEGACY_LOOK: Duration = Duration::from_secs(10);
 /// How long a legacy agent is held back at a time for a dial that moves. A dial that does not
 /// move holds nobody back: it spills into the memory budget.
 pub const LEGACY_PAUSE: Duration = Duration::from_millis(200);
@@ -361,6 +376,12 @@ pub const LEGACY_CLOSE: Duration = Duration::from_secs(10);
 /// Shortest time between two HTTP/2 pings of ours, whatever `--keepalive-time` says: the other
 /// program takes more for an attack.
 pub const GRPC_PING_LEAST: Duration = Duration::from_secs(10);
+/// How long the Lease of a server counts without being renewed, seconds.
+pub const LEASE_SECONDS: i32 = 30;
+/// How often it is renewed, and those of servers that are gone are looked for.
+pub const LEASE_RENEW: Duration = Duration::from_secs(15);
+/// At the end, for deleting it. Overflow: it ends by itself.
+pub const LEASE_RELEASE: Duration = Duration::from_secs(3);
 /// How long an unanswered HTTP/2 ping lasts. Overflow: the connection is closed.
 pub const GRPC_PING_TIMEOUT: Duration = Duration::from_secs(20);
 

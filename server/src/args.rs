@@ -17,6 +17,8 @@ use towline_proto::target::Target;
 use crate::attest::Mode;
 use crate::audit::requests::Commands;
 use crate::audit::trail::OnFailure;
+use crate::compat::KonnectivityArgs;
+use crate::compat::args::DoorMode;
 use crate::config::CarrierMode;
 use crate::gateway::flags::GatewayArgs;
 
@@ -25,19 +27,39 @@ use crate::gateway::flags::GatewayArgs;
 /// Takes links that agents open, verifies by certificate which node each of them is, and carries
 /// what front ends ask for (HTTP CONNECT) through the agent that may serve it, and no other way.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "towline-server", version, max_term_width = 100)]
+#[command(
+    name = "towline-server",
+    version,
+    max_term_width = 100,
+    args_override_self = true
+)]
 pub struct Args {
     /// This server's certificate, issuers after it (PEM)
-    #[arg(long, env = "TOWLINE_CERT", value_name = "FILE")]
-    pub cert: PathBuf,
+    #[arg(
+        long,
+        env = "TOWLINE_CERT",
+        value_name = "FILE",
+        required_unless_present = "compatibility"
+    )]
+    pub cert: Option<PathBuf>,
 
     /// The key of the certificate (PEM, readable by the owner only)
-    #[arg(long, env = "TOWLINE_KEY", value_name = "FILE")]
-    pub key: PathBuf,
+    #[arg(
+        long,
+        env = "TOWLINE_KEY",
+        value_name = "FILE",
+        required_unless_present = "compatibility"
+    )]
+    pub key: Option<PathBuf>,
 
     /// The authority that signs agents (PEM, several during a change)
-    #[arg(long, env = "TOWLINE_AGENT_CA", value_name = "FILE")]
-    pub agent_ca: PathBuf,
+    #[arg(
+        long,
+        env = "TOWLINE_AGENT_CA",
+        value_name = "FILE",
+        required_unless_present = "compatibility"
+    )]
+    pub agent_ca: Option<PathBuf>,
 
     /// The authority that signs front ends of the TCP door (PEM)
     #[arg(long, env = "TOWLINE_CLIENT_CA", value_name = "FILE")]
@@ -109,9 +131,10 @@ pub struct Args {
     pub kubelet_port: u16,
 
     /// What a kubelet's serving certificate decides: enforce (unverified kubelets are not
-    /// dialled), observe (the same checks, only counted and listed) or off
-    #[arg(long, env = "TOWLINE_KUBELET_VERIFICATION", value_name = "MODE", default_value_t = Mode::default())]
-    pub kubelet_verification: Mode,
+    /// dialled), observe (the same checks, only counted and listed) or off [default: enforce; off
+    /// with --compatibility and without --kubelet-certificate-authority]
+    #[arg(long, env = "TOWLINE_KUBELET_VERIFICATION", value_name = "MODE")]
+    pub kubelet_verification: Option<Mode>,
 
     /// The authority that signs kubelets' serving certificates (PEM, several during a change)
     #[arg(
@@ -245,14 +268,9 @@ pub struct Args {
     #[arg(long, env = "TOWLINE_WORKERS", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=256))]
     pub workers: u16,
 
-    /// Where health and metrics are served
-    #[arg(
-        long,
-        env = "TOWLINE_HEALTH_BIND",
-        value_name = "IP:PORT",
-        default_value = "127.0.0.1:8092"
-    )]
-    pub health_bind: SocketAddr,
+    /// Where health and metrics are served [default: 127.0.0.1:8092]
+    #[arg(long, env = "TOWLINE_HEALTH_BIND", value_name = "IP:PORT")]
+    pub health_bind: Option<SocketAddr>,
 
     /// Unix socket for status and orders, for root and our own user
     #[arg(long, env = "TOWLINE_ADMIN_SOCKET", value_name = "PATH")]
@@ -269,6 +287,14 @@ pub struct Args {
     /// Reads and checks every flag and file, opens no socket, and ends
     #[arg(long, env = "TOWLINE_CHECK_CONFIG", value_parser = clap::builder::FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
     pub check_config: bool,
+
+    /// What the doors speak: grpc or http-connect; without it both, told apart by the first bytes
+    #[arg(long, env = "TOWLINE_MODE", value_name = "PROTOCOL")]
+    pub mode: Option<DoorMode>,
+
+    /// Another program's flags.
+    #[command(flatten)]
+    pub konnectivity: KonnectivityArgs,
 }
 
 /// `0600` or `600`.

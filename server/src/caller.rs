@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use towline_link::process::unix::PeerCredentials;
 use towline_pki::VerifiedPeer;
@@ -20,6 +21,14 @@ pub enum Caller {
         /// Where its connection comes from.
         address: SocketAddr,
     },
+    /// Somebody with any certificate of the compatibility profile's authority. Its subject is for
+    /// logs; no rule about clients by name counts for it.
+    Signed {
+        /// What the certificate says, escaped.
+        subject: Arc<str>,
+        /// Where its connection comes from.
+        address: SocketAddr,
+    },
 }
 
 impl Caller {
@@ -31,6 +40,8 @@ impl Caller {
                 gid: process.gid,
             },
             Caller::Certified { peer, .. } => Asker::Client(peer.identity().name.as_str()),
+            // No client has this name.
+            Caller::Signed { .. } => Asker::Client(""),
         }
     }
 }
@@ -40,6 +51,7 @@ impl fmt::Display for Caller {
         match self {
             Caller::Local(process) => process.fmt(f),
             Caller::Certified { peer, address } => write!(f, "{} at {address}", peer.identity()),
+            Caller::Signed { subject, address } => write!(f, "{subject:?} at {address}"),
         }
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
+use towline_link::process::compat::{MetricsAt, Second};
 use towline_link::process::policy_file::{PolicyFile, PolicyFileError};
 use towline_link::process::telemetry::{LogFilter, LogFormat};
 use towline_link::process::unix::{AllowedUids, UidError};
@@ -25,7 +26,10 @@ use crate::attest::{KubeletConfig, Mode};
 use crate::audit::file::Rotate;
 use crate::audit::open::{AuditConfig, Place};
 use crate::classify::Prefixes;
+use crate::compat::args::DoorMode;
+use crate::compat::{Profile, ProfileError};
 use crate::dial::DialOptions;
+use crate::doors::Speaks;
 use crate::gateway::GatewayConfig;
 use crate::gateway::flags::GatewayFlagError;
 use crate::grants::{Grants, GrantsError};
@@ -168,6 +172,21 @@ pub enum ConfigError {
         /// Their value.
         address: SocketAddr,
     },
+    /// Flags of the compatibility profile.
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
+    /// Flags of the compatibility profile without it.
+    #[error("{0} says something only with --compatibility=konnectivity")]
+    OnlyCompatible(&'static str),
+    /// Only some of the files of our own identity.
+    #[error("--cert, --key and --agent-ca belong together: {0} is missing")]
+    PartOfIdentity(&'static str),
+    /// Flags that need an identity of our own.
+    #[error("{0} needs an identity of our own: --cert, --key and --agent-ca")]
+    NoIdentity(&'static str),
+    /// Two sockets for one door.
+    #[error("--door-unix and --uds-name exclude each other")]
+    TwoSockets,
     /// Values that QUIC cannot run with.
     #[error("--quic-payload: {0}")]
     Quic(#[from] quic::OptionsError),
@@ -176,12 +195,12 @@ pub enum ConfigError {
 /// Checked values, grouped by who uses them.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Certificates and roots: which files.
-    pub files: Files,
-    /// What they were before they were read, so that no change falls in between.
+    /// Our own identity and its roots; only the compatibility profile goes without.
+    pub own: Option<Own>,
+    /// What all files were before they were read, so that no change falls in between.
     pub seen: Seen,
-    /// And what was in them.
-    pub trust: Snapshot,
+    /// The compatibility profile.
+    pub compat: Option<Profile>,
     /// Where agents connect.
     pub links: LinkConfig,
     /// Where front ends connect.
@@ -208,6 +227,15 @@ pub struct Config {
     pub process: ProcessConfig,
 }
 
+/// Certificates and roots.
+#[derive(Clone, Debug)]
+pub struct Own {
+    /// Which files.
+    pub files: Files,
+    /// And what was in them.
+    pub trust: Snapshot,
+}
+
 /// Where agents connect.
 #[derive(Clone, Debug)]
 pub struct LinkConfig {
@@ -232,6 +260,12 @@ pub struct DoorConfig {
     pub unix: Option<UnixDoor>,
     /// Mutual TLS.
     pub tcp: Option<TcpDoor>,
+    /// What both take.
+    pub speaks: Speaks,
+    /// Over TCP, for whoever is signed by the authority of the compatibility profile.
+    pub signed: Option<SocketAddr>,
+    /// What doors speak; `None`: both, told apart by the first bytes.
+    pub mode: Option<DoorMode>,
     /// At once, for each door.
     pub max_connections: usize,
 }
@@ -263,6 +297,8 @@ pub struct ProcessConfig {
     pub workers: u16,
     /// Health and metrics.
     pub health: SocketAddr,
+    /// Metrics once more, for administrators of the compatibility profile.
+    pub second: Option<Second>,
     /// Status and orders.
     pub admin_socket: Option<PathBuf>,
     /// Form of the log.
@@ -278,10 +314,10 @@ impl Config {
     }
 
     fn new(args: Args, now: SystemTime) -> Result<Self, ConfigError> {
-        check_doors(&args)?;
+        let compat = compatibility(&args)?;
+        check_doors(&args, compat.as_ref())?;
         check_prefixes(&args)?;
         check_addresses(&args)?;
-        let allowed = AllowedUids::from_flags(&args.door_unix_uids)?;
         let quic = quic::Options {
             congestion: args.quic_congestion,
             payload: args.quic_payload,
@@ -290,35 +326,38 @@ impl Config {
             ..quic::Options::default()
         };
         quic.check()?;
-        let clients = args.client_ca.map(|path| (Role::Client, path));
-        let files = Files {
-            cert: args.cert,
-            key: args.key,
-            anchors: [(Role::Agent, args.agent_ca)]
-                .into_iter()
-                .chain(clients)
-                .collect(),
-            deny_list: args.deny_list,
-        };
+        let files = own_files(&args)?;
+        let unix = unix_door(&args, compat.as_ref())?;
+        let verification = args.kubelet_verification.unwrap_or(match &compat {
+            // The profile verifies kubelets as soon as it is told by which authority.
+            Some(_) if args.kubelet_certificate_authority.is_none() => Mode::Off,
+            _ => Mode::default(),
+        });
         let kubelet_files = kubelet_files(
-            args.kubelet_verification,
+            verification,
             args.kubelet_certificate_authority,
             args.kubelet_crls,
         )?;
-        let gateway_files = args
-            .gateway
-            .files(args.kubelet_verification, files.deny_list.clone())?;
-        let watched: Vec<PathBuf> = files
-            .paths()
+        let gateway_files = args.gateway.files(verification, args.deny_list.clone())?;
+        let own_paths = files.iter().flat_map(Files::paths);
+        let legacy_paths = compat.iter().flat_map(|profile| profile.files.paths());
+        let watched: Vec<PathBuf> = own_paths
+            .chain(legacy_paths)
             .chain(&args.grants)
             .chain(kubelet_files.iter().flat_map(KubeletFiles::paths))
             .chain(gateway_files.iter().flat_map(GatewayFiles::paths))
             .cloned()
             .collect();
         let seen = Seen::now(&watched);
-        let trust = Snapshot::load(&files, now)?;
+        let own = match files {
+            Some(files) => {
+                let trust = Snapshot::load(&files, now)?;
+                Some(Own { files, trust })
+            }
+            None => None,
+        };
         let kubelets = KubeletConfig {
-            mode: args.kubelet_verification,
+            mode: verification,
             trust: match kubelet_files {
                 Some(files) => {
                     let trust = KubeletTrust::load(&files)?;
@@ -345,6 +384,8 @@ impl Config {
         };
         check_kubelet_rules(policy.as_ref().map(|((_, file), _)| file), &gateway)?;
         let audit = match (args.audit_log, args.audit_key) {
+            // Every record names the server that wrote it.
+            (Some(_), _) if own.is_none() => return Err(ConfigError::NoIdentity("--audit-log")),
             (Some(path), Some(key)) => Some(AuditConfig {
                 place: Place::of(path),
                 key: Arc::new(SealKey::load(&key)?),
@@ -365,29 +406,37 @@ impl Config {
             }
             (None, None) => None,
         };
-        let mode = args.door_unix_mode;
+        let profile = compat.as_ref();
+        let health = profile
+            .and_then(|profile| profile.health)
+            .or(args.health_bind);
+        let drain = profile.and_then(|profile| profile.graceful);
+        let unchanged = args.drain_timeout.0 == limits::DRAIN_TIMEOUT;
+        let level = args.konnectivity.klog.level();
         Ok(Self {
-            files,
             seen,
-            trust,
             links: LinkConfig {
-                listen: args.listen,
-                carrier: args.carrier,
+                listen: profile
+                    .and_then(|profile| profile.agents)
+                    .unwrap_or(args.listen),
+                carrier: match own {
+                    Some(_) => args.carrier,
+                    None => CarrierMode::Tls,
+                },
                 advertise: args.advertise.iter().map(ToString::to_string).collect(),
                 quic,
                 max_links: args.max_links as usize,
                 state_dir: args.state_dir,
             },
             doors: DoorConfig {
-                unix: args.door_unix.map(|path| UnixDoor {
-                    path,
-                    mode,
-                    allowed,
-                }),
+                unix,
+                signed: profile.and_then(|profile| profile.front_ends),
+                mode: args.mode,
                 tcp: args.door_tcp.map(|address| TcpDoor {
                     address,
                     allow: args.door_allow,
                 }),
+                speaks: Speaks::BOTH,
                 max_connections: args.max_door_connections as usize,
             },
             prefixes: Prefixes {
@@ -407,14 +456,32 @@ impl Config {
             policy,
             audit,
             memory_budget: args.memory_budget.into(),
-            drain_timeout: args.drain_timeout.into(),
+            drain_timeout: match profile {
+                Some(_) if unchanged => drain.unwrap_or(Duration::ZERO),
+                _ => drain.unwrap_or(args.drain_timeout.into()),
+            },
             process: ProcessConfig {
                 workers: args.workers,
-                health: args.health_bind,
+                health: health.unwrap_or_else(|| match profile {
+                    Some(_) => Profile::default_health(),
+                    None => SocketAddr::from(([127, 0, 0, 1], HEALTH_PORT)),
+                }),
+                second: profile.and_then(|profile| {
+                    Some(Second {
+                        address: profile.admin?,
+                        metrics: MetricsAt::Here,
+                        profiling: profile.profiling,
+                    })
+                }),
                 admin_socket: args.admin_socket,
                 log_format: args.log_format,
-                log_level: args.log_level,
+                log_level: match level.and_then(|level| level.parse().ok()) {
+                    Some(level) if args.log_level == LogFilter::default() => level,
+                    _ => args.log_level,
+                },
             },
+            own,
+            compat,
         })
     }
 }
@@ -447,12 +514,89 @@ fn check_kubelet_rules(
     }
 }
 
-fn check_doors(args: &Args) -> Result<(), ConfigError> {
+/// Health and metrics, when no flag says so.
+const HEALTH_PORT: u16 = 8092;
+
+/// The profile, if it is asked for; without it its flags would silently do nothing.
+fn compatibility(args: &Args) -> Result<Option<Profile>, ConfigError> {
+    let flags = &args.konnectivity;
+    if flags.compatibility.is_none() {
+        return match flags.given().first() {
+            Some(flag) => Err(ConfigError::OnlyCompatible(flag)),
+            None => Ok(None),
+        };
+    }
+    let own = args.cert.is_some();
+    let env = |name: &str| std::env::var(name).ok();
+    Ok(Some(Profile::new(flags.clone(), own, &env)?))
+}
+
+/// The files of our own identity; none of them only in the compatibility profile.
+fn own_files(args: &Args) -> Result<Option<Files>, ConfigError> {
+    let needs = |given: bool, flag| match given {
+        true => Err(ConfigError::NoIdentity(flag)),
+        false => Ok(()),
+    };
+    let (cert, key, agent_ca) = match (&args.cert, &args.key, &args.agent_ca) {
+        (Some(cert), Some(key), Some(agent_ca)) => (cert, key, agent_ca),
+        (None, None, None) => {
+            needs(args.client_ca.is_some(), "--client-ca")?;
+            needs(args.deny_list.is_some(), "--deny-list")?;
+            needs(args.grants.is_some(), "--grants")?;
+            needs(args.state_dir.is_some(), "--state-dir")?;
+            needs(args.carrier == CarrierMode::Quic, "--carrier quic")?;
+            return Ok(None);
+        }
+        (None, ..) => return Err(ConfigError::PartOfIdentity("--cert")),
+        (_, None, _) => return Err(ConfigError::PartOfIdentity("--key")),
+        (.., None) => return Err(ConfigError::PartOfIdentity("--agent-ca")),
+    };
+    let clients = args.client_ca.clone().map(|path| (Role::Client, path));
+    let agents = [(Role::Agent, agent_ca.clone())];
+    Ok(Some(Files {
+        cert: cert.clone(),
+        key: key.clone(),
+        anchors: agents.into_iter().chain(clients).collect(),
+        deny_list: args.deny_list.clone(),
+    }))
+}
+
+/// Konnectivity's socket is for whoever its mode lets in.
+fn unix_door(args: &Args, compat: Option<&Profile>) -> Result<Option<UnixDoor>, ConfigError> {
+    let theirs = compat.and_then(|profile| profile.socket.clone());
+    let (path, mode, allowed) = match (&args.door_unix, theirs) {
+        (Some(_), Some(_)) => return Err(ConfigError::TwoSockets),
+        (Some(path), None) => (
+            path.clone(),
+            args.door_unix_mode,
+            AllowedUids::from_flags(&args.door_unix_uids)?,
+        ),
+        (None, Some(path)) => {
+            let allowed = match args.door_unix_uids.is_empty() {
+                true => AllowedUids::everybody(),
+                false => AllowedUids::from_flags(&args.door_unix_uids)?,
+            };
+            (path, KONNECTIVITY_SOCKET_MODE, allowed)
+        }
+        (None, None) => return Ok(None),
+    };
+    Ok(Some(UnixDoor {
+        path,
+        mode,
+        allowed,
+    }))
+}
+
+/// 0770 less what has no meaning for a socket.
+const KONNECTIVITY_SOCKET_MODE: u32 = 0o660;
+
+fn check_doors(args: &Args, compat: Option<&Profile>) -> Result<(), ConfigError> {
+    let theirs = compat.is_some_and(|p| p.socket.is_some());
     let useless = |given: bool, flag, without| match given {
         true => Err(ConfigError::Useless { flag, without }),
         false => Ok(()),
     };
-    if args.door_unix.is_none() {
+    if args.door_unix.is_none() && !theirs {
         useless(
             !args.door_unix_uids.is_empty(),
             "--door-unix-uid",
@@ -465,7 +609,8 @@ fn check_doors(args: &Args) -> Result<(), ConfigError> {
         Some(_) => {}
         None => useless(!args.door_allow.is_empty(), "--door-allow", "--door-tcp")?,
     }
-    if args.door_unix.is_none() && args.door_tcp.is_none() {
+    let signed = compat.is_some_and(|profile| profile.front_ends.is_some());
+    if args.door_unix.is_none() && args.door_tcp.is_none() && !theirs && !signed {
         return Err(ConfigError::NoDoor);
     }
     Ok(())
@@ -516,7 +661,7 @@ fn check_addresses(args: &Args) -> Result<(), ConfigError> {
     let listeners = [
         Some(("--listen", args.listen)),
         args.door_tcp.map(|address| ("--door-tcp", address)),
-        Some(("--health-bind", args.health_bind)),
+        args.health_bind.map(|address| ("--health-bind", address)),
     ];
     let listeners: Vec<_> = listeners.into_iter().flatten().collect();
     for (index, (other_flag, address)) in listeners.iter().enumerate() {

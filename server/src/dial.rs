@@ -31,6 +31,7 @@ use crate::audit::{Audit, Draft, OpenRecord};
 use crate::caller::Caller;
 use crate::classify::{Prefixes, classify};
 use crate::dial_ids::DialIds;
+use crate::konnectivity::DialFailure;
 use crate::legacy::{self, LegacyRoute};
 use crate::metrics::Metrics;
 use crate::pick::NoAgent;
@@ -46,6 +47,10 @@ pub enum Door {
     ConnectUnix,
     /// HTTP CONNECT over TCP with TLS.
     ConnectTcp,
+    /// gRPC on the Unix socket.
+    GrpcUnix,
+    /// gRPC over TCP with TLS.
+    GrpcTcp,
 }
 
 impl Door {
@@ -54,6 +59,17 @@ impl Door {
         match self {
             Door::ConnectUnix => "connect-unix",
             Door::ConnectTcp => "connect-tcp",
+            Door::GrpcUnix => "grpc-unix",
+            Door::GrpcTcp => "grpc-tcp",
+        }
+    }
+
+    /// The same place, for a front end that has turned out to speak gRPC.
+    #[must_use]
+    pub const fn grpc(self) -> Self {
+        match self {
+            Door::ConnectUnix | Door::GrpcUnix => Door::GrpcUnix,
+            Door::ConnectTcp | Door::GrpcTcp => Door::GrpcTcp,
         }
     }
 }
@@ -315,6 +331,8 @@ impl Dialer {
         let begun = Instant::now();
         let door = ask.door;
         let id = self.ids.next();
+        let counted = self.metrics.counted();
+        let pending = counted.dialling();
         let result = match self.gates.audit.begin(id, &ask) {
             Ok(draft) => self.recorded(ask, id, begun, draft, gone).await,
             Err(_) => Err(DialError::early(
@@ -323,9 +341,16 @@ impl Dialer {
                 Detail::None,
             )),
         };
+        drop(pending);
         match &result {
-            Ok(_) => self.metrics.dial_opened(begun.elapsed()),
-            Err(error) => self.metrics.dial_ended(door, error.class, error.reason),
+            Ok(_) => {
+                self.metrics.dial_opened(begun.elapsed());
+                counted.dialled(begun.elapsed());
+            }
+            Err(error) => {
+                self.metrics.dial_ended(door, error.class, error.reason);
+                counted.dial_failed(DialFailure::of(error.reason));
+            }
         }
         self.metrics.decided(match &result {
             Err(error) => match &error.detail {

@@ -6,7 +6,8 @@
 //! pure), [`agents`] (who is linked), [`links`] (agents come in), [`directory`] and [`grants`]
 //! (what an agent may serve), [`trust`] and [`reload`] (certificates, and when they change),
 //! [`audit`] (the trail of all dials), [`verb`] (what the program does beside being a server).
-//! [`legacy`] is a room of its own: agents of the compatibility profile.
+//! [`legacy`] is a room of its own: agents of the compatibility profile, whose flags are in
+//! [`compat`] and whose counters in [`konnectivity`].
 
 pub mod agents;
 pub mod args;
@@ -14,6 +15,7 @@ pub mod attest;
 pub mod audit;
 pub mod caller;
 pub mod classify;
+pub mod compat;
 pub mod config;
 pub mod control;
 pub mod dial;
@@ -22,6 +24,7 @@ pub mod directory;
 pub mod doors;
 pub mod gateway;
 pub mod grants;
+pub mod konnectivity;
 pub mod legacy;
 pub mod links;
 pub mod listen;

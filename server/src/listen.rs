@@ -40,6 +40,8 @@ pub struct Addresses {
     pub door_unix: Option<PathBuf>,
     /// Front ends.
     pub door_tcp: Option<SocketAddr>,
+    /// Front ends that only have to be signed.
+    pub door_signed: Option<SocketAddr>,
 }
 
 /// Everything that was bound.
@@ -52,6 +54,8 @@ pub struct Listening {
     pub door_unix: Option<(UnixSocket, AllowedUids)>,
     /// Front ends, and whose names may use it.
     pub door_tcp: Option<(TcpListener, Vec<Name>)>,
+    /// Front ends that only have to be signed.
+    pub door_signed: Option<TcpListener>,
     /// Where.
     pub addresses: Addresses,
 }
@@ -62,19 +66,20 @@ impl Listening {
         links: &LinkConfig,
         doors: DoorConfig,
         process: &ProcessConfig,
-        trust: &Snapshot,
+        trust: Option<&Snapshot>,
     ) -> Result<Self, StartError> {
         let admin = AdminSockets::bind(AdminConfig {
             health: process.health,
             socket: process.admin_socket.clone(),
             allowed: AllowedUids::default_set(),
-            second: None,
+            second: process.second,
         })?;
         let links = bind::bind(links, trust)?;
         let mut addresses = Addresses {
             link: links.address,
             door_unix: None,
             door_tcp: None,
+            door_signed: None,
         };
         let door_unix = match doors.unix {
             Some(door) => {
@@ -92,11 +97,20 @@ impl Listening {
             }
             None => None,
         };
+        let door_signed = match doors.signed {
+            Some(address) => {
+                let listener = bind::bind_tcp_any(address)?;
+                addresses.door_signed = Some(bind::local(&listener, address)?);
+                Some(listener)
+            }
+            None => None,
+        };
         Ok(Self {
             admin,
             links,
             door_unix,
             door_tcp,
+            door_signed,
             addresses,
         })
     }

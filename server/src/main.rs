@@ -19,7 +19,14 @@ use tracing::{error, info};
 
 fn main() -> ExitCode {
     match verb::ask() {
-        Asked::Daemon(args) => serve(*args).into(),
+        Asked::Daemon(args) => {
+            let compatible = args.konnectivity.compatibility.is_some();
+            match serve(*args) {
+                // Konnectivity's programs know success and failure only.
+                Exit::Configuration if compatible => Exit::Runtime.into(),
+                exit => exit.into(),
+            }
+        }
         Asked::Answered(code) => code,
     }
 }
@@ -32,12 +39,12 @@ fn serve(args: Args) -> Exit {
         Err(error) => return fail(Exit::Configuration, &error),
     };
     if check_only {
+        let who = match &config.own {
+            Some(own) => own.trust.identity().to_string(),
+            None => "a server without an identity of its own".to_owned(),
+        };
         // Nobody has to read it: the exit code says it, too.
-        let _ = writeln!(
-            std::io::stdout(),
-            "configuration is good for {}",
-            config.trust.identity()
-        );
+        let _ = writeln!(std::io::stdout(), "configuration is good for {who}");
         return Exit::Success;
     }
     let manager = match manager {
@@ -108,9 +115,9 @@ async fn run(config: Config, manager: ServiceManager, logs: &Logs) -> Exit {
 /// Everything that was decided by flags, files and defaults, once. Holds no secret.
 fn log_effective(config: &Config) {
     let Config {
-        files,
+        own,
         seen: _,
-        trust,
+        compat,
         links,
         doors,
         prefixes,
@@ -125,8 +132,9 @@ fn log_effective(config: &Config) {
         process,
     } = config;
     info!(
-        identity = %trust.identity(),
-        ?files,
+        identity = own.as_ref().map(|own| tracing::field::display(own.trust.identity())),
+        files = ?own.as_ref().map(|own| &own.files),
+        ?compat,
         ?links,
         ?doors,
         ?prefixes,

@@ -21,6 +21,7 @@ use towline_proto::target::Class;
 
 use crate::agents::Agents;
 use crate::dial::Door;
+use crate::konnectivity::Counted;
 use crate::pick::Standing;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -76,6 +77,7 @@ struct LinkLabels {
 /// All numbers that are counted as things happen. Clones are the same numbers.
 #[derive(Clone)]
 pub struct Metrics {
+    counted: Arc<Counted>,
     dials: Family<DialLabels, Counter>,
     dial_seconds: Histogram,
     bytes: Family<Direction, Counter>,
@@ -108,6 +110,7 @@ const DIAL_SECONDS: [f64; 12] = [
 impl Default for Metrics {
     fn default() -> Self {
         Self {
+            counted: Arc::new(Counted::new()),
             dials: Family::default(),
             dial_seconds: Histogram::new(DIAL_SECONDS),
             bytes: Family::default(),
@@ -247,6 +250,11 @@ impl Metrics {
             "1 while the policy file cannot be used and an older one is in force",
             self.policy_stale.clone(),
         );
+    }
+
+    /// The same things as Konnectivity counts them.
+    pub fn counted(&self) -> &Arc<Counted> {
+        &self.counted
     }
 
     pub(crate) fn dial_ended(&self, door: Door, class: Option<Class>, reason: Reason) {

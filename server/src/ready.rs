@@ -15,6 +15,7 @@ use towline_proto::limits;
 
 use crate::agents::{AgentLink, Agents, Probe};
 use crate::audit::Audit;
+use crate::legacy::LegacyAgents;
 
 /// A look without a change, for what has no event.
 const LOOK: Duration = Duration::from_secs(2);
@@ -22,11 +23,23 @@ const LOOK: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Keeps both conditions until the task is dropped.
-pub async fn keep(agents: Arc<Agents>, drain: DrainView, links: Condition, new_dials: Condition) {
+pub async fn keep(
+    agents: Arc<Agents>,
+    legacy: Option<LegacyAgents>,
+    drain: DrainView,
+    links: Condition,
+    new_dials: Condition,
+) {
     let mut changes = agents.changes();
     new_dials.met();
     loop {
-        links.set(judge(&agents.links()));
+        let judged = judge(&agents.links());
+        // Nothing more is known of a legacy agent than that it is there.
+        let legacy = legacy.as_ref().is_some_and(LegacyAgents::is_ready);
+        links.set(match judged {
+            Err(_) if legacy && agents.links().is_empty() => Ok(()),
+            judged => judged,
+        });
         tokio::select! {
             _ = drain.signalled() => break,
             changed = changes.changed() => if changed.is_err() { break },

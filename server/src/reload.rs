@@ -28,6 +28,8 @@ use crate::directory::{Directory, FileDirectory};
 use crate::doors::front_ends::FrontEnds;
 use crate::gateway::Gateway;
 use crate::grants::{Grants, GrantsError};
+use crate::legacy::accept::LegacyDoor;
+use crate::legacy::trust::{LegacyFiles, LegacySnapshot, LegacyTrust, LegacyTrustError};
 use crate::policy::in_force::InForce;
 use crate::trust::{Snapshot, Trust, TrustError};
 
@@ -37,6 +39,9 @@ pub enum ReloadError {
     /// Certificates, roots, deny list.
     #[error(transparent)]
     Trust(#[from] TrustError),
+    /// Files of the compatibility profile.
+    #[error(transparent)]
+    Legacy(#[from] LegacyTrustError),
     /// The grants file.
     #[error("grants: {0}")]
     Grants(#[from] GrantsError),
@@ -49,6 +54,16 @@ pub enum ReloadError {
     /// A defect.
     #[error("quic: {0}")]
     Quic(#[from] OptionsError),
+}
+
+/// What a reload does for the compatibility profile.
+pub struct LegacyReload {
+    /// Which files.
+    pub files: LegacyFiles,
+    /// In force now.
+    pub trust: LegacyTrust,
+    /// Who is connected.
+    pub door: Option<Arc<LegacyDoor>>,
 }
 
 /// What a reload changed.
@@ -64,12 +79,14 @@ pub struct Changed {
 
 /// Puts files in force.
 pub struct Reloader {
-    /// Certificates, roots, deny list.
-    pub files: Files,
+    /// Certificates, roots, deny list; none without an identity of our own.
+    pub files: Option<Files>,
     /// The grants file.
     pub grants: Option<PathBuf>,
     /// In force now.
-    pub trust: Trust,
+    pub trust: Option<Trust>,
+    /// The compatibility profile's files, and the door where they count.
+    pub legacy: Option<LegacyReload>,
     /// Grants in force.
     pub directory: Arc<FileDirectory>,
     /// Who is linked.
@@ -91,16 +108,24 @@ pub struct Reloader {
 impl Reloader {
     /// Every file that is read.
     pub fn paths(&self) -> Vec<PathBuf> {
+        let own = self.files.iter().flat_map(Files::paths);
+        let legacy = self.legacy.iter().flat_map(|legacy| legacy.files.paths());
         let kubelets = self.kubelets.iter().flat_map(KubeletFiles::paths);
         let gateway = self.gateway.iter().flat_map(|one| one.files().paths());
-        let files = self.files.paths().chain(&self.grants).chain(kubelets);
-        let files = files.chain(gateway);
-        files.cloned().collect()
+        let files = own.chain(legacy).chain(&self.grants).chain(kubelets);
+        files.chain(gateway).cloned().collect()
     }
 
     /// Reads the files and puts them in force.
     pub fn reload(&self, now: SystemTime) -> Result<Changed, ReloadError> {
-        let snapshot = Snapshot::load(&self.files, now)?;
+        let own = match &self.files {
+            Some(files) => Some(Snapshot::load(files, now)?),
+            None => None,
+        };
+        let legacy = match &self.legacy {
+            Some(legacy) => Some(LegacySnapshot::load(&legacy.files)?),
+            None => None,
+        };
         let grants = match &self.grants {
             Some(path) => Some(Grants::load(path)?),
             None => None,
@@ -113,10 +138,17 @@ impl Reloader {
             Some(gateway) => Some((gateway, GatewayMaterial::load(gateway.files(), now)?)),
             None => None,
         };
-        self.trust.replace(snapshot)?;
-        let snapshot = self.trust.snapshot();
-        if let Some(quic) = &self.quic {
-            quic.replace_config(Arc::clone(&snapshot.link_tls), Arc::clone(&snapshot.agents))?;
+        if let (Some(trust), Some(snapshot)) = (&self.trust, own) {
+            trust.replace(snapshot)?;
+            let snapshot = trust.snapshot();
+            if let Some(quic) = &self.quic {
+                quic.replace_config(Arc::clone(&snapshot.link_tls), Arc::clone(&snapshot.agents))?;
+            }
+        }
+        let mut legacy_ended = 0;
+        if let (Some(reload), Some(snapshot)) = (&self.legacy, legacy) {
+            reload.trust.replace(snapshot);
+            legacy_ended = reload.door.as_ref().map_or(0, |door| door.check(now));
         }
         if let Some(grants) = grants {
             self.directory.replace(grants);
@@ -128,6 +160,7 @@ impl Reloader {
             gateway.replace(Arc::new(material));
         }
         let mut changed = self.verify_again(now);
+        changed.links += legacy_ended;
         self.agents.regrant(|peer| self.directory.route(peer));
         changed.dials = self.policy.judge_all();
         Ok(changed)
@@ -135,8 +168,10 @@ impl Reloader {
 
     /// Step 3; also done from time to time, because front ends' certificates end too.
     pub fn verify_again(&self, now: SystemTime) -> Changed {
-        let snapshot = self.trust.snapshot();
         let mut changed = Changed::default();
+        let Some(snapshot) = self.trust.as_ref().map(Trust::snapshot) else {
+            return changed;
+        };
         for entry in self.agents.links() {
             if matches!(entry.link.state(), LinkState::Closed(_)) {
                 continue;

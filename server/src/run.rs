@@ -30,6 +30,7 @@ use crate::attest::report::Reporter;
 use crate::attest::{AttestMetrics, Attestor};
 use crate::audit::open as audit;
 use crate::audit::writer::Trail;
+use crate::compat::running::Running;
 use crate::config::Config;
 use crate::control::Control;
 use crate::dial::{Dialer, Gates};
@@ -37,14 +38,17 @@ use crate::dial_ids::DialIds;
 use crate::directory::FileDirectory;
 use crate::doors::connect::Desk;
 use crate::doors::front_ends::FrontEnds;
+use crate::doors::signed::SignedDoor;
 use crate::doors::{tcp, unix};
 use crate::gateway::Gateway;
 use crate::gateway::event::RequestSink;
+use crate::konnectivity::Counted;
 use crate::links::accept::{self, TlsLinks};
 use crate::links::bind::Sockets;
 use crate::links::greet::Greeter;
 use crate::listen::{Addresses, Listening};
 use crate::metrics::{Live, Metrics};
+use crate::policy::Policy;
 use crate::policy::in_force::InForce;
 use crate::ready;
 use crate::reload::Reloader;
@@ -81,6 +85,7 @@ pub struct Server {
     quic: Option<Arc<QuicListener>>,
     failed: Arc<OnceLock<String>>,
     trail: Mutex<Option<Trail>>,
+    counted: Arc<Counted>,
     _tasks: JoinSet<()>,
 }
 
@@ -96,9 +101,9 @@ impl Server {
         more: impl FnOnce(&mut Registry),
     ) -> Result<Self, StartError> {
         let Config {
-            files,
+            own,
             seen,
-            trust,
+            compat,
             links,
             doors,
             prefixes,
@@ -113,6 +118,7 @@ impl Server {
             process,
         } = config;
         let connections = doors.max_connections;
+        let doors_speak = doors.speaks;
         let mut registry = Registry::default();
         more(&mut registry);
         panics::register(&mut registry);
@@ -121,22 +127,29 @@ impl Server {
         let starting = readiness.task("listeners");
         let metrics = Metrics::default();
         metrics.register(&mut registry);
+        let konnectivity = Arc::clone(metrics.counted());
         let accepted = AcceptMetrics::register(&mut registry);
 
         // What can fail comes first: sockets.
-        let listening = Listening::bind(&links, doors, &process, &trust)?;
+        let listening =
+            Listening::bind(&links, doors, &process, own.as_ref().map(|own| &own.trust))?;
         listening.register(&mut registry);
         let Listening {
             admin,
             links: Sockets { quic, tcp, address },
             door_unix,
             door_tcp,
+            door_signed,
             addresses,
         } = listening;
 
-        let trail = match audit {
-            Some(config) => Some(audit::open(config, trust.identity(), SystemTime::now())?),
-            None => None,
+        let trail = match (audit, &own) {
+            (Some(config), Some(own)) => {
+                let who = own.trust.identity();
+                Some(audit::open(config, who, SystemTime::now())?)
+            }
+            // The configuration has no trail without an identity.
+            _ => None,
         };
         let audit = trail.as_ref().map(|trail| trail.audit().clone());
         let audit = audit.unwrap_or_default();
@@ -145,12 +158,17 @@ impl Server {
         }
 
         // What everything else is made of.
-        let trust = Trust::new(trust);
+        let (files, trust) = own.map(|own| (own.files, Trust::new(own.trust))).unzip();
         let (grants_path, grants) = grants.unzip();
         let directory = Arc::new(FileDirectory::new(prefixes.clone(), grants));
         let agents = Agents::new(links.max_links, metrics.clone());
         let (policy_file, policy_seen) = policy.unzip();
+        let built_in = match &compat {
+            Some(_) => Policy::compatibility(),
+            None => Policy::default(),
+        };
         let policy = Arc::new(InForce::new(
+            built_in,
             policy_file,
             Arc::clone(&directory) as _,
             metrics.clone(),
@@ -174,7 +192,7 @@ impl Server {
             attestor: Arc::clone(&attestor),
             audit: audit.clone(),
         };
-        let dialer = Arc::new(Dialer::new(
+        let mut dialer = Dialer::new(
             Arc::clone(&agents),
             prefixes,
             gates,
@@ -182,7 +200,21 @@ impl Server {
             live.clone(),
             metrics.clone(),
             ids,
-        ));
+        );
+        let compat = compat.map(|profile| {
+            Running::new(
+                profile,
+                links.max_links,
+                max_dials,
+                live.clone(),
+                metrics.clone(),
+            )
+        });
+        if let Some(compat) = &compat {
+            compat.shout();
+            dialer = dialer.with_legacy(compat.route.clone());
+        }
+        let dialer = Arc::new(dialer);
         let gateway = gateway.map(|config| {
             let requests: Arc<dyn RequestSink> = Arc::new(audit.clone());
             let (kubelets, policy) = (Arc::clone(&attestor), Arc::clone(&policy));
@@ -199,22 +231,26 @@ impl Server {
 
         // Agents come in.
         let mut serving = JoinSet::new();
-        let greeter = Arc::new(Greeter::new(
-            Arc::clone(&agents),
-            Arc::clone(&directory) as _,
-            metrics.clone(),
-            trust.clone(),
-            links.advertise,
-            max_dials,
-        ));
-        if let Some(quic) = &quic {
-            let greeter = Arc::clone(&greeter);
+        let own = trust.clone().map(|trust| {
+            let greeter = Greeter::new(
+                Arc::clone(&agents),
+                Arc::clone(&directory) as _,
+                metrics.clone(),
+                trust.clone(),
+                links.advertise,
+                max_dials,
+            );
+            (trust, Arc::new(greeter))
+        });
+        if let (Some(quic), Some((_, greeter))) = (&quic, &own) {
+            let greeter = Arc::clone(greeter);
             serving.spawn(accept::quic(Arc::clone(quic), greeter, drain.watch()));
         }
         if let Some(listener) = tcp {
             let tls = TlsLinks {
-                trust: trust.clone(),
-                greeter,
+                own,
+                legacy: compat.as_ref().and_then(|compat| compat.door.clone()),
+                counted: metrics.clone(),
                 handshakes: links.quic.handshakes,
                 connections: links.max_links.saturating_add(links.quic.handshakes),
                 metrics: accepted.clone(),
@@ -223,15 +259,19 @@ impl Server {
         }
 
         // Front ends come in.
-        let desk = Desk::new(Arc::clone(&dialer), metrics.clone()).with_gateway(gateway.clone());
-        let desk = Arc::new(desk);
+        let desk = Desk::new(Arc::clone(&dialer), metrics.clone(), doors_speak);
+        let desk = Arc::new(desk.with_gateway(gateway.clone()));
         if let Some((socket, allowed)) = door_unix {
             let desk = Arc::clone(&desk);
             let (counted, watch) = (accepted.clone(), drain.watch());
             let door = unix::run(socket, allowed, connections, counted, desk, watch);
             serving.spawn(door);
         }
-        if let Some((listener, allow)) = door_tcp {
+        if let (Some(listener), Some(compat)) = (door_signed, &compat) {
+            let door = SignedDoor::new(compat.trust.clone(), Arc::clone(&desk));
+            serving.spawn(door.run(listener, connections, accepted.clone(), drain.watch()));
+        }
+        if let (Some((listener, allow)), Some(trust)) = (door_tcp, &trust) {
             let door = tcp::TcpDoor::new(trust.clone(), allow, front_ends.clone(), desk);
             serving.spawn(door.run(listener, connections, accepted.clone(), drain.watch()));
         }
@@ -241,6 +281,7 @@ impl Server {
             files,
             grants: grants_path,
             trust: trust.clone(),
+            legacy: compat.as_ref().map(Running::reload),
             directory,
             agents: Arc::clone(&agents),
             quic: quic.clone(),
@@ -268,7 +309,8 @@ impl Server {
             let (trust, attestor) = (trust.clone(), Arc::clone(&attestor));
             let gateway = gateway.clone();
             Arc::new(move || {
-                let mut all = trust.snapshot().material.expiries();
+                let snapshot = trust.as_ref().map(Trust::snapshot);
+                let mut all = snapshot.map_or_else(Vec::new, |own| own.material.expiries());
                 all.extend(attestor.expiries());
                 all.extend(gateway.iter().flat_map(|gateway| gateway.expiries()));
                 all
@@ -280,6 +322,7 @@ impl Server {
             live: live.clone(),
             trust,
             reporter: reporter.clone(),
+            compat: compat.as_ref().map(Running::told),
             drain: drain.view(),
             listen: address,
         };
@@ -297,7 +340,18 @@ impl Server {
         tasks.spawn(reporter.clone().keep_ready(verified));
         tasks.spawn(attestor.keep(Arc::clone(&agents), drain.view()));
         tasks.spawn(expiry::warn_in_time(source));
-        tasks.spawn(ready::keep(agents, drain.view(), linked, new_dials));
+        let legacy = compat.as_ref().map(|compat| compat.route.agents.clone());
+        let linked_agents = Arc::clone(&agents);
+        tasks.spawn(ready::keep(agents, legacy, drain.view(), linked, new_dials));
+        let pages = compat
+            .as_ref()
+            .map(|compat| compat.pages(&linked_agents, &konnectivity));
+        if let Some(mut compat) = compat {
+            tasks.spawn(compat.count(linked_agents, Arc::clone(&konnectivity)));
+            if let Some(lease) = compat.lease(Arc::clone(&konnectivity)) {
+                tasks.spawn(lease.keep(drain.watch()));
+            }
+        }
         let failed = Arc::new(OnceLock::new());
         tasks.spawn(supervise(serving, drain.clone(), Arc::clone(&failed)));
         let control = Arc::new(Control {
@@ -314,7 +368,7 @@ impl Server {
             live: LiveProbe::new(tokio::runtime::Handle::current()),
             daemon: Arc::clone(&control) as _,
             accepted,
-            compat: None,
+            compat: pages,
         })?;
         starting.done();
         Ok(Self {
@@ -330,6 +384,7 @@ impl Server {
             quic,
             failed,
             trail: Mutex::new(trail),
+            counted: konnectivity,
             _tasks: tasks,
         })
     }
@@ -349,6 +404,11 @@ impl Server {
         self.addresses.door_tcp
     }
 
+    /// The TCP door of the compatibility profile.
+    pub fn door_signed(&self) -> Option<SocketAddr> {
+        self.addresses.door_signed
+    }
+
     /// Health and metrics.
     pub fn health_address(&self) -> SocketAddr {
         self.admin.health_address()
@@ -357,6 +417,11 @@ impl Server {
     /// What is known about agents, links and dials.
     pub fn status(&self) -> Status {
         self.control.status.status()
+    }
+
+    /// What Konnectivity would count.
+    pub fn counted(&self) -> &Arc<Counted> {
+        &self.counted
     }
 
     /// What signals and the admin listener ask of it.

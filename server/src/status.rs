@@ -8,6 +8,8 @@ use towline_link::live::LiveDials;
 
 use crate::agents::{AgentLink, Agents};
 use crate::attest::report::{Reporter, Summary};
+use crate::compat::running::Told;
+use crate::legacy::AgentStream;
 use crate::links::greet::SOFTWARE;
 use crate::metrics::standing_word;
 use crate::trust::Trust;
@@ -17,7 +19,7 @@ use crate::trust::Trust;
 pub struct Status {
     /// Name and version of the program.
     pub software: &'static str,
-    /// Who we are.
+    /// Who we are; empty without an identity of our own.
     pub identity: String,
     /// `running`, `draining`, `closing` or `forced`.
     pub stage: &'static str,
@@ -35,6 +37,60 @@ pub struct Status {
     pub expiries: Vec<Expiry>,
     /// By name.
     pub agents: Vec<Agent>,
+    /// Agents that are not verified; only in the compatibility profile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compatibility: Option<Compatibility>,
+}
+
+/// The compatibility profile.
+#[derive(Clone, Debug, Serialize)]
+pub struct Compatibility {
+    /// What is not verified, one line each.
+    pub unverified: Vec<String>,
+    /// Whether legacy agents may come in.
+    pub legacy_door: bool,
+    /// Whether any certificate of an authority is a front end.
+    pub signed_door: bool,
+    /// Whether whoever may open the Unix socket is a front end.
+    pub open_socket: bool,
+    /// `--allow-downgrade`.
+    pub downgrade: bool,
+    /// Oldest first.
+    pub legacy_agents: Vec<LegacyAgent>,
+}
+
+/// One stream of a legacy agent.
+#[derive(Clone, Debug, Serialize)]
+pub struct LegacyAgent {
+    /// What it calls itself.
+    pub id: String,
+    /// What it proved.
+    pub proof: String,
+    /// What it says it serves.
+    pub hosts: Vec<String>,
+    /// Whether it says that it serves everything.
+    pub default_route: bool,
+    /// Where it comes from.
+    pub address: SocketAddr,
+    /// `ready`, `draining` or `stuck`.
+    pub state: &'static str,
+    /// Seconds since 1970.
+    pub since: u64,
+    /// Dials now.
+    pub dials: usize,
+}
+
+fn legacy_agent(stream: &AgentStream) -> LegacyAgent {
+    LegacyAgent {
+        id: stream.id().to_owned(),
+        proof: stream.proof().to_string(),
+        hosts: stream.hosts().iter().map(ToString::to_string).collect(),
+        default_route: stream.identifiers().default_route,
+        address: stream.address(),
+        state: stream.state(),
+        since: seconds(stream.since()),
+        dials: stream.dials(),
+    }
 }
 
 /// Something that ends.
@@ -113,9 +169,11 @@ pub struct Source {
     /// Dials.
     pub live: LiveDials,
     /// Who we are.
-    pub trust: Trust,
+    pub trust: Option<Trust>,
     /// Kubelets.
     pub reporter: Reporter,
+    /// The compatibility profile.
+    pub compat: Option<Told>,
     /// Stopping.
     pub drain: towline_link::process::drain::DrainView,
     /// Where agents connect.
@@ -125,14 +183,16 @@ pub struct Source {
 impl Source {
     /// Looks at everything now.
     pub fn status(&self) -> Status {
-        let snapshot = self.trust.snapshot();
-        let mut expiries = snapshot.material.expiries();
-        expiries.extend(self.reporter.attestor.expiries());
+        let snapshot = self.trust.as_ref().map(Trust::snapshot);
+        let own = snapshot.iter().flat_map(|own| own.material.expiries());
+        let expiries = own.chain(self.reporter.attestor.expiries());
         let mut agents: Vec<Agent> = self.agents.nodes().iter().map(|n| agent(n)).collect();
         agents.sort_by(|a, b| a.name.cmp(&b.name));
         Status {
             software: SOFTWARE,
-            identity: snapshot.identity().to_string(),
+            identity: snapshot
+                .as_ref()
+                .map_or_else(String::new, |own| own.identity().to_string()),
             stage: self.drain.stage().as_str(),
             listen: self.listen,
             live_dials: self.live.len(),
@@ -148,6 +208,19 @@ impl Source {
                 })
                 .collect(),
             agents,
+            compatibility: self.compat.as_ref().map(|told| Compatibility {
+                unverified: told.unverified.clone(),
+                legacy_door: told.legacy_door,
+                signed_door: told.signed_door,
+                open_socket: told.open_socket,
+                downgrade: told.downgrade,
+                legacy_agents: told
+                    .agents
+                    .streams()
+                    .iter()
+                    .map(|s| legacy_agent(s))
+                    .collect(),
+            }),
         }
     }
 }

@@ -9,6 +9,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::args;
 use crate::attest::command as kubelets;
 use crate::audit::command as audit;
+use crate::compat::doctor;
 use crate::policy::command as policy;
 
 #[derive(Debug, Parser)]
@@ -21,6 +22,7 @@ struct Verbs {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Audit(audit::AuditArgs),
+    Doctor(doctor::DoctorArgs),
     Kubelets(kubelets::KubeletsArgs),
     Policy(policy::PolicyArgs),
 }
@@ -29,6 +31,7 @@ impl Verb {
     fn run(self) -> ExitCode {
         match self {
             Verb::Audit(args) => audit::run(&args),
+            Verb::Doctor(args) => doctor::run(&args),
             Verb::Kubelets(args) => kubelets::run(&args),
             Verb::Policy(args) => policy::run(&args),
         }

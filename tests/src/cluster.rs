@@ -17,6 +17,7 @@ use crate::authority::{Authority, Pair, PairFiles};
 use crate::forwarder::Forwarder;
 use crate::gateway::GatewayKit;
 use crate::kubelet::FakeKubelet;
+use crate::legacy::{LegacyAgent, LegacyPlan};
 use crate::network::{MappedNetwork, Wire};
 use crate::scenario::{eventually, expect};
 use crate::scratch::{self, Scratch};
@@ -42,6 +43,7 @@ pub struct Plan {
     servers: usize,
     agents: u8,
     path: Option<PathKind>,
+    compatible: bool,
     server_flags: Vec<String>,
     agent_flags: Vec<String>,
     gateway: bool,
@@ -70,6 +72,7 @@ impl Plan {
             servers: 1,
             agents: 1,
             path: None,
+            compatible: false,
             server_flags: Vec::new(),
             agent_flags: Vec::new(),
             gateway: false,
@@ -97,6 +100,12 @@ impl Plan {
     /// The same, and UDP is blocked from the start.
     pub fn path_without_udp(mut self) -> Self {
         self.path = Some(PathKind::WithoutUdp);
+        self
+    }
+
+    /// Servers that also take legacy agents, by certificate of the agents' authority.
+    pub fn compatible(mut self) -> Self {
+        self.compatible = true;
         self
     }
 
@@ -274,8 +283,41 @@ impl Cluster {
             let own = !self.plan.server_flags.contains(&given);
             args.extend(self.gateway.flags(&self.scratch, own));
         }
+        if self.plan.compatible {
+            args.extend(self.compatible_args(pair));
+        }
         extend(&mut args, &self.plan.server_flags);
         args
+    }
+
+    fn compatible_args(&self, pair: &PairFiles) -> Vec<String> {
+        let agents = self.scratch.join("agents.ca").display().to_string();
+        [
+            "--compatibility",
+            "konnectivity",
+            "--cluster-cert",
+            &pair.cert.display().to_string(),
+            "--cluster-key",
+            &pair.key.display().to_string(),
+            "--cluster-ca-cert",
+            &agents,
+        ]
+        .map(str::to_owned)
+        .into()
+    }
+
+    /// A legacy agent with a certificate of the agents' authority, not connected yet.
+    pub fn legacy_agent<'a>(&'a self, pair: &'a Pair, id: &str) -> LegacyPlan<'a> {
+        let root = self.authority.issuer(Role::Server).der();
+        LegacyPlan::new(Some(pair), root, id)
+    }
+
+    /// The same, connected to the first server.
+    pub async fn legacy(&self, id: &str, identifiers: &str) -> LegacyAgent {
+        let pair = self.authority.leaf(Role::Agent, "legacy").sign();
+        let plan = self.legacy_agent(&pair, id).identifiers(identifiers);
+        let connected = plan.connect(self.server(0).link_address()).await;
+        connected.expect("a connection").expect("a place")
     }
 
     /// The flags of an agent with this certificate.

@@ -20,6 +20,7 @@ pub mod konnectivity;
 pub mod kube;
 pub mod kubectl;
 pub mod kubelet;
+pub mod legacy;
 pub mod network;
 pub mod pattern;
 pub mod program;

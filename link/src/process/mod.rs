@@ -18,6 +18,7 @@ pub mod daemon;
 pub mod drain;
 pub mod exit;
 pub mod expiry;
+pub mod klog;
 pub mod live;
 pub mod logsink;
 pub mod panics;

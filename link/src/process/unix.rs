@@ -226,17 +226,19 @@ pub enum UidError {
 
 /// The user ids that may use a socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AllowedUids(BTreeSet<u32>);
+pub struct AllowedUids(Option<BTreeSet<u32>>);
 
 impl AllowedUids {
     /// Root and our own user.
     pub fn default_set() -> Self {
-        Self(
-            [0, rustix::process::geteuid().as_raw()]
-                .into_iter()
-                .filter(|uid| *uid != OVERFLOW_UID)
-                .collect(),
-        )
+        let listed = [0, rustix::process::geteuid().as_raw()];
+        let listed = listed.into_iter().filter(|uid| *uid != OVERFLOW_UID);
+        Self(Some(listed.collect()))
+    }
+
+    /// Whoever the mode of the socket lets in; for another program's place only.
+    pub fn everybody() -> Self {
+        Self(None)
     }
 
     /// The listed ids, or the default when none is listed. The overflow user is refused.
@@ -247,14 +249,17 @@ impl AllowedUids {
         if listed.contains(&OVERFLOW_UID) {
             return Err(UidError::Overflow);
         }
-        Ok(Self(listed.iter().copied().collect()))
+        Ok(Self(Some(listed.iter().copied().collect())))
     }
 
     /// Whether this caller may use the socket.
     pub fn check(&self, caller: PeerCredentials) -> Result<(), UidError> {
+        let Some(listed) = &self.0 else {
+            return Ok(());
+        };
         match caller.uid {
             OVERFLOW_UID => Err(UidError::Overflow),
-            uid if self.0.contains(&uid) => Ok(()),
+            uid if listed.contains(&uid) => Ok(()),
             uid => Err(UidError::NotAllowed {
                 uid,
                 allowed: self.to_string(),
@@ -265,7 +270,10 @@ impl AllowedUids {
 
 impl fmt::Display for AllowedUids {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (position, uid) in self.0.iter().enumerate() {
+        let Some(listed) = &self.0 else {
+            return f.write_str("everybody");
+        };
+        for (position, uid) in listed.iter().enumerate() {
             write!(f, "{}{uid}", if position == 0 { "" } else { ", " })?;
         }
         Ok(())

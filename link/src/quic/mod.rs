@@ -6,6 +6,7 @@ mod link;
 mod listener;
 mod metrics;
 mod reason;
+mod short;
 mod socket;
 mod stream;
 mod transport;

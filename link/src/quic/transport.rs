@@ -18,6 +18,7 @@ use quinn_proto::HashedConnectionIdGenerator;
 use towline_proto::limits;
 
 use super::keys::EndpointKeys;
+use super::short::Short;
 
 /// The round-trip time that is assumed before the first one is measured. The specification's
 /// 333 ms make the first repetition of a lost handshake packet wait for a second.
@@ -226,7 +227,7 @@ fn transport(options: &Options, streams: u32, keep_alive: Option<Duration>) -> T
         .mtu_discovery_config(Some(discovery))
         .ack_frequency_config(None)
         .datagram_receive_buffer_size(None)
-        .congestion_controller_factory(options.congestion.factory())
+        .congestion_controller_factory(Arc::new(Short(options.congestion.factory())))
         .enable_segmentation_offload(options.segmentation_offload);
     config
 }

@@ -234,6 +234,11 @@ fn front_end(caller: &Caller) -> Fields {
                 .shown("serial", &peer.leaf().serial, TEXT)
                 .shown("address", address, TEXT);
         }
+        Caller::Signed { subject, address } => {
+            fields
+                .text("signed_subject", subject, TEXT)
+                .shown("address", address, TEXT);
+        }
     }
     fields
 }

@@ -1,4 +1,5 @@
-//! One front-end connection that speaks HTTP CONNECT, from its first byte to its last.
+//! One front-end connection that speaks HTTP CONNECT, from its first byte to its last. One that
+//! turns out to speak HTTP/2 is handed to [`super::grpc`].
 //!
 //! 1. the head of the request, within [`limits::CONNECT_HEAD_TIMEOUT`];
 //! 2. the dial; what the front end sends meanwhile is kept, and when it leaves the dial is given
@@ -19,14 +20,18 @@ use towline_link::process::ratelimit::RateLimited;
 use towline_link::splice::{Early, LocalEnd, LocalSide, splice};
 use towline_proto::limits;
 use towline_proto::reason::Reason;
-use towline_proto::target::Class;
 
+use super::Speaks;
 use super::front_ends::FrontEndGuard;
-use super::head::{self, Head, HeadError};
+use super::grpc::connection;
+use super::head::{self, First, Head, HeadError};
+use super::rewound::Rewound;
 use super::status::{self, Answer};
 use crate::caller::Caller;
-use crate::dial::{Ask, Detail, Dialer, Door, OpenDial, Through};
+use crate::dial::{Ask, Detail, Dialer, Door, OpenDial};
 use crate::gateway::{self, Gateway};
+use crate::konnectivity::metrics::Pending;
+use crate::konnectivity::{Counted, DialFailure};
 use crate::metrics::Metrics;
 
 /// What a door's connection must be able to tell beside bytes.
@@ -41,6 +46,7 @@ pub trait FrontEnd: LocalEnd {
 pub struct Desk {
     dialer: Arc<Dialer>,
     metrics: Metrics,
+    speaks: Speaks,
     refusals: RateLimited<(Door, &'static str)>,
     gateway: Option<Arc<Gateway>>,
 }
@@ -50,10 +56,11 @@ const REFUSAL_LINES: u32 = 20;
 
 impl Desk {
     /// The desk of a dialer.
-    pub fn new(dialer: Arc<Dialer>, metrics: Metrics) -> Self {
+    pub fn new(dialer: Arc<Dialer>, metrics: Metrics, speaks: Speaks) -> Self {
         Self {
             dialer,
             metrics,
+            speaks,
             refusals: RateLimited::new(REFUSAL_LINES, Duration::from_secs(60)),
             gateway: None,
         }
@@ -75,16 +82,26 @@ impl Desk {
         &self.metrics
     }
 
-    fn refused(&self, door: Door, caller: &Caller, word: &'static str, answer: &Answer) {
+    /// Through which kubelets are reached, if that is asked for.
+    pub fn gateway(&self) -> Option<&Arc<Gateway>> {
+        self.gateway.as_ref()
+    }
+
+    /// What it counts as Konnectivity does.
+    pub fn counted(&self) -> &Arc<Counted> {
+        self.metrics.counted()
+    }
+
+    /// Says, now and then, that somebody was refused.
+    pub fn refused(&self, door: Door, caller: &Caller, word: &'static str, text: &str) {
         if let Some(suppressed) = self.refusals.allow((door, word)) {
             tracing::info!(
                 door = door.as_str(),
                 front_end = %caller,
-                status = answer.status,
                 reason = word,
                 suppressed,
                 "refused: {}",
-                answer.phrase
+                text.escape_debug()
             );
         }
     }
@@ -103,15 +120,22 @@ pub struct Visit {
 }
 
 /// Serves one connection to its end.
-pub async fn serve<S: FrontEnd>(mut stream: S, desk: Arc<Desk>, mut visit: Visit) {
+pub async fn serve<S: FrontEnd + 'static>(mut stream: S, desk: Arc<Desk>, mut visit: Visit) {
     // Boxed, so that what the greeting needs is given back before the bytes flow.
-    let Some(Greeted {
+    let greeted = Box::pin(greet(&mut stream, &desk, &mut visit)).await;
+    let Greeted {
         open,
         to_peer,
         work,
-    }) = Box::pin(greet(&mut stream, &desk, &mut visit)).await
-    else {
-        return;
+        connects,
+    } = match greeted {
+        Some(Guest::Connect(greeted)) => *greeted,
+        Some(Guest::Http2(first)) => {
+            visit.door = visit.door.grpc();
+            let stream = Rewound::new(first, stream);
+            return Box::pin(connection::serve(stream, desk, visit)).await;
+        }
+        None => return,
     };
     let Visit {
         door,
@@ -138,27 +162,21 @@ pub async fn serve<S: FrontEnd>(mut stream: S, desk: Arc<Desk>, mut visit: Visit
     record.counts(live.dial());
     tracing::debug!(dial = %id, door = door.as_str(), front_end = %caller, %class, %agent, %rule, kubelet = kubelet.as_ref().map(|found| found.word()), "dial open");
     drop((caller, drain, rule, kubelet));
-    let request = match (&agent, &desk.gateway) {
-        // The dialer opens no kubelet through a legacy agent where there is a gateway.
-        (Through::Agent(node), Some(_)) if class == Class::Kubelet => Some(gateway::Request {
-            id,
-            target: judged.judged().target.clone(),
-            node: node.clone(),
-        }),
-        _ => None,
-    };
+    let target = &judged.judged().target;
+    let kubelet = gateway::through(desk.gateway(), id, target, class, &agent);
     let early = Early {
         to_peer,
         to_local: early,
     };
-    let end = match request.zip(desk.gateway.as_ref()) {
-        Some((request, gateway)) => {
+    let established = desk.counted().established();
+    let end = match kubelet {
+        Some((gateway, request)) => {
             Box::pin(gateway.serve(stream, pipe, request, early, &live)).await
         }
         None => splice(stream, pipe, LocalSide::FrontEnd, early, &live).await,
     };
     record.ended(end);
-    drop((on_link, work, certified, judged));
+    drop((on_link, work, certified, judged, connects, established));
     desk.metrics.moved(end);
     desk.metrics.dial_ended(door, Some(class), end.reason);
     tracing::debug!(
@@ -168,6 +186,14 @@ pub async fn serve<S: FrontEnd>(mut stream: S, desk: Arc<Desk>, mut visit: Visit
     );
 }
 
+/// Who came.
+enum Guest {
+    /// One whose dial is open.
+    Connect(Box<Greeted>),
+    /// One that speaks HTTP/2; this was read of it.
+    Http2(Bytes),
+}
+
 /// What steps 1 to 3 end with.
 struct Greeted {
     open: OpenDial,
@@ -175,9 +201,10 @@ struct Greeted {
     to_peer: Bytes,
     /// A graceful stop waits for it, from before the dial.
     work: WorkGuard,
+    connects: Pending,
 }
 
-async fn greet<S: FrontEnd>(stream: &mut S, desk: &Desk, visit: &mut Visit) -> Option<Greeted> {
+async fn greet<S: FrontEnd>(stream: &mut S, desk: &Desk, visit: &mut Visit) -> Option<Guest> {
     let drain = visit.drain.view();
     let read = tokio::select! {
         biased;
@@ -187,6 +214,13 @@ async fn greet<S: FrontEnd>(stream: &mut S, desk: &Desk, visit: &mut Visit) -> O
             return None;
         }
         _ = untrusted(&mut visit.certified) => return None,
+    };
+    let read = match read {
+        Ok(First::Http2(first)) if desk.speaks.grpc => return Some(Guest::Http2(first)),
+        Ok(First::Connect(head)) if desk.speaks.connect => Ok(head),
+        Ok(First::Http2(_)) => Err(HeadError::Http2),
+        Ok(First::Connect(_)) => Err(HeadError::Connect),
+        Err(error) => Err(error),
     };
     let Head {
         target,
@@ -199,6 +233,7 @@ async fn greet<S: FrontEnd>(stream: &mut S, desk: &Desk, visit: &mut Visit) -> O
             return None;
         }
     };
+    let connects = desk.counted().connect();
     let work = visit.drain.guard();
     let ask = Ask {
         target,
@@ -218,12 +253,18 @@ async fn greet<S: FrontEnd>(stream: &mut S, desk: &Desk, visit: &mut Visit) -> O
     let open = match dialled {
         Ok(open) => open,
         Err(error) if matches!(error.detail, Detail::GivenUp) => {
+            desk.counted().dial_failed(DialFailure::FrontendClose);
             tracing::debug!(target = %error.target, reason = %error.reason, "given up while dialling");
             return None;
         }
         Err(error) => {
             let answer = status::of_dial(&error);
-            desk.refused(visit.door, &visit.caller, error.reason.as_str(), &answer);
+            desk.refused(
+                visit.door,
+                &visit.caller,
+                error.reason.as_str(),
+                &answer.phrase,
+            );
             tell(stream, &answer).await;
             return None;
         }
@@ -236,14 +277,16 @@ async fn greet<S: FrontEnd>(stream: &mut S, desk: &Desk, visit: &mut Visit) -> O
     if let Err(reason) = answered {
         desk.metrics
             .dial_ended(visit.door, Some(open.class), reason);
+        desk.counted().dial_failed(DialFailure::SendResponse);
         open.record.ended_early(reason);
         return None;
     }
-    Some(Greeted {
+    Some(Guest::Connect(Box::new(Greeted {
         open,
         to_peer: kept.bytes.freeze(),
         work,
-    })
+        connects,
+    })))
 }
 
 async fn untrusted(certified: &mut Option<FrontEndGuard>) -> Reason {
@@ -308,7 +351,7 @@ async fn refuse_head<S: FrontEnd>(stream: &mut S, desk: &Desk, visit: &Visit, er
     let audit = desk.dialer.audit();
     audit.bad_request(visit.door, &visit.caller, error.as_str());
     let answer = status::of_head(error);
-    desk.refused(visit.door, &visit.caller, error.as_str(), &answer);
+    desk.refused(visit.door, &visit.caller, error.as_str(), &answer.phrase);
     tell(stream, &answer).await;
 }
 

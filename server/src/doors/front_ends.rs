@@ -2,7 +2,8 @@
 //! the end of its certificate, ends its dial with a reason, within the same rules as links.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::SystemTime;
 
 use tokio::sync::watch;
@@ -24,7 +25,8 @@ struct List {
 
 struct Entry {
     peer: VerifiedPeer,
-    dial: Option<Arc<LiveDial>>,
+    /// One for a CONNECT request, one for each stream of a gRPC connection.
+    dials: Vec<Weak<LiveDial>>,
     ended: watch::Sender<Option<Reason>>,
 }
 
@@ -46,7 +48,7 @@ impl FrontEnds {
             key,
             Entry {
                 peer,
-                dial: None,
+                dials: Vec::new(),
                 ended: sender,
             },
         );
@@ -66,7 +68,7 @@ impl FrontEnds {
             };
             count += 1;
             tracing::warn!(peer = %entry.peer.identity(), %error, "front end is no longer trusted");
-            if let Some(dial) = &entry.dial {
+            for dial in entry.dials.iter().filter_map(Weak::upgrade) {
                 dial.end(error.reason());
             }
             entry.ended.send_replace(Some(error.reason()));
@@ -80,11 +82,14 @@ impl FrontEnds {
 }
 
 impl FrontEndGuard {
-    /// The front end's dial is open: from now on it is what is ended.
+    /// A dial of the front end is open: from now on it is ended with it.
     pub fn carries(&self, dial: &Arc<LiveDial>) {
         let mut list = self.list.lock();
         if let Some(entry) = list.entries.get_mut(&self.key) {
-            entry.dial = Some(Arc::clone(dial));
+            if entry.dials.len() == entry.dials.capacity() {
+                entry.dials.retain(|dial| dial.strong_count() > 0);
+            }
+            entry.dials.push(Arc::downgrade(dial));
             if let Some(reason) = *entry.ended.borrow() {
                 dial.end(reason);
             }
@@ -93,8 +98,20 @@ impl FrontEndGuard {
 
     /// Resolves when the front end is no longer trusted. Cancel-safe.
     pub async fn ended(&mut self) -> Reason {
-        let ended = self.ended.wait_for(Option::is_some).await;
-        ended.map_or(Reason::Denied, |r| r.unwrap_or(Reason::Denied))
+        self.ending().await
+    }
+
+    /// The same, for somebody who does not hold the place.
+    pub fn ending(&self) -> impl Future<Output = Reason> + Send + 'static {
+        let mut ended = self.ended.clone();
+        async move {
+            let ended = ended.wait_for(Option::is_some).await;
+            match ended.map(|reason| reason.unwrap_or(Reason::Denied)) {
+                Ok(reason) => reason,
+                // The place was given back: nobody ends it any more.
+                Err(_) => std::future::pending().await,
+            }
+        }
     }
 }
 

@@ -20,6 +20,15 @@ pub struct Head {
     pub rest: Bytes,
 }
 
+/// What a connection begins with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum First {
+    /// A CONNECT request.
+    Connect(Head),
+    /// HTTP/2, and the bytes of it that were read.
+    Http2(Bytes),
+}
+
 /// Why there is no request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HeadError {
@@ -35,9 +44,12 @@ pub enum HeadError {
     /// Not HTTP/1.
     #[error("not an HTTP/1.1 request: {0}")]
     Syntax(&'static str),
-    /// gRPC, most likely.
+    /// gRPC, most likely, where it is not taken.
     #[error("this door speaks HTTP CONNECT only, not HTTP/2 or gRPC")]
     Http2,
+    /// CONNECT, where it is not taken.
+    #[error("this door speaks gRPC only, not HTTP CONNECT")]
+    Connect,
     /// Another method.
     #[error("method {0} is not served: only CONNECT host:port")]
     Method(String),
@@ -57,6 +69,7 @@ impl HeadError {
             HeadError::TooLarge | HeadError::ManyHeaders => "too-large",
             HeadError::Syntax(_) => "syntax",
             HeadError::Http2 => "http2",
+            HeadError::Connect => "connect",
             HeadError::Method(_) => "method",
             HeadError::Target(_) => "bad-target",
             HeadError::Gone => "gone",
@@ -65,7 +78,7 @@ impl HeadError {
 }
 
 /// Reads a head. Not cancel-safe: what was read is lost with the future.
-pub async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Head, HeadError> {
+pub async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> Result<First, HeadError> {
     let reading = read_whole(stream);
     match tokio::time::timeout(limits::CONNECT_HEAD_TIMEOUT, reading).await {
         Ok(done) => done,
@@ -76,7 +89,7 @@ pub async fn read<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Head, HeadErro
 /// Room for the request that kube-apiserver sends.
 const FIRST_READ: usize = 512;
 
-async fn read_whole<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Head, HeadError> {
+async fn read_whole<S: AsyncRead + Unpin>(stream: &mut S) -> Result<First, HeadError> {
     let mut bytes = BytesMut::with_capacity(FIRST_READ);
     let mut searched = 0;
     loop {
@@ -84,13 +97,16 @@ async fn read_whole<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Head, HeadEr
             Ok(0) | Err(_) => return Err(HeadError::Gone),
             Ok(_) => {}
         }
+        if bytes.starts_with(HTTP2) {
+            return Ok(First::Http2(bytes.freeze()));
+        }
         check_start(&bytes)?;
         if let Some(end) = find_end(&bytes, searched) {
             if end > limits::CONNECT_HEAD_BYTES {
                 return Err(HeadError::TooLarge);
             }
             let head = bytes.split_to(end);
-            return parse(&head, bytes.freeze());
+            return parse(&head, bytes.freeze()).map(First::Connect);
         }
         if bytes.len() > limits::CONNECT_HEAD_BYTES {
             return Err(HeadError::TooLarge);
@@ -99,11 +115,11 @@ async fn read_whole<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Head, HeadEr
     }
 }
 
+/// The beginning of HTTP/2's preface; no method of HTTP/1 is called so.
+const HTTP2: &[u8] = b"PRI ";
+
 /// Says no as early as it can be said.
 fn check_start(bytes: &[u8]) -> Result<(), HeadError> {
-    if bytes.starts_with(b"PRI ") {
-        return Err(HeadError::Http2);
-    }
     match bytes.first() {
         Some(0x16) => Err(HeadError::Syntax("this is a TLS handshake")),
         Some(first) if !first.is_ascii_uppercase() => {
@@ -208,7 +224,23 @@ mod tests {
     /// Gives the bytes in pieces, then the end.
     async fn read_pieces(pieces: &[&[u8]]) -> Result<Head, HeadError> {
         let mut mock = tokio_test_io(pieces);
-        read(&mut mock).await
+        match read(&mut mock).await? {
+            First::Connect(head) => Ok(head),
+            First::Http2(bytes) => panic!("HTTP/2: {bytes:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn http2_is_told_apart_and_what_was_read_is_kept() {
+        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+        for cut in 0..preface.len() {
+            let pieces = [&preface[..cut], &preface[cut..]];
+            let mut mock = tokio_test_io(&pieces[usize::from(cut == 0)..]);
+            let First::Http2(first) = read(&mut mock).await.unwrap() else {
+                panic!("not HTTP/2");
+            };
+            assert!(preface.starts_with(&first) && first.len() >= 4, "{first:?}");
+        }
     }
 
     fn tokio_test_io(pieces: &[&[u8]]) -> impl AsyncRead + Unpin {
@@ -263,7 +295,6 @@ mod tests {
             (b"CONNECT  a:1\r\n\r\n", "syntax"),
             (b"\x16\x03\x01\x02", "syntax"),
             (b"\r\n\r\n", "syntax"),
-            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "http2"),
             (&long, "too-large"),
             (many.as_bytes(), "too-large"),
         ] {

@@ -68,7 +68,7 @@ pub fn of_head(error: &HeadError) -> Answer {
     let status = match error {
         HeadError::Late => 408,
         HeadError::TooLarge | HeadError::ManyHeaders => 431,
-        HeadError::Method(_) => 405,
+        HeadError::Method(_) | HeadError::Connect => 405,
         HeadError::Http2 => 505,
         HeadError::Syntax(_) | HeadError::Target(_) | HeadError::Gone => 400,
     };

@@ -158,7 +158,7 @@ impl TcpDoor {
 }
 
 /// A front end whose machine is gone is noticed. A socket that is gone already says so later.
-fn keep_alive(tcp: &TcpStream) {
+pub(super) fn keep_alive(tcp: &TcpStream) {
     let (idle, interval) = limits::TCP_KEEP_ALIVE;
     let _ = sockopt::set_tcp_keepidle(tcp, idle)
         .and_then(|()| sockopt::set_tcp_keepintvl(tcp, interval))

@@ -26,9 +26,12 @@ use prometheus_client::registry::Registry;
 use towline_link::process::ratelimit::RateLimited;
 use towline_pki::Expiry;
 use towline_pki::gateway::{GatewayError, GatewayFiles, GatewayMaterial};
+use towline_proto::id::DialId;
 use towline_proto::kubelet::{Refusal, Rules, Verb};
+use towline_proto::target::{Class, Target};
 
 use crate::attest::Attestor;
+use crate::dial::Through;
 use crate::policy::in_force::InForce;
 use certificates::Certificates;
 use connections::Connections;
@@ -55,6 +58,25 @@ impl GatewayConfig {
     pub fn load(files: GatewayFiles, now: SystemTime) -> Result<Self, GatewayError> {
         let material = Arc::new(GatewayMaterial::load(&files, now)?);
         Ok(Self { files, material })
+    }
+}
+
+/// Whether an open dial goes on through the gateway, and as what: every dial of class kubelet
+/// does, by whatever door it came.
+pub fn through<'a>(
+    gateway: Option<&'a Arc<Gateway>>,
+    id: DialId,
+    target: &Target,
+    class: Class,
+    agent: &Through,
+) -> Option<(&'a Arc<Gateway>, Request)> {
+    match (agent, gateway) {
+        // The dialer opens no kubelet through a legacy agent where there is a gateway.
+        (Through::Agent(node), Some(gateway)) if class == Class::Kubelet => {
+            let (target, node) = (target.clone(), node.clone());
+            Some((gateway, Request { id, target, node }))
+        }
+        _ => None,
     }
 }
 

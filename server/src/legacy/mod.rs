@@ -7,13 +7,11 @@
 //!
 //! Reading order: [`accept`] (a connection after its handshake), [`admit`] (who may be an agent),
 //! [`stream`] (one agent stream: packets in, packets out), [`pipe`] (one connection of it as the
-//! byte pipe that doors know), [`table`] and [`strategy`] (who is asked), [`route`] (when), [`trust`] (files),
-//! [`grpc`] (the framing below).
+//! byte pipe that doors know), [`table`] and [`strategy`] (who is asked), [`route`] (when), [`trust`] (files).
 
 pub mod accept;
 pub mod admit;
 pub mod error;
-pub mod grpc;
 pub mod pipe;
 pub mod route;
 pub mod serve;

@@ -13,6 +13,7 @@ use h2::server::SendResponse;
 use http::{HeaderValue, Request};
 use rustls_pki_types::CertificateDer;
 use towline_link::error::detail;
+use towline_link::grpc::{self, Code, PacketSink, PacketSource, Status};
 use towline_link::live::LiveDials;
 use towline_link::process::drain::{DrainWatch, Stage};
 use towline_link::process::ratelimit::RateLimited;
@@ -21,11 +22,11 @@ use towline_proto::limits;
 use towline_proto::reason::Reason;
 
 use super::admit::{AdmitError, admit};
-use super::grpc::{self, Code, PacketSink, PacketSource, Status};
 use super::pipe::Connection;
 use super::stream::{AgentStream, Handled};
 use super::table::LegacyAgents;
 use super::token::Reviewer;
+use crate::konnectivity::{DialFailure, Method, Segment};
 use crate::metrics::Metrics;
 
 /// What every stream of the door needs.
@@ -79,6 +80,10 @@ impl Reception {
 
     fn stray(&self, stream: &AgentStream, what: &'static str) {
         self.metrics.legacy_stray(what);
+        if what == Handled::UNKNOWN_DIAL {
+            let counted = self.metrics.counted();
+            counted.dial_failed(DialFailure::UnrecognizedResponse);
+        }
         if let Some(suppressed) = self.strays.allow((stream.serial(), what)) {
             tracing::info!(agent = ?stream.id(), stream = stream.serial(), what, suppressed, "legacy agent sent a packet that fits nothing");
         }
@@ -139,6 +144,7 @@ pub async fn call(
         return;
     };
     reception.metrics.legacy_stream(true);
+    let counted = reception.metrics.counted().stream(Method::Connect);
     tracing::info!(
         agent = ?stream.id(),
         stream = serial,
@@ -149,11 +155,11 @@ pub async fn call(
     );
     let status = tokio::select! {
         status = read(&stream, PacketSource::new(body), &reception) => status,
-        status = write(&stream, &mut sink) => status,
+        status = write(&stream, &mut sink, &reception) => status,
         reason = stream.ended() => Status::new(Code::Unavailable, reason.as_str()),
         () = stopping(&drain) => Status::new(Code::Unavailable, "this server is stopping"),
     };
-    drop(listed);
+    drop((listed, counted));
     reception.metrics.legacy_stream(false);
     tracing::info!(
         agent = ?stream.id(),
@@ -193,15 +199,19 @@ async fn read(
     mut source: PacketSource,
     reception: &Reception,
 ) -> Status {
+    let counted = reception.metrics.counted();
     let mut since_pause = 0;
     loop {
         let packet = match source.next().await {
             Ok(Some(packet)) => packet,
             Ok(None) => return Status::new(Code::Ok, "the agent ended the stream"),
             Err(error) => {
-                return error.status();
+                let status = error.status();
+                counted.stream_error(Segment::FromAgent, status.code.as_str());
+                return status;
             }
         };
+        counted.packet(Segment::FromAgent, packet.kind());
         if let Packet::Data { data, .. } = &packet {
             since_pause += data.len() as u64;
         }
@@ -240,7 +250,8 @@ async fn hold_back(connection: &Connection) {
     }
 }
 
-async fn write(stream: &AgentStream, sink: &mut PacketSink) -> Status {
+async fn write(stream: &AgentStream, sink: &mut PacketSink, reception: &Reception) -> Status {
+    let counted = reception.metrics.counted();
     loop {
         let packet = stream.next_packet().await;
         let sent = tokio::select! {
@@ -248,9 +259,11 @@ async fn write(stream: &AgentStream, sink: &mut PacketSink) -> Status {
             reason = stream.ended() => return Status::new(Code::Unavailable, reason.as_str()),
         };
         if let Err(error) = sent {
+            counted.stream_error(Segment::ToAgent, Code::Unavailable.as_str());
             return Status::new(Code::Unavailable, error.to_string());
         }
         stream.moved();
+        counted.packet(Segment::ToAgent, packet.kind());
     }
 }
 

@@ -96,6 +96,11 @@ pub(super) enum Handled {
     Stray(&'static str),
 }
 
+impl Handled {
+    /// DIAL_RSP for a dial that nobody waits for.
+    pub(super) const UNKNOWN_DIAL: &'static str = "answer-to-unknown-dial";
+}
+
 impl AgentStream {
     pub(super) fn new(serial: u64, announced: Announced, live: LiveDials) -> Arc<Self> {
         let hosts = announced.identifiers.hosts();
@@ -296,7 +301,7 @@ impl AgentStream {
             if connect_id != 0 && !ours {
                 self.say(Packet::CloseRequest { connect_id });
             }
-            return Handled::Stray("answer-to-unknown-dial");
+            return Handled::Stray(Handled::UNKNOWN_DIAL);
         };
         if !error.is_empty() {
             drop(state);

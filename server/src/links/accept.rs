@@ -1,10 +1,13 @@
 //! Connections of agents, on UDP and on TCP at the same port. Handshakes never hold an accept
 //! loop up and are bounded; what comes out of them is verified.
 
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use towline_link::carrier::Carrier;
@@ -15,9 +18,12 @@ use towline_link::process::ratelimit::RateLimited;
 use towline_link::quic::QuicListener;
 use towline_link::tls::{self, TlsOptions};
 use towline_proto::limits;
+use towline_proto::version::ALPN_LINK;
 
 use super::greet::Greeter;
 use super::serve::serve;
+use crate::legacy::accept::LegacyDoor;
+use crate::metrics::Metrics;
 use crate::trust::Trust;
 
 /// Serves links over QUIC until stopping begins and they have ended.
@@ -51,12 +57,14 @@ fn note_panic(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-/// Links over TLS.
+/// Links over TLS, and legacy agents at the same port: what a connection wants to speak decides.
 pub struct TlsLinks {
-    /// Whom we trust.
-    pub trust: Trust,
-    /// Greets agents.
-    pub greeter: Arc<Greeter>,
+    /// Whom we trust, and who greets agents; none without an identity of our own.
+    pub own: Option<(Trust, Arc<Greeter>)>,
+    /// The door for legacy agents, closed in general.
+    pub legacy: Option<Arc<LegacyDoor>>,
+    /// What is counted.
+    pub counted: Metrics,
     /// Handshakes at once.
     pub handshakes: usize,
     /// Links at once, with some room for those that are shaking hands.
@@ -67,8 +75,9 @@ pub struct TlsLinks {
 
 /// What the connections of one listener share.
 struct Shared {
-    trust: Trust,
-    greeter: Arc<Greeter>,
+    own: Option<(Trust, Arc<Greeter>)>,
+    legacy: Option<Arc<LegacyDoor>>,
+    counted: Metrics,
     handshakes: Semaphore,
     refused: RateLimited<&'static str>,
 }
@@ -82,8 +91,9 @@ impl TlsLinks {
             metrics: self.metrics,
         };
         let shared = Arc::new(Shared {
-            trust: self.trust,
-            greeter: self.greeter,
+            own: self.own,
+            legacy: self.legacy,
+            counted: self.counted,
             handshakes: Semaphore::new(self.handshakes),
             refused: RateLimited::new(10, Duration::from_secs(60)),
         });
@@ -94,15 +104,18 @@ impl TlsLinks {
             async move {
                 let shaking = handshake(&shared, tcp);
                 match Box::pin(shaking).await {
-                    Ok(carrier) => {
-                        let greeter = Arc::clone(&shared.greeter);
+                    Ok(Shaken::Link(carrier, greeter)) => {
                         drop(shared);
                         serve(carrier, greeter, drain).await;
+                    }
+                    Ok(Shaken::Legacy(serving)) => {
+                        drop(shared);
+                        serving(address, drain).await;
                     }
                     Err(error) => {
                         let word = word(&error);
                         slot.refused(word);
-                        shared.greeter.metrics.tls_handshake_failed(word);
+                        shared.counted.tls_handshake_failed(word);
                         if let Some(suppressed) = shared.refused.allow(word) {
                             let cause = detail(&error);
                             tracing::info!(%address, reason = word, suppressed, "TLS handshake of a link failed: {cause}");
@@ -116,10 +129,16 @@ impl TlsLinks {
     }
 }
 
-async fn handshake(
-    shared: &Shared,
-    tcp: tokio::net::TcpStream,
-) -> Result<Arc<dyn Carrier>, ConnectError> {
+/// What came out of a handshake.
+enum Shaken {
+    Link(Arc<dyn Carrier>, Arc<Greeter>),
+    /// Serves the rest of the connection.
+    Legacy(Box<dyn FnOnce(SocketAddr, DrainWatch) -> Serving + Send>),
+}
+
+type Serving = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+async fn handshake(shared: &Shared, tcp: TcpStream) -> Result<Shaken, ConnectError> {
     // Waiting counts towards the time of the handshake, so that a flood cannot queue up here.
     let after = limits::HANDSHAKE_TIMEOUT;
     let whole = async {
@@ -132,16 +151,8 @@ async fn handshake(
             })?;
         // The semaphore is never closed; if it were, there would be no bound and no harm.
         let _place = shared.handshakes.acquire().await.ok();
-        let _counted = shared.greeter.metrics.tls_handshake();
-        let trust = shared.trust.snapshot();
-        let config = Arc::clone(&trust.link_tls);
-        tls::accept(
-            tcp,
-            config,
-            Arc::clone(&trust.agents),
-            &TlsOptions::server(),
-        )
-        .await
+        let _counted = shared.counted.tls_handshake();
+        choose(shared, tcp).await
     };
     match tokio::time::timeout(after, whole).await {
         Ok(done) => done,
@@ -150,6 +161,32 @@ async fn handshake(
             after,
         }),
     }
+}
+
+/// Which door it is decides ALPN: `towline/1` wherever it is offered, so that nobody who could
+/// prove more comes in by the door that asks for less.
+async fn choose(shared: &Shared, tcp: TcpStream) -> Result<Shaken, ConnectError> {
+    let arrived = tls::Arrived::read(tcp).await?;
+    if let Some(door) = &shared.legacy
+        && !(shared.own.is_some() && arrived.offers(ALPN_LINK))
+        && let Some(trust) = &door.trust.snapshot().agents
+    {
+        let (io, chain) = arrived.other(Arc::clone(&trust.tls)).await?;
+        let door = Arc::clone(door);
+        return Ok(Shaken::Legacy(Box::new(move |address, drain| {
+            Box::pin(door.serve(io, chain, address, drain))
+        })));
+    }
+    let Some((trust, greeter)) = &shared.own else {
+        return Err(ConnectError::Alpn {
+            server: "an agent".to_owned(),
+        });
+    };
+    let trust = trust.snapshot();
+    let config = Arc::clone(&trust.link_tls);
+    let options = TlsOptions::server();
+    let carrier = arrived.link(config, &trust.agents, &options).await?;
+    Ok(Shaken::Link(carrier, Arc::clone(greeter)))
 }
 
 /// The word for metrics.

@@ -44,7 +44,7 @@ pub struct Sockets {
 const ATTEMPTS: usize = 16;
 
 /// Binds what `--carrier` asks for. On a machine without IPv6 `[::]` means every IPv4 address.
-pub fn bind(config: &LinkConfig, trust: &Snapshot) -> Result<Sockets, ListenError> {
+pub fn bind(config: &LinkConfig, trust: Option<&Snapshot>) -> Result<Sockets, ListenError> {
     let keys = match &config.state_dir {
         Some(directory) => EndpointKeys::load_or_create(directory)?,
         None => EndpointKeys::ephemeral()?,
@@ -67,7 +67,7 @@ pub fn bind(config: &LinkConfig, trust: &Snapshot) -> Result<Sockets, ListenErro
 fn bind_at(
     wanted: SocketAddr,
     config: &LinkConfig,
-    trust: &Snapshot,
+    trust: Option<&Snapshot>,
     keys: &EndpointKeys,
 ) -> Result<Sockets, ListenError> {
     let mut address = wanted;
@@ -79,9 +79,10 @@ fn bind_at(
             Some(listener)
         }
     };
-    let quic = match config.carrier {
-        CarrierMode::Tls => None,
-        CarrierMode::Auto | CarrierMode::Quic => {
+    let quic = match (config.carrier, trust) {
+        // Without an identity of our own only legacy agents come, over TCP.
+        (CarrierMode::Tls, _) | (_, None) => None,
+        (CarrierMode::Auto | CarrierMode::Quic, Some(trust)) => {
             let listener = QuicListener::bind(
                 address,
                 Arc::clone(&trust.link_tls),
@@ -110,6 +111,16 @@ pub fn bind_tcp(address: SocketAddr) -> Result<TcpListener, ListenError> {
         socket.listen(limits::LISTEN_BACKLOG)
     };
     listen().map_err(|source| ListenError::Tcp { address, source })
+}
+
+/// The same; on a machine without IPv6 `[::]` means every IPv4 address.
+pub fn bind_tcp_any(address: SocketAddr) -> Result<TcpListener, ListenError> {
+    match bind_tcp(address) {
+        Err(error) if is_without_ipv6(address, &error) => {
+            bind_tcp(SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
+        }
+        other => other,
+    }
 }
 
 /// Where a listener is.

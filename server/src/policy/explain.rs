@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use towline_proto::policy::{Asker, Decision, FrontEnd, RuleTag};
 use towline_proto::target::{Class, Host, Target};
 
-use super::{Policy, question, refusal};
+use super::{Policy, question};
 
 /// The document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -232,7 +232,7 @@ fn unescape(text: &str) -> Option<String> {
 pub fn explain(policy: &Policy, source: &str, class: Class, asked: &Asked) -> Explained {
     let question = question(&asked.target, class, asked.asker(), asked.node.as_deref());
     let told = policy.rules().explain(&question);
-    let forbidden = refusal(&asked.target.host, class);
+    let forbidden = policy.refusal(&asked.target.host, class);
     let views = |tags: &[RuleTag]| tags.iter().map(RuleView::from).collect::<Vec<_>>();
     let place = |tag: &RuleTag| match tag.line {
         Some(line) => format!("{:?} ({source}:{line})", tag.name),

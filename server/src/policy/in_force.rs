@@ -36,15 +36,16 @@ pub struct InForce {
 type Also = Box<dyn Fn() -> usize + Send + Sync>;
 
 impl InForce {
-    /// From a file that was read, or with the built-in default.
+    /// From a file that was read, or with what is built in.
     pub fn new(
+        built_in: Policy,
         file: Option<(PathBuf, PolicyFile)>,
         directory: Arc<dyn Directory>,
         metrics: Metrics,
     ) -> Self {
         let (path, file) = file.unzip();
         let in_force = Self {
-            policy: ArcSwap::from_pointee(Policy::default()),
+            policy: ArcSwap::from_pointee(built_in),
             kubelet: ArcSwapOption::empty(),
             path,
             directory,
@@ -108,7 +109,8 @@ impl InForce {
 
     fn store(&self, file: PolicyFile) {
         self.metrics.policy_rules(file.rules.rules().len());
-        self.policy.store(Arc::new(Policy::new(file.rules)));
+        let policy = self.policy.load().with_rules(file.rules);
+        self.policy.store(Arc::new(policy));
         self.kubelet.store(file.kubelet);
     }
 

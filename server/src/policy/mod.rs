@@ -88,6 +88,8 @@ impl Denial {
 #[derive(Clone, Debug)]
 pub struct Policy {
     rules: Arc<RuleSet>,
+    /// An agent's loopback may be asked for.
+    loopback: bool,
 }
 
 /// The classes that count without a file.
@@ -102,7 +104,32 @@ impl Default for Policy {
 impl Policy {
     /// With these rules behind the built-in refusals, which no rule can take away.
     pub fn new(rules: Arc<RuleSet>) -> Self {
-        Self { rules }
+        Self {
+            rules,
+            loopback: false,
+        }
+    }
+
+    /// The compatibility profile: every class, and an agent's loopback, as Konnectivity has it.
+    /// Link-local, metadata, multicast and unspecified addresses stay refused.
+    pub fn compatibility() -> Self {
+        Self {
+            rules: Arc::new(RuleSet::anything()),
+            loopback: true,
+        }
+    }
+
+    /// The same behind these rules.
+    pub fn with_rules(&self, rules: Arc<RuleSet>) -> Self {
+        Self { rules, ..*self }
+    }
+
+    /// What no rule can allow.
+    pub(crate) fn refusal(&self, host: &Host, class: Class) -> Option<Refusal> {
+        match refusal(host, class) {
+            Some(Refusal::Loopback) if self.loopback => None,
+            refusal => refusal,
+        }
     }
 
     /// The rules.
@@ -130,7 +157,7 @@ impl Policy {
         asker: Asker<'_>,
         node: Option<&str>,
     ) -> Result<Permit, Denial> {
-        if let Some(refusal) = refusal(&target.host, class) {
+        if let Some(refusal) = self.refusal(&target.host, class) {
             return Err(Denial::Forbidden(refusal));
         }
         match self.rules.decide(&question(target, class, asker, node)) {
@@ -166,8 +193,7 @@ pub(crate) fn question<'a>(
     }
 }
 
-/// What no rule can allow.
-pub(crate) fn refusal(host: &Host, class: Class) -> Option<Refusal> {
+fn refusal(host: &Host, class: Class) -> Option<Refusal> {
     let Host::Ip(ip) = host else { return None };
     match address::refusal(*ip) {
         // A kubelet that listens on loopback: it is class kubelet only when a certificate or
@@ -204,6 +230,26 @@ mod tests {
             if let Err(denial) = permit {
                 assert_eq!(denial.reason(), Reason::ServerPolicy);
             }
+        }
+    }
+
+    #[test]
+    fn the_compatibility_profile_lifts_classes_and_loopback_only() {
+        let policy = Policy::compatibility();
+        let denying = policy.with_rules(Arc::new(RuleSet::built_in(Classes::of(&[]))));
+        for (target, allowed) in [
+            ("127.0.0.1:80", true),
+            ("8.8.8.8:53", true),
+            ("169.254.169.254:80", false),
+            ("[fe80::1]:80", false),
+            ("0.0.0.0:80", false),
+        ] {
+            assert_eq!(
+                check(&policy, target, Class::Other).is_ok(),
+                allowed,
+                "{target}"
+            );
+            assert!(check(&denying, target, Class::Other).is_err(), "{target}");
         }
     }
 

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use towline_proto::limits;
 
 use super::super::connect::{Desk, Visit};
+use super::authority::Named;
 use super::piece::Piece;
 use super::stream::{self, Caller};
 
@@ -29,7 +30,7 @@ where
         drain,
         certified,
     } = visit;
-    let shaking = settings().handshake::<_, Piece>(io);
+    let shaking = settings().handshake::<_, Piece>(Named::new(io));
     let shaken = tokio::time::timeout(limits::CONNECT_HEAD_TIMEOUT, shaking).await;
     let Ok(Ok(mut connection)) = shaken else {
         desk.metrics().front_end_refused(door, "syntax");
@@ -48,7 +49,7 @@ where
     };
     let caller = Caller {
         door,
-        name: caller.into(),
+        who: caller,
         drain,
         certified,
     };

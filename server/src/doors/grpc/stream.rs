@@ -29,7 +29,10 @@ use super::super::front_ends::FrontEndGuard;
 use super::piece::Piece;
 use super::text;
 use super::tunnel::{Event, Tunnel};
-use crate::dial::{Ask, Door, OpenDial};
+use super::wire::Wire;
+use crate::caller::Caller as Who;
+use crate::dial::{Ask, Detail, Door, OpenDial};
+use crate::gateway;
 use crate::konnectivity::{DialFailure, Method};
 
 /// Whose stream it is, and what may end it.
@@ -37,8 +40,8 @@ use crate::konnectivity::{DialFailure, Method};
 pub struct Caller {
     /// Which door.
     pub door: Door,
-    /// Who, for logs.
-    pub name: Arc<str>,
+    /// Who, as the door proved it.
+    pub who: Who,
     /// Stopping.
     pub drain: DrainWatch,
     /// Its place among front ends with a certificate.
@@ -64,14 +67,10 @@ pub async fn serve(
     };
     let Caller {
         door,
-        name,
+        who,
         drain,
         certified,
     } = caller;
-    let live = desk.dialer().live();
-    if let Some(certified) = &certified {
-        certified.carries(live.dial());
-    }
     let OpenDial {
         id,
         class,
@@ -79,16 +78,36 @@ pub async fn serve(
         stream,
         early,
         on_link,
+        mut record,
+        live,
+        judged,
+        rule,
+        kubelet,
     } = open;
-    tracing::debug!(dial = %id, door = door.as_str(), front_end = &*name, %class, %agent, "dial open");
-    drop((name, drain));
+    if let Some(certified) = &certified {
+        certified.carries(live.dial());
+    }
+    record.counts(live.dial());
+    tracing::debug!(dial = %id, door = door.as_str(), front_end = %who, %class, %agent, %rule, kubelet = kubelet.as_ref().map(|found| found.word()), "dial open");
+    drop((who, drain, rule, kubelet));
+    let target = &judged.judged().target;
+    let kubelet = gateway::through(desk.gateway(), id, target, class, &agent);
     let established = desk.counted().established();
     let early = Early {
         to_local: early,
         ..Early::default()
     };
     let ended = {
-        let mut joined = std::pin::pin!(splice(tunnel, stream, LocalSide::FrontEnd, early, &live));
+        let joined = async {
+            match kubelet {
+                Some((gateway, request)) => {
+                    let tunnel = Wire::new(tunnel);
+                    Box::pin(gateway.serve(tunnel, stream, request, early, &live)).await
+                }
+                None => splice(tunnel, stream, LocalSide::FrontEnd, early, &live).await,
+            }
+        };
+        let mut joined = std::pin::pin!(joined);
         match deadline {
             None => joined.await,
             Some(at) => tokio::select! {
@@ -100,7 +119,8 @@ pub async fn serve(
             },
         }
     };
-    drop((on_link, work, certified, established));
+    record.ended(ended);
+    drop((on_link, work, certified, judged, established));
     desk.metrics().moved(ended);
     desk.metrics().dial_ended(door, Some(class), ended.reason);
     tracing::debug!(
@@ -124,7 +144,7 @@ fn take_call(
     let path = request.uri().path();
     let refused = |word: &'static str| {
         desk.metrics().front_end_refused(caller.door, word);
-        let front_end = &*caller.name;
+        let front_end = tracing::field::display(&caller.who);
         tracing::debug!(
             door = caller.door.as_str(),
             front_end,
@@ -267,7 +287,7 @@ async fn greet(
             desk.metrics().front_end_refused(caller.door, "bad-target");
             desk.counted().dial_failed(DialFailure::ErrorResponse);
             let text = text::of_target(&address, &error);
-            desk.refused(caller.door, &caller.name, "bad-target", &text);
+            desk.refused(caller.door, &caller.who, "bad-target", &text);
             tunnel.dial_failed(&text);
             return None;
         }
@@ -276,37 +296,42 @@ async fn greet(
     let ask = Ask {
         target: target.clone(),
         door: caller.door,
+        caller: caller.who.clone(),
         trace: None,
     };
-    let dialled = tokio::select! {
-        biased;
-        dialled = desk.dialer().dial(ask) => dialled,
-        () = given_up(&mut tunnel) => {
-            desk.metrics().dial_ended(caller.door, None, Reason::FrontEndGone);
-            desk.counted().dial_failed(DialFailure::FrontendClose);
-            tracing::debug!(%target, "front end left while dialling");
-            tunnel.finish(&Status::new(Code::Ok, ""));
-            return None;
-        }
-        () = stage.forced() => {
-            tunnel.dial_failed(STOPPING);
-            return None;
-        }
-        () = &mut late => {
-            desk.metrics().dial_ended(caller.door, None, Reason::FrontEndGone);
-            desk.counted().dial_failed(DialFailure::FrontendClose);
-            tunnel.finish(&Status::new(Code::DeadlineExceeded, LATE));
-            return None;
+    let mut out_of_time = false;
+    let gone = async {
+        tokio::select! {
+            () = given_up(&mut tunnel) => Reason::FrontEndGone,
+            () = stage.forced() => Reason::Shutdown,
+            () = &mut late => {
+                out_of_time = true;
+                Reason::FrontEndGone
+            }
         }
     };
+    let dialled = desk.dialer().dial_until(ask, gone).await;
     match dialled {
         Ok(open) => {
             tunnel.dialled(i64::try_from(open.id.get()).unwrap_or(1));
             Some(Greeted { tunnel, open, work })
         }
+        Err(error) if matches!(error.detail, Detail::GivenUp) => {
+            tracing::debug!(%target, reason = %error.reason, "given up while dialling");
+            if error.reason == Reason::Shutdown {
+                tunnel.dial_failed(STOPPING);
+                return None;
+            }
+            desk.counted().dial_failed(DialFailure::FrontendClose);
+            tunnel.finish(&match out_of_time {
+                true => Status::new(Code::DeadlineExceeded, LATE),
+                false => Status::new(Code::Ok, ""),
+            });
+            None
+        }
         Err(error) => {
             let text = text::of_dial(&error);
-            desk.refused(caller.door, &caller.name, error.reason.as_str(), &text);
+            desk.refused(caller.door, &caller.who, error.reason.as_str(), &text);
             tunnel.dial_failed(&text);
             None
         }

@@ -1,0 +1,317 @@
+//! A legacy agent made by hand: TLS, HTTP/2, Konnectivity's packets. It serves dials like the real
+//! one, or says whatever a scenario wants, bytes that are no packets included.
+
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use h2::{RecvStream, SendStream};
+use http::{HeaderMap, Request};
+use rustls_pki_types::{CertificateDer, ServerName};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio_rustls::TlsConnector;
+use tokio_util::task::AbortOnDropHandle;
+use towline_link::grpc::Status;
+use towline_proto::konnectivity::frame::{self, Messages};
+use towline_proto::konnectivity::{
+    AGENT_ID, AGENT_IDENTIFIERS, ALPN_GRPC, CONNECT_METHOD, CONTENT_TYPE, Packet,
+};
+
+use crate::apiserver::client_config;
+use crate::authority::Pair;
+use crate::scenario::expect;
+
+/// Who comes, and what it says of itself.
+pub struct LegacyPlan<'a> {
+    /// Its certificate, if it shows one.
+    pub pair: Option<&'a Pair>,
+    /// Whom it takes for the server.
+    pub root: &'a CertificateDer<'static>,
+    /// What it wants to speak.
+    pub alpn: Vec<Vec<u8>>,
+    /// The method.
+    pub method: &'static str,
+    /// Metadata, also several times the same.
+    pub metadata: Vec<(&'static str, String)>,
+}
+
+impl<'a> LegacyPlan<'a> {
+    /// An agent of this id.
+    pub fn new(pair: Option<&'a Pair>, root: &'a CertificateDer<'static>, id: &str) -> Self {
+        Self {
+            pair,
+            root,
+            alpn: vec![ALPN_GRPC.to_vec()],
+            method: CONNECT_METHOD,
+            metadata: vec![(AGENT_ID, id.to_owned())],
+        }
+    }
+
+    /// What it says it serves.
+    pub fn identifiers(self, text: &str) -> Self {
+        self.with(AGENT_IDENTIFIERS, text)
+    }
+
+    /// More metadata.
+    pub fn with(mut self, key: &'static str, value: &str) -> Self {
+        self.metadata.push((key, value.to_owned()));
+        self
+    }
+
+    /// Connects and calls. The inner error is the server's status.
+    pub async fn connect(self, server: SocketAddr) -> std::io::Result<Result<LegacyAgent, Status>> {
+        let other = std::io::Error::other::<h2::Error>;
+        let mut config = client_config(self.pair, self.root);
+        config.alpn_protocols = self.alpn;
+        let tcp = TcpStream::connect(server).await?;
+        let name = ServerName::IpAddress(server.ip().into());
+        let tls = TlsConnector::from(Arc::new(config))
+            .connect(name, tcp)
+            .await?;
+        let (mut client, connection) = h2::client::Builder::new()
+            .initial_window_size(1 << 20)
+            .initial_connection_window_size(1 << 20)
+            .handshake::<_, Bytes>(tls)
+            .await
+            .map_err(other)?;
+        let connection = AbortOnDropHandle::new(tokio::spawn(async move {
+            let _ = connection.await;
+        }));
+        let mut request = Request::post(format!("https://{server}{}", self.method))
+            .header("content-type", CONTENT_TYPE)
+            .header("te", "trailers");
+        for (key, value) in &self.metadata {
+            request = request.header(*key, value.as_str());
+        }
+        let request = request.body(()).expect("a request");
+        let (answer, send) = client.send_request(request, false).map_err(other)?;
+        let answer = expect("the server's answer", answer).await.map_err(other)?;
+        let (head, recv) = answer.into_parts();
+        if let Some(status) = Status::read(&head.headers) {
+            return Ok(Err(status));
+        }
+        Ok(Ok(LegacyAgent {
+            metadata: head.headers,
+            send,
+            recv,
+            messages: Messages::new(8 << 20),
+            _connection: connection,
+        }))
+    }
+}
+
+/// One agent stream.
+pub struct LegacyAgent {
+    /// What the server said.
+    pub metadata: HeaderMap,
+    send: SendStream<Bytes>,
+    recv: RecvStream,
+    messages: Messages,
+    _connection: AbortOnDropHandle<()>,
+}
+
+impl LegacyAgent {
+    /// Says a packet.
+    pub async fn send(&mut self, packet: Packet) {
+        let (head, data) = frame::put(&packet);
+        self.send_raw(head).await;
+        self.send_raw(data).await;
+    }
+
+    /// Says any bytes.
+    pub async fn send_raw(&mut self, bytes: Bytes) {
+        let _ = send_raw(&mut self.send, bytes).await;
+    }
+
+    /// The next packet of the server; `None` at the end of the stream.
+    pub async fn next(&mut self) -> Option<Packet> {
+        expect(
+            "a packet of the server",
+            next(&mut self.recv, &mut self.messages),
+        )
+        .await
+    }
+
+    /// Answers the next packet, which has to be a dial, with this connection.
+    pub async fn accept(&mut self, connect_id: i64) -> String {
+        let Some(Packet::DialRequest {
+            address, random, ..
+        }) = self.next().await
+        else {
+            panic!("no dial");
+        };
+        let error = String::new();
+        self.send(Packet::DialResponse {
+            error,
+            connect_id,
+            random,
+        })
+        .await;
+        address
+    }
+
+    /// Ends our side and waits for the server's status.
+    pub async fn end(mut self) -> Option<Status> {
+        let _ = self.send.send_data(Bytes::new(), true);
+        self.status().await
+    }
+
+    /// Waits for the server's status.
+    pub async fn status(&mut self) -> Option<Status> {
+        while self.next().await.is_some() {}
+        let trailers = expect("the status", self.recv.trailers()).await.ok()??;
+        Status::read(&trailers)
+    }
+
+    /// Serves dials like the real agent, until it is dropped. Addresses that are listed lead
+    /// elsewhere.
+    pub fn serve(self, lead: &[(&str, SocketAddr)]) -> Serving {
+        let lead = lead.iter().map(|(from, to)| ((*from).to_owned(), *to));
+        let task = tokio::spawn(serve(self, lead.collect()));
+        Serving {
+            _task: AbortOnDropHandle::new(task),
+        }
+    }
+}
+
+/// An agent that serves dials.
+pub struct Serving {
+    _task: AbortOnDropHandle<()>,
+}
+
+async fn send_raw(send: &mut SendStream<Bytes>, mut bytes: Bytes) -> Result<(), h2::Error> {
+    while !bytes.is_empty() {
+        send.reserve_capacity(bytes.len());
+        let room = match poll_fn(|cx| send.poll_capacity(cx)).await {
+            Some(room) => room?,
+            None => return Ok(()),
+        };
+        send.send_data(bytes.split_to(room.min(bytes.len())), false)?;
+    }
+    Ok(())
+}
+
+async fn next(recv: &mut RecvStream, messages: &mut Messages) -> Option<Packet> {
+    loop {
+        if let Some(message) = messages.pop().expect("a message") {
+            return Some(Packet::decode(message).expect("a packet"));
+        }
+        let chunk = recv.data().await?.ok()?;
+        let _ = recv.flow_control().release_capacity(chunk.len());
+        messages.push(chunk);
+    }
+}
+
+/// The real agent's habits: ids count up from 1, one reader a connection, an end of either side
+/// is an end of both.
+async fn serve(agent: LegacyAgent, lead: HashMap<String, SocketAddr>) {
+    let LegacyAgent {
+        mut send,
+        mut recv,
+        mut messages,
+        _connection,
+        ..
+    } = agent;
+    let (say, mut said) = mpsc::channel::<Packet>(64);
+    let mut connections: HashMap<i64, mpsc::Sender<Bytes>> = HashMap::new();
+    let mut tasks = tokio::task::JoinSet::new();
+    let mut last = 0;
+    loop {
+        tokio::select! {
+            Some(packet) = said.recv() => {
+                if let Packet::CloseResponse { connect_id, .. } = &packet {
+                    connections.remove(connect_id);
+                }
+                let (head, data) = frame::put(&packet);
+                if send_raw(&mut send, head).await.is_err() || send_raw(&mut send, data).await.is_err() {
+                    return;
+                }
+            }
+            packet = next(&mut recv, &mut messages) => match packet {
+                Some(Packet::DialRequest { address, random, .. }) => {
+                    last += 1;
+                    let place = lead.get(&address).map_or(address, ToString::to_string);
+                    let (queue, queued) = mpsc::channel(150);
+                    connections.insert(last, queue);
+                    tasks.spawn(connection(last, random, place, queued, say.clone()));
+                }
+                Some(Packet::Data { connect_id, data }) => {
+                    if let Some(queue) = connections.get(&connect_id) {
+                        let _ = queue.send(data).await;
+                    }
+                }
+                Some(Packet::CloseRequest { connect_id }) => {
+                    if connections.remove(&connect_id).is_none() {
+                        let error = "Unknown connectID".to_owned();
+                        let say = say.clone();
+                        tasks.spawn(async move {
+                            let _ = say.send(Packet::CloseResponse { error, connect_id }).await;
+                        });
+                    }
+                }
+                Some(_) => {}
+                None => return,
+            },
+        }
+    }
+}
+
+async fn connection(
+    connect_id: i64,
+    random: i64,
+    place: String,
+    mut queued: mpsc::Receiver<Bytes>,
+    say: mpsc::Sender<Packet>,
+) {
+    let mut target = match TcpStream::connect(&place).await {
+        Ok(target) => target,
+        Err(_) => {
+            let error = format!("dial tcp {place}: connect: connection refused");
+            let connect_id = 0;
+            let _ = say
+                .send(Packet::DialResponse {
+                    error,
+                    connect_id,
+                    random,
+                })
+                .await;
+            return;
+        }
+    };
+    let error = String::new();
+    let answer = Packet::DialResponse {
+        error,
+        connect_id,
+        random,
+    };
+    let _ = say.send(answer).await;
+    let mut buffer = vec![0; 4096];
+    let (mut read, mut write) = target.split();
+    loop {
+        tokio::select! {
+            data = queued.recv() => match data {
+                Some(data) => {
+                    if write.write_all(&data).await.is_err() {
+                        break;
+                    }
+                }
+                None => break,
+            },
+            came = read.read(&mut buffer) => match came {
+                Ok(count) if count > 0 => {
+                    let data = Bytes::copy_from_slice(&buffer[..count]);
+                    if say.send(Packet::Data { connect_id, data }).await.is_err() {
+                        return;
+                    }
+                }
+                _ => break,
+            },
+        }
+    }
+    let error = String::new();
+    let _ = say.send(Packet::CloseResponse { error, connect_id }).await;
+}
