@@ -9,9 +9,12 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use towline_link::carrier::CarrierKind;
+use towline_link::process::policy_file::PolicyFile;
 use towline_proto::id::Role;
+use towline_proto::policy::Asker;
 use towline_proto::reason::Reason;
 use towline_proto::target::Class;
+use towline_server::policy::Policy;
 use towline_tests::apiserver::Pipe;
 use towline_tests::cluster::{Cluster, Plan, node_ip, start_agent};
 use towline_tests::network::MappedNetwork;
@@ -407,4 +410,65 @@ async fn a_running_server_explains_what_it_does() {
         code == Some(4) && out.contains("add an allow rule"),
         "{out}"
     );
+}
+
+/// The `yaml` blocks of a page.
+fn examples(page: &str) -> Vec<String> {
+    let mut blocks = page.split("```yaml\n").skip(1);
+    let mut found = Vec::new();
+    for block in blocks.by_ref() {
+        found.extend(block.split("```").next().map(str::to_owned));
+    }
+    found
+}
+
+#[test]
+fn every_example_of_the_page_is_a_policy_and_its_dialogue_is_true() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let page = std::fs::read_to_string(root.join("server/POLICY.md")).unwrap();
+    let examples = examples(&page);
+    assert_eq!(examples.len(), 5);
+    for example in &examples {
+        if let Err(fault) = PolicyFile::parse(example.as_bytes()) {
+            panic!("{fault}\n{example}");
+        }
+    }
+    PolicyFile::load(&root.join("server/deploy/policy.yaml")).unwrap();
+    let scratch = Scratch::new().unwrap();
+    scratch.write("policy.yaml", &examples[1]).unwrap();
+    let (_, told) = page.split_once("$ towline-server policy explain ").unwrap();
+    let (args, told) = told.split_once('\n').unwrap();
+    let told = told.split("```").next().unwrap();
+    let output = std::process::Command::new(towline_tests::program::program("towline-server"))
+        .args(["policy", "explain"])
+        .args(args.split(' '))
+        .current_dir(scratch.path())
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), told);
+    assert_eq!(output.status.code(), Some(4));
+}
+
+#[test]
+fn the_first_example_is_what_counts_without_a_file() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let page = std::fs::read_to_string(root.join("server/POLICY.md")).unwrap();
+    let file = PolicyFile::parse(examples(&page)[0].as_bytes()).unwrap();
+    let (written, built_in) = (Policy::new(file.rules), Policy::default());
+    for class in Class::ALL {
+        for target in [
+            "10.0.0.7:10250",
+            "127.0.0.1:10250",
+            "a.b.svc:443",
+            "169.254.169.254:80",
+        ] {
+            let target = target.parse().unwrap();
+            let asked = |policy: &Policy| {
+                policy
+                    .check_asker(&target, class, Asker::Client("any"), Some("n1"))
+                    .is_ok()
+            };
+            assert_eq!(asked(&written), asked(&built_in), "{target} {class}");
+        }
+    }
 }
