@@ -4,11 +4,15 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
+use rustls_pki_types::ServerName;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 /// Longest answer to CONNECT that is read.
 const ANSWER_BYTES: usize = 1024;
@@ -18,10 +22,29 @@ const ANSWER_BYTES: usize = 1024;
 pub enum Door {
     /// HTTP CONNECT to `target` over a Unix socket.
     Connect { path: PathBuf, target: String },
+    /// The same, then TLS with what answers there and an upgrade, as kube-apiserver does for
+    /// `kubectl port-forward`.
+    Kubelet {
+        path: PathBuf,
+        target: String,
+        files: KubeletFiles,
+    },
     /// The target itself.
     Tcp(SocketAddr),
     /// A Unix socket that is already the pipe.
     Unix(PathBuf),
+}
+
+/// What a front end shows kubelets, and whom it believes.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct KubeletFiles {
+    /// The host that is dialled.
+    pub host: String,
+    /// Certificate and key.
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    /// The one authority.
+    pub root: PathBuf,
 }
 
 impl Door {
@@ -30,6 +53,14 @@ impl Door {
         match self {
             Self::Connect { path, target } => {
                 connect(UnixStream::connect(path).await?, target).await
+            }
+            Self::Kubelet {
+                path,
+                target,
+                files,
+            } => {
+                let pipe = connect(UnixStream::connect(path).await?, target).await?;
+                upgrade(pipe, files).await
             }
             Self::Tcp(address) => {
                 let stream = TcpStream::connect(address).await?;
@@ -43,12 +74,60 @@ impl Door {
     /// Whether the front end's socket takes connections, without a dial.
     pub async fn listens(&self) -> bool {
         match self {
-            Self::Connect { path, .. } | Self::Unix(path) => {
+            Self::Connect { path, .. } | Self::Kubelet { path, .. } | Self::Unix(path) => {
                 UnixStream::connect(path).await.is_ok()
             }
             Self::Tcp(address) => TcpStream::connect(address).await.is_ok(),
         }
     }
+}
+
+/// TLS as kube-apiserver does it, read from files once for each process.
+fn config(files: &KubeletFiles) -> io::Result<Arc<rustls::ClientConfig>> {
+    static CONFIG: OnceLock<Arc<rustls::ClientConfig>> = OnceLock::new();
+    if let Some(config) = CONFIG.get() {
+        return Ok(Arc::clone(config));
+    }
+    let chain = towline_pki::store::read_certificates(&files.cert).map_err(io::Error::other)?;
+    let key = towline_pki::store::read_private_key(&files.key).map_err(io::Error::other)?;
+    let mut roots = rustls::RootCertStore::empty();
+    for root in towline_pki::store::read_certificates(&files.root).map_err(io::Error::other)? {
+        roots.add(root).map_err(io::Error::other)?;
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain, key)
+        .map_err(io::Error::other)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // Every new connection costs what it costs kube-apiserver with a new kubelet.
+    config.resumption = rustls::client::Resumption::disabled();
+    Ok(Arc::clone(CONFIG.get_or_init(|| Arc::new(config))))
+}
+
+async fn upgrade(pipe: Pipe, files: &KubeletFiles) -> io::Result<Pipe> {
+    let Pipe::Unix(stream) = pipe else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let name = ServerName::try_from(files.host.clone()).map_err(io::Error::other)?;
+    let connector = TlsConnector::from(config(files)?);
+    let mut stream = connector.connect(name, stream).await?;
+    let request = "POST /portForward/default/web HTTP/1.1\r\nHost: node\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\r\n";
+    stream.write_all(request.as_bytes()).await?;
+    stream.flush().await?;
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        if stream.read_buf(&mut answer).await? == 0 || answer.len() > ANSWER_BYTES {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    if answer.starts_with(b"HTTP/1.1 101 ") {
+        return Ok(Pipe::Tls(Box::new(stream)));
+    }
+    let text = String::from_utf8_lossy(&answer).into_owned();
+    Err(io::Error::other(format!("the kubelet answers {text:?}")))
 }
 
 async fn connect(mut stream: UnixStream, target: &str) -> io::Result<Pipe> {
@@ -82,6 +161,7 @@ async fn connect(mut stream: UnixStream, target: &str) -> io::Result<Pipe> {
 pub enum Pipe {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Tls(Box<TlsStream<UnixStream>>),
 }
 
 impl Pipe {
@@ -92,6 +172,7 @@ impl Pipe {
             match self {
                 Self::Tcp(stream) => stream.ready(interest).await,
                 Self::Unix(stream) => stream.ready(interest).await,
+                Self::Tls(stream) => stream.get_ref().0.ready(interest).await,
             }
         };
         match tokio::time::timeout(std::time::Duration::from_millis(100), ready).await {
@@ -111,6 +192,7 @@ impl AsyncRead for Pipe {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
         }
     }
 }
@@ -124,6 +206,7 @@ impl AsyncWrite for Pipe {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
 
@@ -131,6 +214,7 @@ impl AsyncWrite for Pipe {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -138,6 +222,7 @@ impl AsyncWrite for Pipe {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

@@ -65,7 +65,9 @@ pub fn main() -> Result<()> {
             let listen = listen.ok_or_else(|| Failure::new("relay: --tcp or --unix"))?;
             runtime.block_on(relay::run(listen, to))
         }
-        Some(Part::Target { listen }) => runtime.block_on(target::run(listen)),
+        Some(Part::Target { listen, cert, key }) => {
+            runtime.block_on(target::run(listen, cert.zip(key)))
+        }
     }
 }
 

@@ -127,6 +127,11 @@ pub enum Part {
     Target {
         #[arg(long)]
         listen: SocketAddr,
+        /// Speaks TLS and waits for an upgrade, as a kubelet.
+        #[arg(long, requires = "key")]
+        cert: Option<PathBuf>,
+        #[arg(long, requires = "cert")]
+        key: Option<PathBuf>,
     },
 }
 

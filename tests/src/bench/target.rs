@@ -2,10 +2,13 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 
 use super::failure::{During, Result};
 use super::process;
@@ -14,7 +17,12 @@ use super::wire::{self, CHUNK_BYTES, MESSAGE_BYTES, Request};
 static CHUNK: [u8; CHUNK_BYTES] = [0x5a; CHUNK_BYTES];
 
 /// Listens and serves until the process ends; says its address on standard output.
-pub async fn run(listen: SocketAddr) -> Result<()> {
+/// With a certificate it is a kubelet: TLS, and an upgrade before everything else.
+pub async fn run(listen: SocketAddr, pair: Option<(PathBuf, PathBuf)>) -> Result<()> {
+    let tls = match &pair {
+        Some((cert, key)) => Some(acceptor(cert, key).during("target: certificate")?),
+        None => None,
+    };
     let listener = TcpListener::bind(listen)
         .await
         .during(format_args!("target: bind {listen}"))?;
@@ -29,17 +37,55 @@ pub async fn run(listen: SocketAddr) -> Result<()> {
         if let Ok((stream, _)) = listener.accept().await {
             let _ = stream.set_nodelay(true);
             // An ended connection is the client's business: it counts what it missed.
-            tokio::spawn(async move { drop(serve(stream).await) });
+            let tls = tls.clone();
+            tokio::spawn(async move {
+                drop(match tls {
+                    Some(tls) => upgraded(tls, stream).await,
+                    None => serve(stream).await,
+                });
+            });
         }
     }
 }
 
-async fn serve(mut stream: TcpStream) -> io::Result<()> {
+fn acceptor(cert: &Path, key: &Path) -> io::Result<TlsAcceptor> {
+    let chain = towline_pki::store::read_certificates(cert).map_err(io::Error::other)?;
+    let key = towline_pki::store::read_private_key(key).map_err(io::Error::other)?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .map_err(io::Error::other)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+async fn upgraded(tls: TlsAcceptor, stream: TcpStream) -> io::Result<()> {
+    let mut stream = tls.accept(stream).await?;
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        if stream.read_buf(&mut head).await? == 0 {
+            return Ok(());
+        }
+    }
+    let answer =
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\r\n";
+    stream.write_all(answer.as_bytes()).await?;
+    stream.flush().await?;
+    serve(stream).await
+}
+
+async fn serve<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) -> io::Result<()> {
     let mut message = [0; MESSAGE_BYTES];
     loop {
         stream.read_exact(&mut message).await?;
         match Request::decode(&message) {
-            Some(Request::Ask) => stream.write_all(&wire::reply(0)).await?,
+            Some(Request::Ask) => {
+                stream.write_all(&wire::reply(0)).await?;
+                stream.flush().await?;
+            }
             Some(Request::Down { millis }) => return send(stream, millis).await,
             Some(Request::Up) => return swallow(stream).await,
             None => return Err(io::ErrorKind::InvalidData.into()),
@@ -47,7 +93,7 @@ async fn serve(mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
-async fn send(mut stream: TcpStream, millis: u64) -> io::Result<()> {
+async fn send<S: AsyncWrite + Unpin>(mut stream: S, millis: u64) -> io::Result<()> {
     let started = Instant::now();
     let time = Duration::from_millis(millis);
     while started.elapsed() < time {
@@ -56,7 +102,7 @@ async fn send(mut stream: TcpStream, millis: u64) -> io::Result<()> {
     stream.shutdown().await
 }
 
-async fn swallow(mut stream: TcpStream) -> io::Result<()> {
+async fn swallow<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK_BYTES];
     let mut count = 0;
     loop {

@@ -1,5 +1,6 @@
 //! What is measured: one row for each measure, one file for each kind.
 
+pub mod gateway;
 pub mod latency;
 pub mod long_path;
 pub mod memory;
@@ -49,6 +50,8 @@ pub enum Kind {
     Connects,
     /// One dial and one round trip after another.
     Dial,
+    /// The kubelet gateway beside the same chain without it.
+    Gateway,
     /// Bulk beside small requests on an emulated path.
     LongPath(long_path::Cell),
     /// Memory at rest and with idle dials.
@@ -94,6 +97,7 @@ pub fn all(options: &Options) -> Vec<Measure> {
         Kind::Reconnect(reconnect::End::Kill),
     );
     add("policy".into(), Kind::Policy);
+    add("gateway".into(), Kind::Gateway);
     for cell in long_path::cells(options.quick) {
         add(cell.name(), Kind::LongPath(cell));
     }
@@ -115,7 +119,9 @@ impl Kind {
             Self::MemoryDials => peer.name != "direct" && !peer.is_jumbo(),
             // The carrier makes no difference; one peer stands for all.
             Self::Policy => peer.name == "towline-quic",
-            Self::MemoryLinks | Self::Reconnect(_) => peer.carrier().is_some() && !peer.is_jumbo(),
+            Self::Gateway | Self::MemoryLinks | Self::Reconnect(_) => {
+                peer.carrier().is_some() && !peer.is_jumbo()
+            }
         }
     }
 
@@ -162,6 +168,7 @@ impl Turn<'_> {
             }
             Kind::Connects => latency::connects(self, shared?).await,
             Kind::Dial => latency::dial(self, shared?).await,
+            Kind::Gateway => gateway::run(self).await,
             Kind::LongPath(cell) => long_path::run(self, cell).await,
             Kind::MemoryDials => memory::dials(self).await,
             Kind::MemoryLinks => memory::links(self).await,

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use towline_proto::id::Role;
 
 use super::super::agents;
-use super::super::door::Door;
+use super::super::door::{Door, KubeletFiles};
 use super::super::failure::{During, Failure, Result};
 use super::super::process::{Launch, Process, START};
 use super::{Carrier, Chain, Place, Route, free_port, text};
 use crate::authority::Authority;
+use crate::gateway::GatewayKit;
 use crate::scratch::Scratch;
 
 /// The node. It is dialled by name: the agent knows its own kubelet's addresses, and a server refuses
@@ -126,8 +127,88 @@ pub async fn start(
     })
 }
 
-/// How a server is started, and its door.
+/// The same in front of a target that is a kubelet with TLS, which the server verifies; with a
+/// gateway or without one.
+pub async fn start_verified(
+    stage: &Stage,
+    place: &Place,
+    carrier: Carrier,
+    gateway: bool,
+) -> Result<Chain> {
+    let kubelet = stage.authority.kubelet_leaf(NODE, &[]).sign();
+    let kubelet = kubelet.write(&stage.scratch, "kubelet").during("kubelet")?;
+    let roots = stage.authority.kubelets().pem();
+    stage
+        .scratch
+        .write("kubelets.pem", roots)
+        .during("kubelets.pem")?;
+    let kit = GatewayKit::make(&stage.authority, &stage.scratch);
+    let front_end = kit.front_end.write(&stage.scratch, "front-end");
+    let front_end = front_end.during("front-end")?;
+    let arguments = ["target", "--listen", "127.0.0.1:0"];
+    let target = Launch::own("target", &place.directory, &arguments)?.args([
+        "--cert",
+        &text(&kubelet.cert)?,
+        "--key",
+        &text(&kubelet.key)?,
+    ]);
+    let mut target = target.start()?;
+    let address = target.ready(START).await?;
+    let address: SocketAddr = address.parse().during("target: address")?;
+
+    let listen = SocketAddr::new(place.route.host(), free_port()?);
+    let (server, path) = any_server(stage, place, carrier, listen, address.port())?;
+    let server = server.args([
+        "--kubelet-certificate-authority",
+        &stage.file("kubelets.pem")?,
+    ]);
+    let server = match gateway {
+        true => server.args(kit.flags(&stage.scratch, true)),
+        false => server,
+    };
+    let server = server.start()?;
+    let agent = agent(stage, place, carrier, listen, address.port())?.start()?;
+    let root = if gateway {
+        "gateway.crt"
+    } else {
+        "kubelets.pem"
+    };
+    let door = Door::Kubelet {
+        path,
+        target: format!("{NODE}:{}", address.port()),
+        files: KubeletFiles {
+            host: NODE.to_owned(),
+            cert: front_end.cert,
+            key: front_end.key,
+            root: stage.scratch.join(root),
+        },
+    };
+    let mut chain = Chain {
+        door,
+        target,
+        front: Some(server),
+        back: Some(agent),
+        line: None,
+        link: Some(listen),
+    };
+    chain.wait_until_it_works(START).await?;
+    Ok(chain)
+}
+
+/// How a server is started that verifies no kubelet, and its door: targets play the kubelet and
+/// speak no TLS.
 pub fn server(
+    stage: &Stage,
+    place: &Place,
+    carrier: Carrier,
+    listen: SocketAddr,
+    kubelet_port: u16,
+) -> Result<(Launch, PathBuf)> {
+    let (launch, door) = any_server(stage, place, carrier, listen, kubelet_port)?;
+    Ok((launch.args(["--kubelet-verification", "off"]), door))
+}
+
+fn any_server(
     stage: &Stage,
     place: &Place,
     carrier: Carrier,
@@ -144,8 +225,6 @@ pub fn server(
             &stage.file("server.key")?,
         ])
         .args(["--agent-ca", &stage.file("agents.pem")?])
-        // Targets play the kubelet and speak no TLS; what verification costs is a measure of its own.
-        .args(["--kubelet-verification", "off"])
         .args(["--state-dir", &text(&place.directory.join("server-state"))?])
         .args(["--listen", &listen.to_string(), "--carrier", carrier.flag()])
         .args([
