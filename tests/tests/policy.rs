@@ -6,10 +6,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_util::task::AbortOnDropHandle;
 use towline_link::carrier::CarrierKind;
+use towline_link::driver::greet_agent;
 use towline_link::process::policy_file::PolicyFile;
+use towline_proto::dial::ACCEPTED;
 use towline_proto::id::Role;
 use towline_proto::policy::Asker;
 use towline_proto::reason::Reason;
@@ -224,6 +228,39 @@ scenarios! {
         // And back again.
         file.write(EVERYTHING);
         eventually("the dial", || async { front.dial(POD).await.unwrap().ok() }).await;
+    }
+
+    async fn a_dial_that_was_being_opened_when_the_policy_changed_is_not_let_through(carrier) {
+        let file = File::new(EVERYTHING);
+        let cluster = at_server(carrier, &file).unverified_kubelets().start().await;
+        let pair = cluster.authority.leaf(Role::Agent, "n9").ips(&[node_ip(9)]).sign();
+        let server = cluster.server(0).link_address();
+        let rogue = rogue::connect(carrier, server, &cluster.authority, Some(&pair)).await.unwrap();
+        let (link, _, run) = greet_agent(rogue, rogue::hello("n9")).await.unwrap();
+        let _driver = AbortOnDropHandle::new(tokio::spawn(run));
+        let front = cluster.apiserver();
+        for allowed in [true, false] {
+            let dialling = { let front = front.clone(); tokio::spawn(async move { front.dial("10.0.0.9:10250").await.unwrap() }) };
+            let carrier = link.carrier();
+            // Probes come in between; a dial's request is longer.
+            let mut stream = loop {
+                let mut stream = expect("a stream", carrier.accept()).await.unwrap();
+                let request = expect("a request", stream.recv.recv(512)).await.unwrap();
+                if request.is_some_and(|bytes| bytes.len() > 16) {
+                    break stream;
+                }
+            };
+            if !allowed {
+                file.write("  - {name: closed, action: deny}\n");
+                cluster.server(0).policy().reload().unwrap();
+            }
+            stream.send.send(Bytes::from_static(&[ACCEPTED])).await.unwrap();
+            let answer = expect("the door's answer", dialling).await.unwrap();
+            match answer {
+                Ok(_) => assert!(allowed),
+                Err(refused) => assert!(!allowed && refused.status == 403 && refused.phrase.contains("has changed since"), "{refused:?}"),
+            }
+        }
     }
 
     async fn a_new_policy_of_an_agent_ends_live_dials_too(carrier) {
