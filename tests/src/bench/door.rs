@@ -1,10 +1,11 @@
 //! How the load generator gets a byte pipe to the target through one peer.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use rustls_pki_types::ServerName;
@@ -13,6 +14,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+
+use super::failure::{During, Failure, Result};
 
 /// Longest answer to CONNECT that is read.
 const ANSWER_BYTES: usize = 1024;
@@ -71,6 +74,18 @@ impl Door {
         }
     }
 
+    /// The port of the target.
+    pub fn port(&self) -> Result<u16> {
+        let text = match self {
+            Self::Connect { target, .. } | Self::Kubelet { target, .. } => {
+                target.rsplit(':').next().unwrap_or_default()
+            }
+            Self::Tcp(address) => return Ok(address.port()),
+            Self::Unix(_) => return Err(Failure::new("a socket has no port")),
+        };
+        text.parse().during("door: port")
+    }
+
     /// Whether the front end's socket takes connections, without a dial.
     pub async fn listens(&self) -> bool {
         match self {
@@ -82,10 +97,11 @@ impl Door {
     }
 }
 
-/// TLS as kube-apiserver does it, read from files once for each process.
+/// TLS as kube-apiserver does it, read from files once for each chain.
 fn config(files: &KubeletFiles) -> io::Result<Arc<rustls::ClientConfig>> {
-    static CONFIG: OnceLock<Arc<rustls::ClientConfig>> = OnceLock::new();
-    if let Some(config) = CONFIG.get() {
+    static READ: Mutex<BTreeMap<PathBuf, Arc<rustls::ClientConfig>>> = Mutex::new(BTreeMap::new());
+    let mut read = READ.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(config) = read.get(&files.root) {
         return Ok(Arc::clone(config));
     }
     let chain = towline_pki::store::read_certificates(&files.cert).map_err(io::Error::other)?;
@@ -104,7 +120,9 @@ fn config(files: &KubeletFiles) -> io::Result<Arc<rustls::ClientConfig>> {
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     // Every new connection costs what it costs kube-apiserver with a new kubelet.
     config.resumption = rustls::client::Resumption::disabled();
-    Ok(Arc::clone(CONFIG.get_or_init(|| Arc::new(config))))
+    let config = Arc::new(config);
+    read.insert(files.root.clone(), Arc::clone(&config));
+    Ok(config)
 }
 
 async fn upgrade(pipe: Pipe, files: &KubeletFiles) -> io::Result<Pipe> {

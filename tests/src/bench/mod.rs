@@ -7,6 +7,7 @@
 pub mod agents;
 pub mod door;
 pub mod failure;
+pub mod kubelets;
 pub mod load;
 pub mod measures;
 pub mod options;
@@ -45,7 +46,15 @@ pub fn main() -> Result<()> {
             roots,
             directory,
             count,
-        }) => runtime.block_on(agents::run(server, &carrier, &roots, &directory, count)),
+            kubelet_port: port,
+        }) => runtime.block_on(agents::run(
+            server, &carrier, &roots, &directory, count, port,
+        )),
+        Some(Part::Kubelets {
+            port,
+            directory,
+            count,
+        }) => runtime.block_on(kubelets::run(port, &directory, count)),
         Some(Part::Child { netns_of, command }) => Err(process::become_program(netns_of, &command)),
         Some(Part::Hold) => {
             process::say_ready("");

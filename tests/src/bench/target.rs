@@ -17,7 +17,8 @@ use super::wire::{self, CHUNK_BYTES, MESSAGE_BYTES, Request};
 static CHUNK: [u8; CHUNK_BYTES] = [0x5a; CHUNK_BYTES];
 
 /// Listens and serves until the process ends; says its address on standard output.
-/// With a certificate it is a kubelet: TLS, and an upgrade before everything else.
+/// With a certificate it is a kubelet: TLS, and an upgrade before everything else; who does not
+/// begin with TLS is served plainly.
 pub async fn run(listen: SocketAddr, pair: Option<(PathBuf, PathBuf)>) -> Result<()> {
     let tls = match &pair {
         Some((cert, key)) => Some(acceptor(cert, key).during("target: certificate")?),
@@ -48,7 +49,8 @@ pub async fn run(listen: SocketAddr, pair: Option<(PathBuf, PathBuf)>) -> Result
     }
 }
 
-fn acceptor(cert: &Path, key: &Path) -> io::Result<TlsAcceptor> {
+/// TLS of a kubelet with this certificate.
+pub fn acceptor(cert: &Path, key: &Path) -> io::Result<TlsAcceptor> {
     let chain = towline_pki::store::read_certificates(cert).map_err(io::Error::other)?;
     let key = towline_pki::store::read_private_key(key).map_err(io::Error::other)?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -62,7 +64,14 @@ fn acceptor(cert: &Path, key: &Path) -> io::Result<TlsAcceptor> {
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
+/// The first byte of a TLS connection.
+const HANDSHAKE: u8 = 0x16;
+
 async fn upgraded(tls: TlsAcceptor, stream: TcpStream) -> io::Result<()> {
+    let mut first = [0];
+    if stream.peek(&mut first).await? == 0 || first != [HANDSHAKE] {
+        return serve(stream).await;
+    }
     let mut stream = tls.accept(stream).await?;
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {

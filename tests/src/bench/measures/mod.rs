@@ -1,5 +1,7 @@
 //! What is measured: one row for each measure, one file for each kind.
 
+pub mod attest;
+pub mod audit;
 pub mod gateway;
 pub mod latency;
 pub mod long_path;
@@ -39,6 +41,12 @@ pub struct Measure {
 pub enum Kind {
     /// One round trip after another on an open connection, idle.
     Ask,
+    /// Dials with an audit trail beside dials without.
+    AuditedDial,
+    /// Dials with a fresh attestation beside dials without verification.
+    AttestedDial,
+    /// Every kubelet of many nodes verified at start, and again.
+    AttestAll,
     /// The same beside a bulk download.
     AskBesideBulk,
     /// Bulk bytes, and processor time for them.
@@ -86,6 +94,9 @@ pub fn all(options: &Options) -> Vec<Measure> {
     for readers in [1, 8, 64] {
         add(format!("stalled.{readers}"), Kind::Stalled { readers });
     }
+    add("attested-dial".into(), Kind::AttestedDial);
+    add("attest-all".into(), Kind::AttestAll);
+    add("audited-dial".into(), Kind::AuditedDial);
     add("memory.dials".into(), Kind::MemoryDials);
     add("memory.links".into(), Kind::MemoryLinks);
     add(
@@ -119,9 +130,12 @@ impl Kind {
             Self::MemoryDials => peer.name != "direct" && !peer.is_jumbo(),
             // The carrier makes no difference; one peer stands for all.
             Self::Policy => peer.name == "towline-quic",
-            Self::Gateway | Self::MemoryLinks | Self::Reconnect(_) => {
-                peer.carrier().is_some() && !peer.is_jumbo()
-            }
+            Self::AttestAll
+            | Self::AttestedDial
+            | Self::AuditedDial
+            | Self::Gateway
+            | Self::MemoryLinks
+            | Self::Reconnect(_) => peer.carrier().is_some() && !peer.is_jumbo(),
         }
     }
 
@@ -163,6 +177,9 @@ impl Turn<'_> {
         match self.measure.kind {
             Kind::Ask => latency::ask(self, shared?).await,
             Kind::AskBesideBulk => latency::ask_beside_bulk(self, shared?).await,
+            Kind::AttestAll => attest::all(self).await,
+            Kind::AttestedDial => attest::dial(self).await,
+            Kind::AuditedDial => audit::run(self).await,
             Kind::Bulk { direction, streams } => {
                 throughput::run(self, shared?, direction, streams).await
             }
