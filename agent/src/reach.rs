@@ -264,6 +264,11 @@ mod tests {
     use super::*;
 
     #[test]
+    fn no_udp_is_a_fault_of_this_machine() {
+        assert_eq!(ReachError::NoUdp.reason(), Reason::LocalResources);
+    }
+
+    #[test]
     fn servers_are_known_in_every_spelling_and_bounded() {
         let known = ServerAddresses::default();
         known.note("[::ffff:10.0.0.1]:8091".parse().unwrap());

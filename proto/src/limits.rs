@@ -421,8 +421,12 @@ pub const ATTESTATION_RETRY: Duration = Duration::from_secs(5);
 pub const ATTESTATION_RETRY_UNANSWERED: Duration = Duration::from_secs(1);
 /// Handshakes with kubelets at once. Overflow: the attestation waits.
 pub const ATTESTATIONS_AT_ONCE: usize = 64;
-/// One attestation, its wait for a place not included; shorter than a dial, so that the cause is told.
-pub const ATTESTATION_TIMEOUT: Duration = Duration::from_secs(5);
+/// Of these, those that no dial waits for. The rest is left to dials, so that kubelets that do not
+/// answer hold up the list and not the work. Overflow: they wait.
+pub const ATTESTATIONS_BESIDE: usize = 48;
+/// One attestation, its wait for a place not included: shorter than a dial, so that the cause is
+/// told, and longer than the agent's own limit for connecting, so that it is the true one.
+pub const ATTESTATION_TIMEOUT: Duration = Duration::from_secs(6);
 /// Over this time the first attestations of agents that link are spread.
 pub const ATTESTATION_SPREAD: Duration = Duration::from_secs(2);
 /// Bytes that a kubelet may send in the handshake of an attestation: a chain as large as is looked
@@ -540,6 +544,8 @@ const _: () = {
     assert!(AUDIT_SYNC.as_secs() < AUDIT_CHECKPOINT.as_secs());
     assert!(ATTESTATION_RENEW.as_secs() < ATTESTATION_LIFE.as_secs());
     assert!(ATTESTATION_TIMEOUT.as_secs() < DIAL_TIMEOUT.as_secs());
+    assert!(ATTESTATION_TIMEOUT.as_secs() > CONNECT_TIMEOUT.as_secs());
+    assert!(ATTESTATIONS_BESIDE < ATTESTATIONS_AT_ONCE);
     assert!(
         ATTESTATION_TIMEOUT.as_secs() + ATTESTATION_RENEW.as_secs() < ATTESTATION_LIFE.as_secs()
     );

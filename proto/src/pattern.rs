@@ -9,7 +9,8 @@ use crate::limits;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern {
     text: Box<str>,
-    exact: bool,
+    /// Where the first star and what stands behind the last one are; `None` without a star.
+    stars: Option<(usize, usize)>,
 }
 
 /// A text that no name could ever fit.
@@ -23,27 +24,30 @@ pub struct PatternError(String);
 impl Pattern {
     /// Whether the name fits.
     pub fn fits(&self, name: &str) -> bool {
-        if self.exact {
+        let Some((first, behind_last)) = self.stars else {
             return *self.text == *name;
-        }
-        let mut parts = self.text.split('*');
-        let first = parts.next().unwrap_or_default();
-        let Some(mut rest) = name.strip_prefix(first) else {
+        };
+        // Both ends first: they refuse most names without a search.
+        let (start, end) = (&self.text[..first], &self.text[behind_last..]);
+        let middle = name.strip_prefix(start).and_then(|n| n.strip_suffix(end));
+        let Some(mut rest) = middle else {
             return false;
         };
-        let last = parts.next_back().unwrap_or_default();
-        for part in parts {
+        if behind_last - first <= 2 {
+            return true;
+        }
+        for part in self.text[first + 1..behind_last - 1].split('*') {
             match rest.find(part) {
                 Some(at) => rest = &rest[at + part.len()..],
                 None => return false,
             }
         }
-        rest.ends_with(last)
+        true
     }
 
     /// The one name that fits, when there is only one.
     pub fn exact(&self) -> Option<&str> {
-        self.exact.then_some(&*self.text)
+        self.stars.is_none().then_some(&*self.text)
     }
 
     /// As it was written.
@@ -62,7 +66,7 @@ impl FromStr for Pattern {
         }
         Ok(Self {
             text: text.into(),
-            exact: !text.contains('*'),
+            stars: text.find('*').zip(text.rfind('*').map(|last| last + 1)),
         })
     }
 }

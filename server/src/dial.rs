@@ -352,13 +352,17 @@ impl Dialer {
                 counted.dial_failed(DialFailure::of(error.reason));
             }
         }
-        self.metrics.decided(match &result {
+        let said = match &result {
+            Ok(_) => Some("allow"),
             Err(error) => match &error.detail {
-                Detail::Denial(denial) => denial.as_str(),
-                _ => "allow",
+                Detail::Denial(denial) => Some(denial.as_str()),
+                // What has no class was not asked about.
+                _ => error.class.map(|_| "allow"),
             },
-            Ok(_) => "allow",
-        });
+        };
+        if let Some(said) = said {
+            self.metrics.decided(said);
+        }
         result
     }
 

@@ -153,6 +153,7 @@ impl Server {
         };
         let audit = trail.as_ref().map(|trail| trail.audit().clone());
         let audit = audit.unwrap_or_default();
+        audit.stops_with(drain.view());
         if let Some(trail) = &trail {
             trail.register(&mut registry);
         }

@@ -198,7 +198,7 @@ impl Source {
             live_dials: self.live.len(),
             stalled_dials: self.live.stalled(),
             kubelet_verification: self.reporter.attestor.mode().as_str(),
-            kubelets: self.reporter.report().summary,
+            kubelets: self.reporter.summary(),
             expiries: expiries
                 .into_iter()
                 .map(|expiry| Expiry {

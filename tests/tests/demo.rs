@@ -32,6 +32,7 @@ async fn the_demo_ends_well_within_ten_seconds() {
         "(quic)",
         "(tls)",
         "never a target",
+        "says wrong-ca",
         "exec",
         "denied",
         "drains",

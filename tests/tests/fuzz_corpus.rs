@@ -227,3 +227,20 @@ fn identities_and_deny_lists() {
     over("identity", &[], towline_pki::fuzz::identity);
     over("deny_list", &[], towline_pki::fuzz::deny_list);
 }
+
+#[test]
+fn audit_trails() {
+    use towline_server::audit::chain::{Chain, Head};
+    use towline_server::audit::{tail, verify};
+    let mut chain = Chain::after(Head::NONE);
+    let mut trail = Vec::new();
+    let name = "0".repeat(32);
+    for event in ["trail", "start", "end", "checkpoint", "gap", "rotate"] {
+        let fields = format!("\"event\":\"{event}\",\"trail\":\"{name}\",\"dropped\":7");
+        chain.append(&fields, &mut trail);
+    }
+    let torn = [&trail[..], b"{\"seq\":7,\"prev\":\"00"].concat();
+    let samples = [trail.clone(), torn, trail[100..].to_vec()];
+    over("audit", &samples, |data| verify::fuzz_verify(&[], data));
+    over("audit", &samples, tail::fuzz_tail);
+}

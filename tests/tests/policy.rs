@@ -6,12 +6,19 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_util::task::AbortOnDropHandle;
 use towline_link::carrier::CarrierKind;
+use towline_link::driver::greet_agent;
+use towline_link::process::policy_file::PolicyFile;
+use towline_proto::dial::ACCEPTED;
 use towline_proto::id::Role;
+use towline_proto::policy::Asker;
 use towline_proto::reason::Reason;
 use towline_proto::target::Class;
+use towline_server::policy::Policy;
 use towline_tests::apiserver::Pipe;
 use towline_tests::cluster::{Cluster, Plan, node_ip, start_agent};
 use towline_tests::network::MappedNetwork;
@@ -223,6 +230,39 @@ scenarios! {
         eventually("the dial", || async { front.dial(POD).await.unwrap().ok() }).await;
     }
 
+    async fn a_dial_that_was_being_opened_when_the_policy_changed_is_not_let_through(carrier) {
+        let file = File::new(EVERYTHING);
+        let cluster = at_server(carrier, &file).unverified_kubelets().start().await;
+        let pair = cluster.authority.leaf(Role::Agent, "n9").ips(&[node_ip(9)]).sign();
+        let server = cluster.server(0).link_address();
+        let rogue = rogue::connect(carrier, server, &cluster.authority, Some(&pair)).await.unwrap();
+        let (link, _, run) = greet_agent(rogue, rogue::hello("n9")).await.unwrap();
+        let _driver = AbortOnDropHandle::new(tokio::spawn(run));
+        let front = cluster.apiserver();
+        for allowed in [true, false] {
+            let dialling = { let front = front.clone(); tokio::spawn(async move { front.dial("10.0.0.9:10250").await.unwrap() }) };
+            let carrier = link.carrier();
+            // Probes come in between; a dial's request is longer.
+            let mut stream = loop {
+                let mut stream = expect("a stream", carrier.accept()).await.unwrap();
+                let request = expect("a request", stream.recv.recv(512)).await.unwrap();
+                if request.is_some_and(|bytes| bytes.len() > 16) {
+                    break stream;
+                }
+            };
+            if !allowed {
+                file.write("  - {name: closed, action: deny}\n");
+                cluster.server(0).policy().reload().unwrap();
+            }
+            stream.send.send(Bytes::from_static(&[ACCEPTED])).await.unwrap();
+            let answer = expect("the door's answer", dialling).await.unwrap();
+            match answer {
+                Ok(_) => assert!(allowed),
+                Err(refused) => assert!(!allowed && refused.status == 403 && refused.phrase.contains("has changed since"), "{refused:?}"),
+            }
+        }
+    }
+
     async fn a_new_policy_of_an_agent_ends_live_dials_too(carrier) {
         let file = File::new(EVERYTHING);
         let cluster = at_agent(carrier, &file).start().await;
@@ -407,4 +447,65 @@ async fn a_running_server_explains_what_it_does() {
         code == Some(4) && out.contains("add an allow rule"),
         "{out}"
     );
+}
+
+/// The `yaml` blocks of a page.
+fn examples(page: &str) -> Vec<String> {
+    let mut blocks = page.split("```yaml\n").skip(1);
+    let mut found = Vec::new();
+    for block in blocks.by_ref() {
+        found.extend(block.split("```").next().map(str::to_owned));
+    }
+    found
+}
+
+#[test]
+fn every_example_of_the_page_is_a_policy_and_its_dialogue_is_true() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let page = std::fs::read_to_string(root.join("server/POLICY.md")).unwrap();
+    let examples = examples(&page);
+    assert_eq!(examples.len(), 5);
+    for example in &examples {
+        if let Err(fault) = PolicyFile::parse(example.as_bytes()) {
+            panic!("{fault}\n{example}");
+        }
+    }
+    PolicyFile::load(&root.join("server/deploy/policy.yaml")).unwrap();
+    let scratch = Scratch::new().unwrap();
+    scratch.write("policy.yaml", &examples[1]).unwrap();
+    let (_, told) = page.split_once("$ towline-server policy explain ").unwrap();
+    let (args, told) = told.split_once('\n').unwrap();
+    let told = told.split("```").next().unwrap();
+    let output = std::process::Command::new(towline_tests::program::program("towline-server"))
+        .args(["policy", "explain"])
+        .args(args.split(' '))
+        .current_dir(scratch.path())
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), told);
+    assert_eq!(output.status.code(), Some(4));
+}
+
+#[test]
+fn the_first_example_is_what_counts_without_a_file() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let page = std::fs::read_to_string(root.join("server/POLICY.md")).unwrap();
+    let file = PolicyFile::parse(examples(&page)[0].as_bytes()).unwrap();
+    let (written, built_in) = (Policy::new(file.rules), Policy::default());
+    for class in Class::ALL {
+        for target in [
+            "10.0.0.7:10250",
+            "127.0.0.1:10250",
+            "a.b.svc:443",
+            "169.254.169.254:80",
+        ] {
+            let target = target.parse().unwrap();
+            let asked = |policy: &Policy| {
+                policy
+                    .check_asker(&target, class, Asker::Client("any"), Some("n1"))
+                    .is_ok()
+            };
+            assert_eq!(asked(&written), asked(&built_in), "{target} {class}");
+        }
+    }
 }

@@ -31,8 +31,8 @@ pub enum Cause {
     #[error("the kubelet's certificate is one that it signed itself (issuer {issuer})")]
     SelfSigned { issuer: String },
     #[error(
-        "the kubelet's certificate is signed by {issuer}, which is not the kubelet certificate \
-         authority"
+        "the kubelet's certificate is not signed by the kubelet certificate authority; its issuer \
+         calls itself {issuer}"
     )]
     WrongCa { issuer: String },
     #[error("the kubelet certificate authority that signed the certificate is not valid now")]

@@ -212,7 +212,8 @@ impl Node {
         self.state.store(Arc::new(state));
     }
 
-    pub(super) fn is_linked(&self) -> bool {
+    /// Whether it has a link.
+    pub fn is_linked(&self) -> bool {
         !self.state.load().links.is_empty()
     }
 }

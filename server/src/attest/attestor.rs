@@ -43,7 +43,8 @@ pub struct Attestor {
     port: u16,
     trust: ArcSwapOption<KubeletTrust>,
     generation: AtomicU64,
-    places: Arc<Semaphore>,
+    places: Semaphore,
+    beside: Arc<Semaphore>,
     ids: Arc<DialIds>,
     pub(super) metrics: AttestMetrics,
     pub(super) hurry: Notify,
@@ -71,7 +72,8 @@ impl Attestor {
             port,
             trust: ArcSwapOption::from(config.trust.map(|(_, trust)| trust)),
             generation: AtomicU64::new(0),
-            places: Arc::new(Semaphore::new(limits::ATTESTATIONS_AT_ONCE)),
+            places: Semaphore::new(limits::ATTESTATIONS_AT_ONCE),
+            beside: Arc::new(Semaphore::new(limits::ATTESTATIONS_BESIDE)),
             ids,
             metrics,
             hurry: Notify::new(),
@@ -194,9 +196,9 @@ impl Attestor {
         u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// A place among the handshakes that go on at once.
-    pub(super) async fn handshake_place(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.places).acquire_owned().await.ok()
+    /// A place among the handshakes that no dial waits for.
+    pub(super) async fn place_beside(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.beside).acquire_owned().await.ok()
     }
 
     /// One handshake, unless somebody else has just done it. Cancel-safe: who waits goes on.
@@ -210,18 +212,19 @@ impl Attestor {
         if let Some(fresh) = kubelet.fresh(self.stamp(node), Instant::now()) {
             return fresh;
         }
-        let _place = self.handshake_place().await;
+        let _place = self.places.acquire().await;
         self.shake(node, kubelet, through).await
     }
 
     /// For the keeper, which brings its place along: a handshake whether the last verdict still
     /// counts or not, unless one is going on.
-    pub(super) async fn renew(&self, node: &Node, kubelet: &Kubelet, place: OwnedSemaphorePermit) {
+    pub(super) async fn renew(&self, node: &Node, kubelet: &Kubelet, beside: OwnedSemaphorePermit) {
         let Ok(_turn) = kubelet.turn.try_lock() else {
             return;
         };
+        let _place = self.places.acquire().await;
         Box::pin(self.shake(node, kubelet, None)).await;
-        drop(place);
+        drop(beside);
     }
 
     async fn shake(
@@ -292,6 +295,8 @@ impl Attestor {
                 .duration_since(wall)
                 .unwrap_or_default()
                 .min(limits::ATTESTATION_LIFE),
+            // One that hangs costs a place for seconds; one that is not there costs nothing.
+            Err(Cause::Timeout) => limits::ATTESTATION_RETRY,
             Err(cause) if cause.is_passing() => limits::ATTESTATION_RETRY_UNANSWERED,
             Err(_) => limits::ATTESTATION_RETRY,
         };

@@ -18,7 +18,7 @@ use crate::agents::{Agents, Node};
 /// A look without a change, for what has become due.
 const LOOK: Duration = Duration::from_millis(500);
 /// Between two looks, so that ten thousand agents that come at once are not gone through each time.
-const PAUSE: Duration = Duration::from_millis(50);
+const PAUSE: Duration = Duration::from_millis(100);
 
 type Due = (Arc<Node>, Arc<Kubelet>);
 
@@ -33,14 +33,19 @@ impl Attestor {
         loop {
             changes.mark_unchanged();
             for (node, kubelet) in self.due(&agents) {
-                // At most one of ours waits for a place, so that a dial is soon before us.
-                let Some(place) = self.handshake_place().await else {
+                let Some(place) = self.place_beside().await else {
                     return;
                 };
                 let attestor = Arc::clone(&self);
                 running.spawn(async move { attestor.renew(&node, &kubelet, place).await });
             }
-            while running.try_join_next().is_some() {}
+            while let Some(ended) = running.try_join_next() {
+                if let Err(error) = ended
+                    && error.is_panic()
+                {
+                    tracing::error!(%error, "an attestation panicked; the kubelet is looked at again");
+                }
+            }
             tokio::select! {
                 _ = drain.signalled() => return,
                 _ = changes.changed() => {}
@@ -55,7 +60,7 @@ impl Attestor {
         let (now, clock) = (Instant::now(), self.clock());
         let mut due = Vec::new();
         for node in agents.nodes() {
-            if node.ended().is_some() || node.choose(None).is_none() {
+            if node.choose(None).is_none() {
                 continue;
             }
             let mut all = node.attested().all();

@@ -2,7 +2,7 @@
 //! which node it is, `towline-server kubelets` says.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
@@ -16,7 +16,7 @@ use towline_pki::kubelet::Cause;
 
 use super::Mode;
 use super::memory::VERIFIED;
-use super::report::{Line, Reporter};
+use super::report::{Reporter, UNKNOWN, seconds};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByVerdict {
@@ -130,7 +130,8 @@ fn number(count: usize) -> i64 {
 
 impl Collector for Now {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let report = self.reporter.report();
+        let tally = self.reporter.tally();
+        let in_force = self.reporter.attestor.mode();
         let mut metric = encoder.encode_descriptor(
             "towline_server_kubelet_verification",
             "1 for the mode of --kubelet-verification that is in force",
@@ -138,11 +139,11 @@ impl Collector for Now {
             MetricType::Gauge,
         )?;
         for mode in [Mode::Enforce, Mode::Observe, Mode::Off] {
-            let value = i64::from(report.mode == mode.as_str());
             let labels = ByMode {
                 mode: mode.as_str(),
             };
-            ConstGauge::new(value).encode(metric.encode_family(&labels)?)?;
+            let value = ConstGauge::new(i64::from(mode == in_force));
+            value.encode(metric.encode_family(&labels)?)?;
         }
         let mut metric = encoder.encode_descriptor(
             "towline_server_kubelets",
@@ -150,13 +151,12 @@ impl Collector for Now {
             None,
             MetricType::Gauge,
         )?;
-        let linked = || report.kubelets.iter().filter(|line| line.linked);
-        for verdict in [VERIFIED, "unknown"].into_iter().chain(Cause::WORDS) {
-            let count = linked().filter(|line| line.word() == verdict).count();
+        for verdict in [VERIFIED, UNKNOWN].into_iter().chain(Cause::WORDS) {
+            let count = tally.words.get(verdict).copied().unwrap_or(0);
             let labels = ByVerdict { verdict };
             ConstGauge::new(number(count)).encode(metric.encode_family(&labels)?)?;
         }
-        let refused = ConstGauge::new(number(report.summary.would_be_refused));
+        let refused = ConstGauge::new(number(tally.summary.would_be_refused));
         let metric = encoder.encode_descriptor(
             "towline_server_kubelets_refused_by_enforce",
             "Kubelets of linked nodes that mode enforce refuses, or would refuse",
@@ -164,16 +164,17 @@ impl Collector for Now {
             refused.metric_type(),
         )?;
         refused.encode(metric)?;
-        let Some(first) = linked().filter_map(Line::seconds_left).min() else {
+        let Some(end) = tally.first_end else {
             return Ok(());
         };
-        let first = ConstGauge::new(first);
+        let left = seconds(end).saturating_sub(seconds(SystemTime::now()));
+        let left = ConstGauge::new(left);
         let metric = encoder.encode_descriptor(
             "towline_server_kubelet_certificate_expiry_seconds",
             "Seconds until the first serving certificate of a linked node's kubelet ends; negative when it has ended",
             None,
-            first.metric_type(),
+            left.metric_type(),
         )?;
-        first.encode(metric)
+        left.encode(metric)
     }
 }

@@ -14,7 +14,7 @@ mod memory;
 mod metrics;
 mod ready;
 pub mod report;
-mod table;
+pub mod table;
 
 use std::fmt;
 use std::str::FromStr;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use towline_link::process::ready::Condition;
 
 use super::Mode;
-use super::report::{Report, Reporter};
+use super::report::{Reporter, Tally};
 
 /// How often it is judged; nothing that depends on it is quicker.
 const LOOK: Duration = Duration::from_secs(1);
@@ -18,7 +18,7 @@ impl Reporter {
     /// Keeps the condition until the task is dropped.
     pub async fn keep_ready(self, condition: Condition) {
         loop {
-            match judge(&self.report()) {
+            match judge(self.attestor.mode(), &self.tally()) {
                 Judged::Met => condition.met(),
                 Judged::Note(text) => condition.note(text),
                 Judged::Unmet(text) => condition.unmet(text),
@@ -35,32 +35,25 @@ enum Judged {
     Unmet(String),
 }
 
-fn judge(report: &Report) -> Judged {
-    if report.mode == Mode::Off.as_str() {
+fn judge(mode: Mode, tally: &Tally) -> Judged {
+    if mode == Mode::Off {
         return Judged::Note("kubelets are not verified (--kubelet-verification off)".into());
     }
-    let enforced = report.mode == Mode::Enforce.as_str();
-    let summary = report.summary;
-    let refused = report
-        .kubelets
-        .iter()
-        .find(|line| line.linked && line.verdict == "refused");
-    let Some(first) = refused else {
+    let Some((node, word)) = &tally.refused else {
         return Judged::Met;
     };
+    let enforced = mode == Mode::Enforce;
     let text = format!(
-        "{} of {} kubelets {} ({}: {}); see towline-server kubelets",
-        summary.would_be_refused,
-        summary.linked,
+        "{} of {} kubelets {} ({node}: {word}); see towline-server kubelets",
+        tally.summary.would_be_refused,
+        tally.summary.linked,
         if enforced {
             "are refused"
         } else {
             "would be refused by enforce"
         },
-        first.node,
-        first.word(),
     );
-    if enforced && summary.verified == 0 {
+    if enforced && tally.summary.verified == 0 {
         Judged::Unmet(text)
     } else {
         Judged::Note(text)
@@ -70,56 +63,34 @@ fn judge(report: &Report) -> Judged {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attest::report::{Line, Summary};
+    use crate::attest::report::Summary;
 
-    fn report(mode: &str, verdicts: &[&str]) -> Report {
-        let line = |verdict: &&str| {
-            serde_json::from_value::<Line>(serde_json::json!({
-                "node": "n1", "host": "10.0.0.1", "linked": true, "verdict": verdict,
-                "cause": (*verdict == "refused").then_some("wrong-ca"),
-                "detail": null, "fix": null, "key": null, "serial": null, "subject": null,
-                "issuer": null, "certificate_ends": null, "days_left": null,
-                "checked_seconds_ago": null,
-            }))
-            .unwrap()
-        };
-        let kubelets: Vec<Line> = verdicts.iter().map(line).collect();
-        let count = |wanted: &str| {
-            verdicts
-                .iter()
-                .filter(|verdict| **verdict == wanted)
-                .count()
-        };
-        Report {
-            mode: mode.into(),
+    fn tally(verified: usize, refused: usize, unknown: usize) -> Tally {
+        Tally {
             summary: Summary {
-                linked: verdicts.len(),
-                verified: count("verified"),
-                would_be_refused: count("refused"),
-                unknown: count("unknown"),
+                linked: verified + refused + unknown,
+                verified,
+                would_be_refused: refused,
+                unknown,
             },
-            kubelets,
+            refused: (refused > 0).then(|| ("n1".parse().unwrap(), "wrong-ca")),
+            ..Tally::default()
         }
     }
 
     #[test]
     fn one_bad_kubelet_is_a_note_and_all_of_them_are_a_wrong_file() {
-        assert_eq!(judge(&report("enforce", &[])), Judged::Met);
-        assert_eq!(judge(&report("enforce", &["unknown"])), Judged::Met);
-        let mixed = judge(&report("enforce", &["verified", "refused"]));
+        use Mode::{Enforce, Observe, Off};
+        assert_eq!(judge(Enforce, &tally(0, 0, 0)), Judged::Met);
+        assert_eq!(judge(Enforce, &tally(0, 0, 1)), Judged::Met);
+        let mixed = judge(Enforce, &tally(1, 1, 0));
+        let said = |judged: &Judged, part: &str| matches!(judged, Judged::Note(text) if text.contains(part));
         assert!(
-            matches!(&mixed, Judged::Note(text) if text.contains("1 of 2") && text.contains("n1: wrong-ca")),
+            said(&mixed, "1 of 2") && said(&mixed, "n1: wrong-ca"),
             "{mixed:?}"
         );
-        assert!(matches!(
-            judge(&report("enforce", &["refused", "unknown"])),
-            Judged::Unmet(_)
-        ));
-        let observed = judge(&report("observe", &["refused"]));
-        assert!(
-            matches!(&observed, Judged::Note(text) if text.contains("would be")),
-            "{observed:?}"
-        );
-        assert!(matches!(judge(&report("off", &[])), Judged::Note(_)));
+        assert!(matches!(judge(Enforce, &tally(0, 1, 1)), Judged::Unmet(_)));
+        assert!(said(&judge(Observe, &tally(0, 1, 0)), "would be"));
+        assert!(matches!(judge(Off, &tally(0, 0, 0)), Judged::Note(_)));
     }
 }

@@ -1,13 +1,16 @@
 //! What is known of every kubelet, for operators: the answer of `GET /kubelets`, which
 //! `towline-server kubelets` prints, and from which metrics and readiness are counted.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
+use towline_proto::id::Name;
+use towline_proto::target::Host;
 
-use super::memory::{Attestation, Kubelet, VERIFIED};
+use super::memory::{Attestation, VERIFIED};
 use super::metrics::Now;
 use super::{Attestor, Mode};
 use crate::agents::{Agents, Node};
@@ -70,38 +73,41 @@ pub struct Line {
 }
 
 /// What stands for "nobody looked yet".
-const UNKNOWN: &str = "unknown";
+pub(super) const UNKNOWN: &str = "unknown";
 const REFUSED: &str = "refused";
 const UNANSWERED: &str = "unanswered";
 
-impl Line {
-    /// `verified`, `unknown`, or the word of the cause.
-    pub(super) fn word(&self) -> &str {
-        self.cause.as_deref().unwrap_or(&self.verdict)
+/// One kubelet, as it is remembered.
+pub(super) struct Seen<'a> {
+    node: &'a Node,
+    linked: bool,
+    host: Option<&'a Host>,
+    /// The last verdict, if it was found under what is in force now.
+    last: Option<&'a Attestation>,
+}
+
+impl Seen<'_> {
+    fn verdict(&self) -> &'static str {
+        match self.last.map(|last| last.verdict.cause()) {
+            None => UNKNOWN,
+            Some(None) => VERIFIED,
+            Some(Some(cause)) if cause.is_passing() => UNANSWERED,
+            Some(Some(_)) => REFUSED,
+        }
     }
 
-    pub(super) fn seconds_left(&self) -> Option<i64> {
-        Some(
-            self.certificate_ends?
-                .saturating_sub(seconds(SystemTime::now())),
-        )
-    }
-
-    fn of(node: &Node, host: String, last: Option<&Attestation>, now: SystemTime) -> Self {
-        let cause = last.and_then(|last| last.verdict.cause());
-        let shown = last.and_then(|last| last.verdict.presented.as_ref());
+    fn line(&self, now: SystemTime) -> Line {
+        let cause = self.last.and_then(|last| last.verdict.cause());
+        let shown = self.last.and_then(|last| last.verdict.presented.as_ref());
         let ends = shown.map(|shown| seconds(shown.not_after));
-        let verdict = match (last, cause) {
-            (None, _) => UNKNOWN,
-            (Some(_), None) => VERIFIED,
-            (Some(_), Some(cause)) if cause.is_passing() => UNANSWERED,
-            (Some(_), Some(_)) => REFUSED,
-        };
-        Self {
-            node: node.name().to_string(),
-            host,
-            linked: node.ended().is_none() && !node.links().is_empty(),
-            verdict: verdict.into(),
+        let name = self.node.name();
+        Line {
+            node: name.to_string(),
+            host: self
+                .host
+                .map_or_else(|| name.to_string(), ToString::to_string),
+            linked: self.linked,
+            verdict: self.verdict().into(),
             cause: cause.map(|cause| cause.as_str().to_owned()),
             detail: cause.map(ToString::to_string),
             fix: cause.map(|cause| cause.fix().to_owned()),
@@ -111,13 +117,14 @@ impl Line {
             issuer: shown.map(|shown| shown.issuer.clone()),
             certificate_ends: ends,
             days_left: ends.map(|ends| ends.saturating_sub(seconds(now)).div_euclid(86_400)),
-            checked_seconds_ago: last
+            checked_seconds_ago: self
+                .last
                 .map(|last| now.duration_since(last.at).unwrap_or_default().as_secs()),
         }
     }
 }
 
-fn seconds(time: SystemTime) -> i64 {
+pub(super) fn seconds(time: SystemTime) -> i64 {
     match time.duration_since(UNIX_EPOCH) {
         Ok(after) => i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
         Err(before) => -i64::try_from(before.duration().as_secs()).unwrap_or(i64::MAX),
@@ -125,18 +132,26 @@ fn seconds(time: SystemTime) -> i64 {
 }
 
 impl Summary {
-    fn of(lines: &[Line]) -> Self {
-        let mut summary = Self::default();
-        for line in lines.iter().filter(|line| line.linked) {
-            summary.linked += 1;
-            match line.verdict.as_str() {
-                VERIFIED => summary.verified += 1,
-                REFUSED => summary.would_be_refused += 1,
-                _ => summary.unknown += 1,
-            }
+    fn count(&mut self, verdict: &str) {
+        self.linked += 1;
+        match verdict {
+            VERIFIED => self.verified += 1,
+            REFUSED => self.would_be_refused += 1,
+            _ => self.unknown += 1,
         }
-        summary
     }
+}
+
+/// Numbers over the kubelets of linked nodes, without a text for each of them.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub(super) summary: Summary,
+    /// By `verified`, `unknown` or the word of the cause.
+    pub(super) words: BTreeMap<&'static str, usize>,
+    /// One that enforce refuses, or would, and why.
+    pub(super) refused: Option<(Name, &'static str)>,
+    /// When the first of their certificates ends.
+    pub(super) first_end: Option<SystemTime>,
 }
 
 /// Makes reports.
@@ -159,27 +174,83 @@ impl Reporter {
     /// Looks at everything now; asks no kubelet.
     pub fn report(&self) -> Report {
         let now = SystemTime::now();
-        let off = self.attestor.mode() == Mode::Off;
-        let mut kubelets: Vec<Line> = Vec::new();
-        for node in self.agents.nodes() {
-            let all = node.attested().all();
-            // What was only looked at by ourselves counts while nobody dials it otherwise.
-            let dialled = all.iter().any(|one| one.asked() > 0);
-            let counts = |one: &&Arc<Kubelet>| !dialled || one.asked() > 0;
-            let before = kubelets.len();
-            for one in all.iter().filter(counts) {
-                let last = one.last.load();
-                kubelets.push(Line::of(&node, one.host.to_string(), last.as_deref(), now));
+        let mut summary = Summary::default();
+        let mut kubelets = Vec::new();
+        self.each(|seen| {
+            if seen.linked {
+                summary.count(seen.verdict());
             }
-            if kubelets.len() == before && !off {
-                kubelets.push(Line::of(&node, node.name().to_string(), None, now));
-            }
-        }
+            kubelets.push(seen.line(now));
+        });
         kubelets.sort_by(|a, b| (&a.node, &a.host).cmp(&(&b.node, &b.host)));
         Report {
             mode: self.attestor.mode().to_string(),
-            summary: Summary::of(&kubelets),
+            summary,
             kubelets,
+        }
+    }
+
+    /// The same as numbers.
+    pub fn summary(&self) -> Summary {
+        self.tally().summary
+    }
+
+    pub(super) fn tally(&self) -> Tally {
+        let mut tally = Tally::default();
+        self.each(|seen| {
+            if !seen.linked {
+                return;
+            }
+            let verdict = seen.verdict();
+            tally.summary.count(verdict);
+            let word = seen.last.map_or(UNKNOWN, Attestation::word);
+            *tally.words.entry(word).or_default() += 1;
+            if verdict == REFUSED {
+                let name = || (seen.node.name().clone(), word);
+                tally.refused.get_or_insert_with(name);
+            }
+            let shown = seen.last.and_then(|last| last.verdict.presented.as_ref());
+            if let Some(end) = shown.map(|shown| shown.not_after) {
+                tally.first_end = Some(tally.first_end.map_or(end, |first| first.min(end)));
+            }
+        });
+        tally
+    }
+
+    fn each(&self, mut look: impl FnMut(&Seen<'_>)) {
+        if self.attestor.mode() == Mode::Off {
+            return;
+        }
+        for node in self.agents.nodes() {
+            let stamp = self.attestor.stamp(&node);
+            let linked = node.is_linked();
+            let all = node.attested().all();
+            // What was only looked at by ourselves counts while nobody dials it otherwise.
+            let dialled = all.iter().any(|one| one.asked() > 0);
+            let mut any = false;
+            for one in all.iter().filter(|one| !dialled || one.asked() > 0) {
+                any = true;
+                let last = one.last.load();
+                // A verdict of other files or another link says nothing about now, unless there
+                // is no link by which to find out.
+                let last = last
+                    .as_deref()
+                    .filter(|last| !linked || last.stamp == stamp);
+                look(&Seen {
+                    node: &node,
+                    linked,
+                    host: Some(&one.host),
+                    last,
+                });
+            }
+            if !any {
+                look(&Seen {
+                    node: &node,
+                    linked,
+                    host: None,
+                    last: None,
+                });
+            }
         }
     }
 }

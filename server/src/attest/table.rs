@@ -13,7 +13,7 @@ const NODES: usize = 8;
 const HEAD: [&str; 7] = ["NODE", "HOST", "VERDICT", "CAUSE", "DAYS", "KEY", "CHECKED"];
 
 /// Everything, ending with a line break.
-pub(super) fn table(report: &Report) -> String {
+pub fn table(report: &Report) -> String {
     let mut rows = vec![HEAD.map(str::to_owned)];
     rows.extend(report.kubelets.iter().map(row));
     let mut widths = [0; HEAD.len()];

@@ -8,11 +8,12 @@
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use towline_link::carrier::CarrierKind;
 use towline_link::live::LiveDial;
+use towline_link::process::drain::{DrainView, Stage};
 use towline_link::splice::SpliceEnd;
 use towline_pki::VerifiedPeer;
 use towline_proto::id::{DialId, Name};
@@ -96,7 +97,6 @@ pub struct Lost {
 }
 
 /// What the dialer's side and the writer's thread have in common.
-#[derive(Debug)]
 pub struct Shared {
     queue: Sender<Message>,
     waiting: AtomicUsize,
@@ -109,8 +109,16 @@ pub struct Shared {
     closing: AtomicBool,
     base: Instant,
     lost: Mutex<Lost>,
+    /// When the process stops at once, its tasks are dropped, and this says why.
+    stage: OnceLock<DrainView>,
     on_failure: OnFailure,
     pub(super) metrics: AuditMetrics,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Shared({} waiting)", self.waiting())
+    }
 }
 
 impl Shared {
@@ -124,6 +132,7 @@ impl Shared {
             closing: AtomicBool::new(false),
             base: Instant::now(),
             lost: Mutex::default(),
+            stage: OnceLock::new(),
             on_failure,
             metrics: AuditMetrics::default(),
         })
@@ -208,6 +217,14 @@ impl Shared {
         millis(self.base.elapsed())
     }
 
+    /// Why a dial's task ended without saying why.
+    fn dropped(&self) -> Reason {
+        match self.stage.get().map(DrainView::stage) {
+            Some(Stage::Forced) => Reason::Shutdown,
+            _ => Reason::Aborted,
+        }
+    }
+
     /// What is neither a dial's start nor its end.
     fn count_lost(&self, records: u64, dials: u64) {
         self.metrics.dropped.inc_by(records);
@@ -264,6 +281,13 @@ impl Audit {
     /// What is shared with the writer's thread.
     pub fn shared(&self) -> Option<&Arc<Shared>> {
         self.shared.as_ref()
+    }
+
+    /// By what it is known that the process stops at once.
+    pub fn stops_with(&self, stage: DrainView) {
+        if let Some(shared) = &self.shared {
+            let _ = shared.stage.set(stage);
+        }
     }
 
     /// Whether dials are refused while nothing can be recorded.
@@ -352,7 +376,7 @@ struct Begun {
     facts: Facts,
 }
 
-/// A dial that is neither open nor refused yet. Dropped, it is recorded as refused: aborted.
+/// A dial that is neither open nor refused yet. Dropped, it is recorded as refused.
 #[derive(Debug)]
 pub struct Draft(Option<Box<Begun>>);
 
@@ -441,7 +465,8 @@ impl Draft {
 impl Drop for Draft {
     fn drop(&mut self) {
         if let Some(begun) = self.0.take() {
-            begun.refused(Reason::Aborted, None);
+            let reason = begun.shared.dropped();
+            begun.refused(reason, None);
         }
     }
 }
@@ -471,7 +496,7 @@ struct Open {
     live: Option<Arc<LiveDial>>,
 }
 
-/// An open dial. Dropped, it is recorded as aborted, with the bytes that were counted.
+/// An open dial. Dropped, it is recorded as ended, with the bytes that were counted.
 #[derive(Debug)]
 pub struct OpenRecord(Option<Box<Open>>);
 
@@ -502,7 +527,8 @@ impl Drop for OpenRecord {
     fn drop(&mut self) {
         if let Some(open) = self.0.take() {
             let (to, from) = open.live.as_ref().map_or((0, 0), |live| live.bytes());
-            open.ended(to, from, Reason::Aborted);
+            let reason = open.shared.dropped();
+            open.ended(to, from, reason);
         }
     }
 }

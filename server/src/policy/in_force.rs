@@ -97,7 +97,13 @@ impl InForce {
             alarm.set(told);
         }
         self.metrics.policy_stale(read.is_err());
-        self.store(read?);
+        let file = read?;
+        if file.kubelet.is_some() && self.also.get().is_none() {
+            tracing::warn!(
+                "nobody keeps the kubelet section of the policy file: it needs --kubelet-gateway"
+            );
+        }
+        self.store(file);
         let requests = self.also.get().map_or(0, |also| also());
         Ok(self.judge_all() + requests)
     }

@@ -27,13 +27,35 @@ const BATCH: usize = 32;
 /// One batch takes no longer.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Makes certificates for so many agents, named `idle-<n>`, each with an address of its own.
-pub fn mint(authority: &Authority, directory: &Path, count: usize) -> Result<()> {
+/// The address of a node's kubelet, on this machine.
+pub fn kubelet_address(number: usize) -> Result<IpAddr> {
+    let [high, low] = u16::try_from(number)
+        .during("number of agents")?
+        .to_be_bytes();
+    Ok(Ipv4Addr::new(127, 99, high, low).into())
+}
+
+/// An agent's name, which is that of its node.
+pub fn name(number: usize) -> String {
+    format!("idle-{number}")
+}
+
+/// Makes certificates for so many agents, each with an address of its own: that of its kubelet, or
+/// one where nothing is.
+pub fn mint(
+    authority: &Authority,
+    directory: &Path,
+    count: usize,
+    with_kubelets: bool,
+) -> Result<()> {
     for number in 0..count {
         let low = u16::try_from(number).during("number of agents")?;
         let [high, low] = low.to_be_bytes();
-        let address = IpAddr::from(Ipv4Addr::new(10, 99, high, low));
-        let name = format!("idle-{number}");
+        let address = match with_kubelets {
+            true => kubelet_address(number)?,
+            false => Ipv4Addr::new(10, 99, high, low).into(),
+        };
+        let name = name(number);
         let pair = authority.leaf(Role::Agent, &name).ips(&[address]).sign();
         let write = |ending: &str, pem: &str| {
             scratch::replace(&directory.join(format!("{name}.{ending}")), pem).during(&name)
@@ -51,11 +73,13 @@ pub async fn run(
     roots: &Path,
     directory: &Path,
     count: usize,
+    kubelet_port: u16,
 ) -> Result<()> {
     let mut agents = Vec::with_capacity(count);
     for number in 0..count {
-        let name = format!("idle-{number}");
-        let config = config(server, carrier, roots, directory, &name).during(&name)?;
+        let name = name(number);
+        let config = config(server, carrier, roots, directory, &name, kubelet_port);
+        let config = config.during(&name)?;
         let agent = Agent::start(config, Arc::new(KernelNetwork::default())).await;
         agents.push(agent.during(&name)?);
         if agents.len().is_multiple_of(BATCH) || agents.len() == count {
@@ -93,9 +117,10 @@ fn config(
     roots: &Path,
     directory: &Path,
     name: &str,
+    kubelet_port: u16,
 ) -> Result<Config> {
     let file = |ending: &str| directory.join(format!("{name}.{ending}")).into_os_string();
-    let arguments: [OsString; 15] = [
+    let arguments: [OsString; 17] = [
         "towline-agent".into(),
         "--server".into(),
         server.to_string().into(),
@@ -111,6 +136,8 @@ fn config(
         "off".into(),
         "--health-bind".into(),
         "127.0.0.1:0".into(),
+        "--kubelet-port".into(),
+        kubelet_port.to_string().into(),
     ];
     let args = Args::try_parse_from(arguments).during("flags")?;
     Config::from_args(args).during("configuration")

@@ -1,20 +1,22 @@
 //! How the load generator gets a byte pipe to the target through one peer.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::failure::{During, Failure, Result};
 use super::grpc::Tunnel;
 
 /// Longest answer to CONNECT that is read.
@@ -33,6 +35,13 @@ pub enum Door {
     },
     /// gRPC over a Unix socket: a connection for each dial, as kube-apiserver does.
     Grpc { path: PathBuf, target: String },
+    /// The same, then TLS with what answers there and an upgrade, as kube-apiserver does for
+    /// `kubectl port-forward`.
+    Kubelet {
+        path: PathBuf,
+        target: String,
+        files: KubeletFiles,
+    },
     /// The target itself.
     Tcp(SocketAddr),
     /// A Unix socket that is already the pipe.
@@ -45,6 +54,18 @@ pub struct TlsFiles {
     pub cert: PathBuf,
     pub key: PathBuf,
     pub ca: PathBuf,
+}
+
+/// What a front end shows kubelets, and whom it believes.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct KubeletFiles {
+    /// The host that is dialled.
+    pub host: String,
+    /// Certificate and key.
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    /// The one authority.
+    pub root: PathBuf,
 }
 
 impl Door {
@@ -69,6 +90,14 @@ impl Door {
             Self::Grpc { path, target } => {
                 Ok(Pipe::Grpc(Box::new(Tunnel::open(path, target).await?)))
             }
+            Self::Kubelet {
+                path,
+                target,
+                files,
+            } => {
+                let pipe = connect(UnixStream::connect(path).await?, target).await?;
+                upgrade(pipe, files).await
+            }
             Self::Tcp(address) => {
                 let stream = TcpStream::connect(address).await?;
                 stream.set_nodelay(true)?;
@@ -78,12 +107,26 @@ impl Door {
         }
     }
 
+    /// The port of the target.
+    pub fn port(&self) -> Result<u16> {
+        let text = match self {
+            Self::Connect { target, .. }
+            | Self::ConnectTls { target, .. }
+            | Self::Grpc { target, .. }
+            | Self::Kubelet { target, .. } => target.rsplit(':').next().unwrap_or_default(),
+            Self::Tcp(address) => return Ok(address.port()),
+            Self::Unix(_) => return Err(Failure::new("a socket has no port")),
+        };
+        text.parse().during("door: port")
+    }
+
     /// Whether the front end's socket takes connections, without a dial.
     pub async fn listens(&self) -> bool {
         match self {
-            Self::Connect { path, .. } | Self::Grpc { path, .. } | Self::Unix(path) => {
-                UnixStream::connect(path).await.is_ok()
-            }
+            Self::Connect { path, .. }
+            | Self::Grpc { path, .. }
+            | Self::Kubelet { path, .. }
+            | Self::Unix(path) => UnixStream::connect(path).await.is_ok(),
             Self::Tcp(address) | Self::ConnectTls { address, .. } => {
                 TcpStream::connect(address).await.is_ok()
             }
@@ -99,7 +142,7 @@ impl TlsFiles {
             return Ok(made.clone());
         }
         let certs = CertificateDer::pem_file_iter(&self.cert)
-            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+            .and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>)
             .map_err(io::Error::other)?;
         let key = PrivateKeyDer::from_pem_file(&self.key).map_err(io::Error::other)?;
         let mut roots = rustls::RootCertStore::empty();
@@ -116,6 +159,54 @@ impl TlsFiles {
             .map_err(io::Error::other)?;
         Ok(MADE.get_or_init(|| Arc::new(config).into()).clone())
     }
+}
+
+/// TLS as kube-apiserver does it, read from files once for each chain.
+fn config(files: &KubeletFiles) -> io::Result<Arc<rustls::ClientConfig>> {
+    static READ: Mutex<BTreeMap<PathBuf, Arc<rustls::ClientConfig>>> = Mutex::new(BTreeMap::new());
+    let mut read = READ.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(config) = read.get(&files.root) {
+        return Ok(Arc::clone(config));
+    }
+    let chain = towline_pki::store::read_certificates(&files.cert).map_err(io::Error::other)?;
+    let key = towline_pki::store::read_private_key(&files.key).map_err(io::Error::other)?;
+    let mut roots = rustls::RootCertStore::empty();
+    for root in towline_pki::store::read_certificates(&files.root).map_err(io::Error::other)? {
+        roots.add(root).map_err(io::Error::other)?;
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain, key)
+        .map_err(io::Error::other)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // Every new connection costs what it costs kube-apiserver with a new kubelet.
+    config.resumption = rustls::client::Resumption::disabled();
+    let config = Arc::new(config);
+    read.insert(files.root.clone(), Arc::clone(&config));
+    Ok(config)
+}
+
+async fn upgrade(stream: UnixStream, files: &KubeletFiles) -> io::Result<Pipe> {
+    let name = ServerName::try_from(files.host.clone()).map_err(io::Error::other)?;
+    let connector = TlsConnector::from(config(files)?);
+    let mut stream = connector.connect(name, stream).await?;
+    let request = "POST /portForward/default/web HTTP/1.1\r\nHost: node\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\r\n";
+    stream.write_all(request.as_bytes()).await?;
+    stream.flush().await?;
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        if stream.read_buf(&mut answer).await? == 0 || answer.len() > ANSWER_BYTES {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    if answer.starts_with(b"HTTP/1.1 101 ") {
+        return Ok(Pipe::Kubelet(Box::new(stream)));
+    }
+    let text = String::from_utf8_lossy(&answer).into_owned();
+    Err(io::Error::other(format!("the kubelet answers {text:?}")))
 }
 
 async fn connect<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, target: &str) -> io::Result<S> {
@@ -151,6 +242,7 @@ pub enum Pipe {
     Tcp(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
     Unix(UnixStream),
+    Kubelet(Box<TlsStream<UnixStream>>),
 }
 
 impl Pipe {
@@ -165,6 +257,7 @@ impl Pipe {
             }
             // TLS says its end before the socket's.
             Self::Tls(stream) => stream.shutdown().await,
+            Self::Kubelet(stream) => stream.shutdown().await,
             Self::Tcp(_) | Self::Unix(_) => Ok(()),
         }
     }
@@ -184,6 +277,7 @@ impl Pipe {
                 Self::Tcp(stream) => stream.ready(interest).await,
                 Self::Tls(stream) => stream.get_ref().0.ready(interest).await,
                 Self::Unix(stream) => stream.ready(interest).await,
+                Self::Kubelet(stream) => stream.get_ref().0.ready(interest).await,
             }
         };
         match tokio::time::timeout(std::time::Duration::from_millis(100), ready).await {
@@ -205,6 +299,7 @@ impl AsyncRead for Pipe {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
             Self::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Kubelet(stream) => Pin::new(stream).poll_read(cx, buffer),
         }
     }
 }
@@ -220,6 +315,7 @@ impl AsyncWrite for Pipe {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
             Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Kubelet(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
 
@@ -229,6 +325,7 @@ impl AsyncWrite for Pipe {
             Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
             Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Kubelet(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -238,6 +335,7 @@ impl AsyncWrite for Pipe {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Kubelet(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

@@ -8,6 +8,7 @@ pub mod agents;
 pub mod door;
 pub mod failure;
 pub mod grpc;
+pub mod kubelets;
 pub mod load;
 pub mod measures;
 pub mod options;
@@ -46,7 +47,15 @@ pub fn main() -> Result<()> {
             roots,
             directory,
             count,
-        }) => runtime.block_on(agents::run(server, &carrier, &roots, &directory, count)),
+            kubelet_port: port,
+        }) => runtime.block_on(agents::run(
+            server, &carrier, &roots, &directory, count, port,
+        )),
+        Some(Part::Kubelets {
+            port,
+            directory,
+            count,
+        }) => runtime.block_on(kubelets::run(port, &directory, count)),
         Some(Part::Child { netns_of, command }) => Err(process::become_program(netns_of, &command)),
         Some(Part::Hold) => {
             process::say_ready("");
@@ -66,7 +75,9 @@ pub fn main() -> Result<()> {
             let listen = listen.ok_or_else(|| Failure::new("relay: --tcp or --unix"))?;
             runtime.block_on(relay::run(listen, to))
         }
-        Some(Part::Target { listen }) => runtime.block_on(target::run(listen)),
+        Some(Part::Target { listen, cert, key }) => {
+            runtime.block_on(target::run(listen, cert.zip(key)))
+        }
     }
 }
 

@@ -79,6 +79,8 @@ pub enum Part {
         directory: PathBuf,
         #[arg(long)]
         count: usize,
+        #[arg(long, default_value_t = 10250)]
+        kubelet_port: u16,
     },
     /// Becomes another program that dies with the bench.
     #[command(hide = true)]
@@ -91,6 +93,16 @@ pub enum Part {
     /// Does nothing until standard input ends.
     #[command(hide = true)]
     Hold,
+    /// The kubelets of many agents, each with a certificate and an address of its own.
+    #[command(hide = true)]
+    Kubelets {
+        #[arg(long)]
+        port: u16,
+        #[arg(long)]
+        directory: PathBuf,
+        #[arg(long)]
+        count: usize,
+    },
     /// Emulates a path until standard input ends.
     #[command(hide = true)]
     Line {
@@ -127,6 +139,11 @@ pub enum Part {
     Target {
         #[arg(long)]
         listen: SocketAddr,
+        /// Speaks TLS and waits for an upgrade, as a kubelet.
+        #[arg(long, requires = "key")]
+        cert: Option<PathBuf>,
+        #[arg(long, requires = "cert")]
+        key: Option<PathBuf>,
     },
 }
 

@@ -2,12 +2,14 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
 
 use super::failure::{During, Result};
 use super::process;
@@ -16,7 +18,13 @@ use super::wire::{self, CHUNK_BYTES, LAST, MESSAGE_BYTES, Request};
 static CHUNK: [u8; CHUNK_BYTES] = [0x5a; CHUNK_BYTES];
 
 /// Listens and serves until the process ends; says its address on standard output.
-pub async fn run(listen: SocketAddr) -> Result<()> {
+/// With a certificate it is a kubelet: TLS, and an upgrade before everything else; who does not
+/// begin with TLS is served plainly.
+pub async fn run(listen: SocketAddr, pair: Option<(PathBuf, PathBuf)>) -> Result<()> {
+    let tls = match &pair {
+        Some((cert, key)) => Some(acceptor(cert, key).during("target: certificate")?),
+        None => None,
+    };
     let listener = TcpListener::bind(listen)
         .await
         .during(format_args!("target: bind {listen}"))?;
@@ -33,7 +41,13 @@ pub async fn run(listen: SocketAddr) -> Result<()> {
             let _ = stream.set_nodelay(true);
             let memory = Arc::clone(&memory);
             // An ended connection is the client's business: it counts what it missed.
-            tokio::spawn(async move { drop(serve(stream, &memory).await) });
+            let tls = tls.clone();
+            tokio::spawn(async move {
+                drop(match tls {
+                    Some(tls) => upgraded(tls, stream, &memory).await,
+                    None => serve(stream, &memory).await,
+                });
+            });
         }
     }
 }
@@ -55,7 +69,47 @@ impl Default for Memory {
     }
 }
 
-async fn serve(mut stream: TcpStream, memory: &Memory) -> io::Result<()> {
+/// TLS of a kubelet with this certificate.
+pub fn acceptor(cert: &Path, key: &Path) -> io::Result<TlsAcceptor> {
+    let chain = towline_pki::store::read_certificates(cert).map_err(io::Error::other)?;
+    let key = towline_pki::store::read_private_key(key).map_err(io::Error::other)?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .map_err(io::Error::other)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// The first byte of a TLS connection.
+const HANDSHAKE: u8 = 0x16;
+
+async fn upgraded(tls: TlsAcceptor, stream: TcpStream, memory: &Memory) -> io::Result<()> {
+    let mut first = [0];
+    if stream.peek(&mut first).await? == 0 || first != [HANDSHAKE] {
+        return serve(stream, memory).await;
+    }
+    let mut stream = tls.accept(stream).await?;
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        if stream.read_buf(&mut head).await? == 0 {
+            return Ok(());
+        }
+    }
+    let answer =
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\r\n";
+    stream.write_all(answer.as_bytes()).await?;
+    stream.flush().await?;
+    serve(stream, memory).await
+}
+
+async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
+    mut stream: S,
+    memory: &Memory,
+) -> io::Result<()> {
     let mut message = [0; MESSAGE_BYTES];
     if memory.first.send_if_modified(|left| {
         let speaks = *left > 0;
@@ -67,7 +121,10 @@ async fn serve(mut stream: TcpStream, memory: &Memory) -> io::Result<()> {
     loop {
         stream.read_exact(&mut message).await?;
         match Request::decode(&message) {
-            Some(Request::Ask) => stream.write_all(&wire::reply(0)).await?,
+            Some(Request::Ask) => {
+                stream.write_all(&wire::reply(0)).await?;
+                stream.flush().await?;
+            }
             Some(Request::Down { millis }) => return send(stream, millis).await,
             Some(Request::Up) => return take_chunks(stream).await,
             Some(Request::Half) => return swallow(stream).await,
@@ -93,7 +150,7 @@ async fn serve(mut stream: TcpStream, memory: &Memory) -> io::Result<()> {
     }
 }
 
-async fn send(mut stream: TcpStream, millis: u64) -> io::Result<()> {
+async fn send<S: AsyncWrite + Unpin>(mut stream: S, millis: u64) -> io::Result<()> {
     let started = Instant::now();
     let time = Duration::from_millis(millis);
     while started.elapsed() < time {
@@ -103,7 +160,7 @@ async fn send(mut stream: TcpStream, millis: u64) -> io::Result<()> {
 }
 
 /// Reads chunks to the last one, then replies with the number of bytes.
-async fn take_chunks(mut stream: TcpStream) -> io::Result<()> {
+async fn take_chunks<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK_BYTES];
     let (mut count, mut last) = (0, false);
     loop {
@@ -126,7 +183,7 @@ async fn take_chunks(mut stream: TcpStream) -> io::Result<()> {
     stream.shutdown().await
 }
 
-async fn count_all(stream: &mut TcpStream, count: &mut u64) -> io::Result<()> {
+async fn count_all<S: AsyncRead + Unpin>(stream: &mut S, count: &mut u64) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK_BYTES];
     loop {
         match stream.read(&mut buffer).await? {
@@ -136,7 +193,7 @@ async fn count_all(stream: &mut TcpStream, count: &mut u64) -> io::Result<()> {
     }
 }
 
-async fn swallow(mut stream: TcpStream) -> io::Result<()> {
+async fn swallow<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) -> io::Result<()> {
     let mut count = 0;
     count_all(&mut stream, &mut count).await?;
     stream.write_all(&wire::reply(count)).await?;

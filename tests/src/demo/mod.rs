@@ -6,6 +6,7 @@ mod world;
 use std::time::{Duration, Instant};
 
 use towline_proto::id::Role;
+use towline_server::attest::table;
 
 use crate::apiserver::FakeApiserver;
 use crate::authority::Authority;
@@ -36,6 +37,7 @@ pub async fn run(keep: bool) -> Result<(), Failure> {
     one_request(&page, &world).await?;
     logs_and_exec(&page, &world).await?;
     refusals(&page, &world).await?;
+    impostor(&page, &world).await?;
     if keep {
         return wait_for_the_end(&page, &world).await;
     }
@@ -85,6 +87,12 @@ async fn one_request(page: &Page, world: &World) -> Result<(), Failure> {
             &format!("class kubelet, owner {name}"),
             "server/src/classify.rs",
             "classify",
+        );
+        page.hop(
+            "server",
+            &format!("the kubelet of {name} has proved that it is"),
+            "server/src/attest/attestor.rs",
+            "Attestor::gate",
         );
         page.hop(
             "server",
@@ -165,6 +173,37 @@ async fn refusals(page: &Page, world: &World) -> Result<(), Failure> {
             Err(refused) => page.said(&refused.status.to_string(), &refused.phrase),
         }
     }
+    Ok(())
+}
+
+async fn impostor(page: &Page, world: &World) -> Result<(), Failure> {
+    page.step("Somebody answers at the kubelet port of n3, with the right names and an authority of its own");
+    match soon(
+        "the door's answer",
+        world.front_unix().dial(&world.kubelet_target(2)),
+    )
+    .await??
+    {
+        Ok(_) => return Err("the impostor was dialled".into()),
+        Err(refused) if refused.phrase.contains("says wrong-ca") => {
+            page.hop(
+                "server",
+                "a handshake of its own, through the agent of n3",
+                "server/src/attest/ask.rs",
+                "ask",
+            );
+            page.said(&refused.status.to_string(), &refused.phrase);
+        }
+        Err(other) => return Err(format!("refused for another cause: {}", other.phrase).into()),
+    }
+    if world.impostor.requests() != 0 || world.impostor.handshakes() != 0 {
+        return Err("the impostor got something".into());
+    }
+    let known = world.server.control().status.reporter.report();
+    for line in table::table(&known).lines().take(4) {
+        page.said("", line);
+    }
+    page.result("towline-server kubelets lists them all; the impostor got no byte of a request");
     Ok(())
 }
 

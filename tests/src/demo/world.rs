@@ -1,5 +1,5 @@
-//! What the demo runs: authority, server, two agents with the kernel's own network, two kubelets
-//! on 127.0.0.2 and 127.0.0.3 with one free port.
+//! What the demo runs: authority, server, three agents with the kernel's own network, two kubelets
+//! on 127.0.0.2 and 127.0.0.3, and on 127.0.0.4 somebody who would like to be the third.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -20,8 +20,10 @@ use crate::cluster::{links_of, start_server};
 use crate::kubelet::FakeKubelet;
 use crate::scratch::{self, Scratch};
 
-/// What the two agents' links run on.
+/// What the agents' links run on.
 pub(super) const CARRIERS: [CarrierKind; 2] = [CarrierKind::Quic, CarrierKind::Tls];
+/// The node whose kubelet is none, and its carrier.
+const HIJACKED: (usize, CarrierKind) = (2, CarrierKind::Tls);
 
 /// Everything that runs.
 pub(super) struct World {
@@ -30,6 +32,7 @@ pub(super) struct World {
     pub(super) agents: Vec<Agent>,
     pub(super) agent_serials: Vec<String>,
     pub(super) kubelets: Vec<FakeKubelet>,
+    pub(super) impostor: FakeKubelet,
     pub(super) kubelet_port: u16,
     client: Pair,
     scratch: Scratch,
@@ -42,7 +45,7 @@ pub(super) struct LinkFacts {
 }
 
 fn ip(node: usize) -> IpAddr {
-    Ipv4Addr::new(127, 0, 0, if node == 0 { 2 } else { 3 }).into()
+    Ipv4Addr::new(127, 0, 0, 2 + node as u8).into()
 }
 
 impl World {
@@ -70,7 +73,8 @@ impl World {
             "PeerVerifier",
         );
 
-        let (kubelets, kubelet_port) = start_kubelets(&authority).await?;
+        let (kubelets, impostor) = start_kubelets(&authority).await?;
+        let kubelet_port = impostor.address().port();
         for kubelet in &kubelets {
             let text = format!("{} on https://{}", kubelet.node(), kubelet.address());
             page.hop(
@@ -100,7 +104,8 @@ impl World {
 
         let mut agents = Vec::new();
         let mut agent_serials = Vec::new();
-        for (node, carrier) in CARRIERS.into_iter().enumerate() {
+        let nodes = CARRIERS.into_iter().enumerate().chain([HIJACKED]);
+        for (node, carrier) in nodes {
             let name = Self::node_name(node);
             let pair = authority.leaf(Role::Agent, &name).ips(&[ip(node)]).sign();
             let args = agent_args(&scratch, &name, &pair, carrier, listen, kubelet_port)?;
@@ -119,6 +124,7 @@ impl World {
             agents,
             agent_serials,
             kubelets,
+            impostor,
             kubelet_port,
             client,
             scratch,
@@ -204,8 +210,13 @@ impl World {
     }
 }
 
-/// Both kubelets on one port, because all kubelets of a cluster have one port.
-async fn start_kubelets(authority: &Authority) -> Result<(Vec<FakeKubelet>, u16), Failure> {
+/// All on one port, because all kubelets of a cluster have one port. The impostor's certificate
+/// has the right names, from an authority of its own.
+async fn start_kubelets(authority: &Authority) -> Result<(Vec<FakeKubelet>, FakeKubelet), Failure> {
+    let stranger = Authority::new("demo.example");
+    let hijacked = HIJACKED.0;
+    let names = World::node_name(hijacked);
+    let forged = stranger.kubelet_leaf(&names, &[ip(hijacked)]).sign();
     for _ in 0..64 {
         let port = TcpListener::bind((ip(0), 0)).await?.local_addr()?.port();
         let mut kubelets = Vec::new();
@@ -216,11 +227,13 @@ async fn start_kubelets(authority: &Authority) -> Result<(Vec<FakeKubelet>, u16)
                 Err(_) => break,
             }
         }
-        if kubelets.len() == 2 {
-            return Ok((kubelets, port));
+        let bind = SocketAddr::new(ip(hijacked), port);
+        let impostor = FakeKubelet::start_with(&names, &forged, bind).await;
+        if let (2, Ok(impostor)) = (kubelets.len(), impostor) {
+            return Ok((kubelets, impostor));
         }
     }
-    Err("no port is free on both 127.0.0.2 and 127.0.0.3".into())
+    Err("no port is free on 127.0.0.2, 127.0.0.3 and 127.0.0.4".into())
 }
 
 fn server_args(scratch: &Scratch, pair: &Pair, kubelet_port: u16) -> Result<Vec<String>, Failure> {

@@ -69,7 +69,8 @@ pub async fn links(turn: &mut Turn<'_>) -> Result<Vec<Value>> {
     let before = server.memory()?;
     let count = turn.times.idle_links;
     let began = Instant::now();
-    let mut agents = towline::idle_agents(turn.stage, turn.directory, carrier, address, count)?;
+    let mut agents =
+        towline::idle_agents(turn.stage, turn.directory, carrier, address, count, None)?;
     agents.ready(SLACK + SLACK).await?;
     let linked = began.elapsed().as_secs_f64();
     tokio::time::sleep(SETTLE).await;

@@ -1,5 +1,8 @@
 //! What is measured: one row for each measure, one file for each kind.
 
+pub mod attest;
+pub mod audit;
+pub mod gateway;
 pub mod intact;
 pub mod latency;
 pub mod long_path;
@@ -40,6 +43,12 @@ pub struct Measure {
 pub enum Kind {
     /// One round trip after another on an open connection, idle.
     Ask,
+    /// Dials with an audit trail beside dials without.
+    AuditedDial,
+    /// Dials with a fresh attestation beside dials without verification.
+    AttestedDial,
+    /// Every kubelet of many nodes verified at start, and again.
+    AttestAll,
     /// The same beside a bulk download.
     AskBesideBulk,
     /// Bulk bytes, and processor time for them.
@@ -53,6 +62,8 @@ pub enum Kind {
     Dial,
     /// Connections that are not plain questions and answers, in percent of all.
     Intact(What),
+    /// The kubelet gateway beside the same chain without it.
+    Gateway,
     /// Bulk beside small requests on an emulated path.
     LongPath(long_path::Cell),
     /// Memory at rest and with idle dials.
@@ -94,6 +105,9 @@ pub fn all(options: &Options) -> Vec<Measure> {
     for readers in [1, 8, 64] {
         add(format!("stalled.{readers}"), Kind::Stalled { readers });
     }
+    add("attested-dial".into(), Kind::AttestedDial);
+    add("attest-all".into(), Kind::AttestAll);
+    add("audited-dial".into(), Kind::AuditedDial);
     add("memory.dials".into(), Kind::MemoryDials);
     add("memory.links".into(), Kind::MemoryLinks);
     add(
@@ -105,6 +119,7 @@ pub fn all(options: &Options) -> Vec<Measure> {
         Kind::Reconnect(reconnect::End::Kill),
     );
     add("policy".into(), Kind::Policy);
+    add("gateway".into(), Kind::Gateway);
     for cell in long_path::cells(options.quick) {
         add(cell.name(), Kind::LongPath(cell));
     }
@@ -130,6 +145,9 @@ impl Kind {
             }
             // The carrier makes no difference; one peer stands for all.
             Self::Policy => peer.name == "towline-quic",
+            Self::AttestAll | Self::AttestedDial | Self::AuditedDial | Self::Gateway => {
+                peer.carrier().is_some() && !peer.is_jumbo() && !peer.speaks_grpc()
+            }
         }
     }
 
@@ -171,12 +189,16 @@ impl Turn<'_> {
         match self.measure.kind {
             Kind::Ask => latency::ask(self, shared?).await,
             Kind::AskBesideBulk => latency::ask_beside_bulk(self, shared?).await,
+            Kind::AttestAll => attest::all(self).await,
+            Kind::AttestedDial => attest::dial(self).await,
+            Kind::AuditedDial => audit::run(self).await,
             Kind::Bulk { direction, streams } => {
                 throughput::run(self, shared?, direction, streams).await
             }
             Kind::Connects => latency::connects(self, shared?).await,
             Kind::Dial => latency::dial(self, shared?).await,
             Kind::Intact(what) => intact::run(self, what).await,
+            Kind::Gateway => gateway::run(self).await,
             Kind::LongPath(cell) => long_path::run(self, cell).await,
             Kind::MemoryDials => memory::dials(self).await,
             Kind::MemoryLinks => memory::links(self).await,

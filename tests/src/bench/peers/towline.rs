@@ -1,18 +1,21 @@
 //! The real daemons as processes, with throw-away certificates, as an operator would start them.
 
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use towline_proto::id::Role;
 
-use super::super::agents;
-use super::super::door::{Door, TlsFiles};
+use super::super::door::{Door, KubeletFiles, TlsFiles};
 use super::super::failure::{During, Failure, Result};
 use super::super::process::{Launch, Process, START};
+use super::super::{agents, kubelets};
 use super::konnectivity::{self, Programs};
 use super::{Carrier, Chain, Front, Place, Route, free_port, text};
+use crate::audit::make_key;
 use crate::authority::Authority;
+use crate::gateway::GatewayKit;
 use crate::scratch::Scratch;
 
 /// The node. It is dialled by name: the agent knows its own kubelet's addresses, and a server refuses
@@ -144,8 +147,172 @@ pub async fn start(
     })
 }
 
-/// How a server is started, and its door.
+/// The same in front of a target that is a kubelet with TLS, which the server verifies; with a
+/// gateway or without one.
+pub async fn start_verified(
+    stage: &Stage,
+    place: &Place,
+    carrier: Carrier,
+    gateway: bool,
+) -> Result<Chain> {
+    let (target, address) = kubelet(stage, place).await?;
+    let kit = GatewayKit::make(&stage.authority, &stage.scratch);
+    let front_end = kit.front_end.write(&stage.scratch, "front-end");
+    let front_end = front_end.during("front-end")?;
+    let listen = SocketAddr::new(place.route.host(), free_port()?);
+    let (server, path) = any_server(stage, place, carrier, listen, address.port())?;
+    let server = server.args([
+        "--kubelet-certificate-authority",
+        &stage.file("kubelets.pem")?,
+    ]);
+    let server = match gateway {
+        true => server.args(kit.flags(&stage.scratch, true)),
+        false => server,
+    };
+    let server = server.start()?;
+    let agent = agent(stage, place, carrier, listen, address.port())?.start()?;
+    let root = if gateway {
+        "gateway.crt"
+    } else {
+        "kubelets.pem"
+    };
+    let door = Door::Kubelet {
+        path,
+        target: format!("{NODE}:{}", address.port()),
+        files: KubeletFiles {
+            host: NODE.to_owned(),
+            cert: front_end.cert,
+            key: front_end.key,
+            root: stage.scratch.join(root),
+        },
+    };
+    let mut chain = Chain {
+        door,
+        target,
+        front: Some(server),
+        back: Some(agent),
+        line: None,
+        link: Some(listen),
+    };
+    chain.wait_until_it_works(START).await?;
+    Ok(chain)
+}
+
+/// A target that is a kubelet with TLS, of the node, and where it listens. Who does not begin with
+/// TLS is served as any target serves.
+async fn kubelet(stage: &Stage, place: &Place) -> Result<(Process, SocketAddr)> {
+    let kubelet = stage.authority.kubelet_leaf(NODE, &[]).sign();
+    let kubelet = kubelet.write(&stage.scratch, "kubelet").during("kubelet")?;
+    let roots = stage.authority.kubelets().pem();
+    let written = stage.scratch.write("kubelets.pem", roots);
+    written.during("kubelets.pem")?;
+    let arguments = ["target", "--listen", "127.0.0.1:0"];
+    let target = Launch::own("target", &place.directory, &arguments)?.args([
+        "--cert",
+        &text(&kubelet.cert)?,
+        "--key",
+        &text(&kubelet.key)?,
+    ]);
+    let mut target = target.start()?;
+    let address = target.ready(START).await?;
+    let address = address.parse().during("target: address")?;
+    Ok((target, address))
+}
+
+/// A chain to a kubelet with TLS whose front end sends plain bytes, with the server verifying it or
+/// not: the same work at both, but for what a dial asks of the attestation.
+pub async fn start_attesting(
+    stage: &Stage,
+    place: &Place,
+    carrier: Carrier,
+    enforce: bool,
+) -> Result<Chain> {
+    let (target, address) = kubelet(stage, place).await?;
+    let authority = place.directory.join("kubelets.pem");
+    fs::copy(stage.scratch.join("kubelets.pem"), &authority).during("kubelets.pem")?;
+    let listen = SocketAddr::new(place.route.host(), free_port()?);
+    let (server, path) = any_server(stage, place, carrier, listen, address.port())?;
+    let server = match enforce {
+        true => server.args(["--kubelet-certificate-authority", &text(&authority)?]),
+        false => server.args(["--kubelet-verification", "off"]),
+    };
+    let server = server.start()?;
+    let agent = agent(stage, place, carrier, listen, address.port())?.start()?;
+    let mut chain = Chain {
+        door: Door::Connect {
+            path,
+            target: format!("{NODE}:{}", address.port()),
+        },
+        target,
+        front: Some(server),
+        back: Some(agent),
+        line: None,
+        link: Some(listen),
+    };
+    chain.wait_until_it_works(START).await?;
+    Ok(chain)
+}
+
+/// A chain whose server records every dial, or none.
+pub async fn start_recorded(
+    stage: &Stage,
+    place: &Place,
+    carrier: Carrier,
+    audit: bool,
+) -> Result<Chain> {
+    let (target, address) = kubelet(stage, place).await?;
+    let listen = SocketAddr::new(place.route.host(), free_port()?);
+    let (server, path) = server(stage, place, carrier, listen, address.port())?;
+    let server = if audit {
+        let keys = Scratch::new().during("scratch directory")?;
+        make_key(&keys);
+        let key = place.directory.join("audit.key");
+        fs::copy(keys.join("audit.key"), &key).during("audit.key")?;
+        let log = text(&place.directory.join("audit.log"))?;
+        server.args(["--audit-log", &log, "--audit-key", &text(&key)?])
+    } else {
+        server
+    };
+    let server = server.start()?;
+    let agent = agent(stage, place, carrier, listen, address.port())?.start()?;
+    let mut chain = Chain {
+        door: Door::Connect {
+            path,
+            target: format!("{NODE}:{}", address.port()),
+        },
+        target,
+        front: Some(server),
+        back: Some(agent),
+        line: None,
+        link: Some(listen),
+    };
+    chain.wait_until_it_works(START).await?;
+    Ok(chain)
+}
+
+/// Kubelets with certificates of their own, one for each of so many nodes, on this port.
+pub fn kubelets(stage: &Stage, directory: &Path, port: u16, count: usize) -> Result<Process> {
+    kubelets::mint(&stage.authority, directory, count)?;
+    Launch::own("kubelets", directory, &["kubelets"])?
+        .args(["--port", &port.to_string(), "--count", &count.to_string()])
+        .args(["--directory", &text(directory)?])
+        .start()
+}
+
+/// How a server is started that verifies no kubelet, and its door: targets play the kubelet and
+/// speak no TLS.
 pub fn server(
+    stage: &Stage,
+    place: &Place,
+    carrier: Carrier,
+    listen: SocketAddr,
+    kubelet_port: u16,
+) -> Result<(Launch, PathBuf)> {
+    let (launch, door) = any_server(stage, place, carrier, listen, kubelet_port)?;
+    Ok((launch.args(["--kubelet-verification", "off"]), door))
+}
+
+fn any_server(
     stage: &Stage,
     place: &Place,
     carrier: Carrier,
@@ -162,8 +329,6 @@ pub fn server(
             &stage.file("server.key")?,
         ])
         .args(["--agent-ca", &stage.file("agents.pem")?])
-        // Targets play the kubelet and speak no TLS; what verification costs is a measure of its own.
-        .args(["--kubelet-verification", "off"])
         .args(["--state-dir", &text(&place.directory.join("server-state"))?])
         .args(["--listen", &listen.to_string(), "--carrier", carrier.flag()])
         .args([
@@ -238,17 +403,21 @@ async fn line(place: &Place, server: SocketAddr) -> Result<(Option<Process>, Soc
     Ok((Some(line), dialled))
 }
 
-/// A process that holds this many idle links to the server at `address`, each of another agent.
+/// A process that holds this many idle links to the server at `address`, each of another agent;
+/// with a port, each of a node whose kubelet is one of [`kubelets`].
 pub fn idle_agents(
     stage: &Stage,
     directory: &Path,
     carrier: Carrier,
     address: SocketAddr,
     count: usize,
+    kubelet_port: Option<u16>,
 ) -> Result<Process> {
-    agents::mint(&stage.authority, directory, count)?;
+    agents::mint(&stage.authority, directory, count, kubelet_port.is_some())?;
     let arguments = ["agents", "--server", &address.to_string()];
+    let port = kubelet_port.map(|port| ["--kubelet-port".to_owned(), port.to_string()]);
     Launch::own("agents", directory, &arguments)?
+        .args(port.into_iter().flatten())
         .args(["--carrier", carrier.flag(), "--count", &count.to_string()])
         .args(["--roots", &stage.file("servers.pem")?])
         .args(["--directory", &text(directory)?])
