@@ -219,8 +219,6 @@ pub struct DoorConfig {
     pub speaks: Speaks,
     /// Over TCP, for whoever is signed by the authority of the compatibility profile.
     pub signed: Option<SocketAddr>,
-    /// What doors speak; `None`: both, told apart by the first bytes.
-    pub mode: Option<DoorMode>,
     /// At once, for each door.
     pub max_connections: usize,
 }
@@ -323,12 +321,11 @@ impl Config {
             doors: DoorConfig {
                 unix,
                 signed: profile.and_then(|profile| profile.front_ends),
-                mode: args.mode,
                 tcp: args.door_tcp.map(|address| TcpDoor {
                     address,
                     allow: args.door_allow,
                 }),
-                speaks: Speaks::BOTH,
+                speaks: speaks(args.mode),
                 max_connections: args.max_door_connections as usize,
             },
             prefixes: Prefixes {
@@ -444,6 +441,14 @@ fn unix_door(args: &Args, compat: Option<&Profile>) -> Result<Option<UnixDoor>, 
         mode,
         allowed,
     }))
+}
+
+/// `--mode` restricts what doors take.
+fn speaks(mode: Option<DoorMode>) -> Speaks {
+    Speaks {
+        connect: mode != Some(DoorMode::Grpc),
+        grpc: mode != Some(DoorMode::HttpConnect),
+    }
 }
 
 /// 0770 less what has no meaning for a socket.

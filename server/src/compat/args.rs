@@ -71,6 +71,11 @@ impl fmt::Display for DoorMode {
     }
 }
 
+/// A path, or nothing: manifests of the field give empty values.
+fn path(text: &str) -> Result<PathBuf, std::convert::Infallible> {
+    Ok(text.into())
+}
+
 /// Flags of Konnectivity's proxy-server.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "With --compatibility=konnectivity")]
@@ -84,7 +89,7 @@ pub struct KonnectivityArgs {
     pub allow_downgrade: Option<bool>,
 
     /// Unix socket for front ends; then --server-port must be 0
-    #[arg(long, env = "TOWLINE_UDS_NAME", value_name = "PATH")]
+    #[arg(long, env = "TOWLINE_UDS_NAME", value_name = "PATH", value_parser = path)]
     pub uds_name: Option<PathBuf>,
 
     /// Remove a file that lies in the socket's place [default: true]
@@ -100,15 +105,15 @@ pub struct KonnectivityArgs {
     pub server_bind_address: Option<String>,
 
     /// Our certificate for front ends over TCP (PEM)
-    #[arg(long, env = "TOWLINE_SERVER_CERT", value_name = "FILE")]
+    #[arg(long, env = "TOWLINE_SERVER_CERT", value_name = "FILE", value_parser = path)]
     pub server_cert: Option<PathBuf>,
 
     /// Its key (PEM)
-    #[arg(long, env = "TOWLINE_SERVER_KEY", value_name = "FILE")]
+    #[arg(long, env = "TOWLINE_SERVER_KEY", value_name = "FILE", value_parser = path)]
     pub server_key: Option<PathBuf>,
 
     /// Who signs front ends: any certificate of this authority may ask for anything (PEM)
-    #[arg(long, env = "TOWLINE_SERVER_CA_CERT", value_name = "FILE")]
+    #[arg(long, env = "TOWLINE_SERVER_CA_CERT", value_name = "FILE", value_parser = path)]
     pub server_ca_cert: Option<PathBuf>,
 
     /// Port for agents, 1024 to 49151 [default: that of --listen]
@@ -120,15 +125,15 @@ pub struct KonnectivityArgs {
     pub agent_bind_address: Option<String>,
 
     /// Our certificate for legacy agents (PEM)
-    #[arg(long, env = "TOWLINE_CLUSTER_CERT", value_name = "FILE")]
+    #[arg(long, env = "TOWLINE_CLUSTER_CERT", value_name = "FILE", value_parser = path)]
     pub cluster_cert: Option<PathBuf>,
 
     /// Its key (PEM)
-    #[arg(long, env = "TOWLINE_CLUSTER_KEY", value_name = "FILE")]
+    #[arg(long, env = "TOWLINE_CLUSTER_KEY", value_name = "FILE", value_parser = path)]
     pub cluster_key: Option<PathBuf>,
 
     /// Who signs legacy agents: any certificate of this authority is an agent (PEM)
-    #[arg(long, env = "TOWLINE_CLUSTER_CA_CERT", value_name = "FILE")]
+    #[arg(long, env = "TOWLINE_CLUSTER_CA_CERT", value_name = "FILE", value_parser = path)]
     pub cluster_ca_cert: Option<PathBuf>,
 
     /// Port of metrics for administrators, 1024 to 49151 [default: 8095]
@@ -184,7 +189,7 @@ pub struct KonnectivityArgs {
     pub authentication_audience: Option<String>,
 
     /// Where the Kubernetes API is [default: the pod that we run in]
-    #[arg(long, env = "TOWLINE_KUBECONFIG", value_name = "FILE")]
+    #[arg(long, env = "TOWLINE_KUBECONFIG", value_name = "FILE", value_parser = path)]
     pub kubeconfig: Option<PathBuf>,
 
     /// Accepted, without effect
