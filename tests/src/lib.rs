@@ -18,6 +18,7 @@ pub mod konnectivity;
 pub mod kube;
 pub mod kubectl;
 pub mod kubelet;
+pub mod legacy_server;
 pub mod legacy;
 pub mod network;
 pub mod pattern;
