@@ -19,6 +19,7 @@ pub mod kube;
 pub mod kubectl;
 pub mod kubelet;
 pub mod legacy_server;
+pub mod legacy_world;
 pub mod legacy;
 pub mod network;
 pub mod pattern;
