@@ -2,7 +2,7 @@
 //! reads the environment.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
@@ -271,6 +271,7 @@ impl Config {
         check_doors(&args, compat.as_ref())?;
         check_prefixes(&args)?;
         check_addresses(&args)?;
+        let unix = unix_door(&args, compat.as_ref())?;
         let quic = quic::Options {
             congestion: args.quic_congestion,
             payload: args.quic_payload,
@@ -295,7 +296,6 @@ impl Config {
             Some(path) => Some((path.clone(), Grants::load(path)?)),
             None => None,
         };
-        let unix = unix_door(&args, compat.as_ref())?;
         let profile = compat.as_ref();
         let health = profile
             .and_then(|profile| profile.health)
@@ -348,7 +348,7 @@ impl Config {
                 workers: args.workers,
                 health: health.unwrap_or_else(|| match profile {
                     Some(_) => Profile::default_health(),
-                    None => SocketAddr::from(([127, 0, 0, 1], HEALTH_PORT)),
+                    None => HEALTH,
                 }),
                 second: profile.and_then(|profile| {
                     Some(Second {
@@ -371,7 +371,7 @@ impl Config {
 }
 
 /// Health and metrics, when no flag says so.
-const HEALTH_PORT: u16 = 8092;
+const HEALTH: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8092);
 
 /// The profile, if it is asked for; without it its flags would silently do nothing.
 fn compatibility(args: &Args) -> Result<Option<Profile>, ConfigError> {
@@ -525,7 +525,7 @@ fn check_addresses(args: &Args) -> Result<(), ConfigError> {
     let listeners = [
         Some(("--listen", args.listen)),
         args.door_tcp.map(|address| ("--door-tcp", address)),
-        args.health_bind.map(|address| ("--health-bind", address)),
+        Some(("--health-bind", args.health_bind.unwrap_or(HEALTH))),
     ];
     let listeners: Vec<_> = listeners.into_iter().flatten().collect();
     for (index, (other_flag, address)) in listeners.iter().enumerate() {

@@ -2,16 +2,20 @@
 //! what is told to operators.
 
 use std::net::TcpListener;
+use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
+use clap::Parser;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use towline_link::carrier::CarrierKind;
 use towline_link::grpc::Code;
 use towline_proto::id::Role;
+use towline_server::compat::doctor;
 use towline_server::run::Server;
 use towline_tests::apiserver::FakeApiserver;
 use towline_tests::authority::{Authority, Pair};
-use towline_tests::cluster::start_server;
+use towline_tests::cluster::{Plan, start_server};
 use towline_tests::kube::{FakeKube, Mood, Token};
 use towline_tests::legacy::{LegacyAgent, LegacyPlan};
 use towline_tests::scenario::{eventually, expect};
@@ -436,4 +440,41 @@ async fn what_konnectivity_refuses_at_its_start_is_refused_and_more() {
         error.contains("only with --compatibility=konnectivity"),
         "{error}"
     );
+}
+
+#[derive(clap::Parser)]
+struct Asked {
+    #[command(flatten)]
+    doctor: doctor::DoctorArgs,
+}
+
+/// The exit code of `towline-server doctor`, asked over a real admin socket.
+async fn doctor_of(socket: &str) -> String {
+    let asked = Asked::parse_from(["doctor", "--admin-socket", socket]);
+    let code = tokio::task::spawn_blocking(move || doctor::run(&asked.doctor));
+    format!("{:?}", code.await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_doctor_sees_what_is_left_and_when_nothing_is() {
+    let world = World::new().await;
+    let socket = world.file("admin.sock");
+    let more = ["--admin-socket", &socket];
+    let server = start_server(&world.token_manifest(&more))
+        .await
+        .expect("a start");
+    let left = format!("{:?}", ExitCode::from(4));
+    assert_eq!(doctor_of(&socket).await, left);
+    drop(server);
+    let none = format!("{:?}", ExitCode::from(1));
+    assert_eq!(doctor_of(&world.file("nobody.sock")).await, none);
+    let scratch = Scratch::new().unwrap();
+    let socket = scratch.join("admin.sock").display().to_string();
+    let verified = Plan::on(CarrierKind::Tls)
+        .server_flags(&["--admin-socket", &socket])
+        .start()
+        .await;
+    let done = format!("{:?}", ExitCode::SUCCESS);
+    assert_eq!(doctor_of(&socket).await, done);
+    drop(verified);
 }

@@ -156,8 +156,8 @@ pub struct KonnectivityArgs {
     #[arg(long, env = "TOWLINE_KEEPALIVE_TIME", value_name = "TIME")]
     pub keepalive_time: Option<TimeSpan>,
 
-    /// Silence after which a gRPC front end is pinged [default: 1h]
-    #[arg(long, env = "TOWLINE_FRONTEND_KEEPALIVE_TIME", value_name = "TIME")]
+    /// Accepted, without effect: the kernel asks a silent front end
+    #[arg(long, env = "TOWLINE_FRONTEND_KEEPALIVE_TIME", hide = true)]
     pub frontend_keepalive_time: Option<TimeSpan>,
 
     /// Accepted; there is no profiling over HTTP here
@@ -299,10 +299,6 @@ impl KonnectivityArgs {
             of("--health-port", self.health_port.is_some()),
             of("--health-bind-address", self.health_bind_address.is_some()),
             of("--keepalive-time", self.keepalive_time.is_some()),
-            of(
-                "--frontend-keepalive-time",
-                self.frontend_keepalive_time.is_some(),
-            ),
             of("--enable-profiling", self.enable_profiling.is_some()),
             of(
                 "--enable-contention-profiling",
@@ -345,6 +341,10 @@ impl KonnectivityArgs {
     /// Given flags that are accepted and change nothing.
     pub fn without_effect(&self) -> Vec<&'static str> {
         let flags = [
+            (
+                "--frontend-keepalive-time",
+                self.frontend_keepalive_time.is_some(),
+            ),
             ("--kubeconfig-qps", self.kubeconfig_qps.is_some()),
             ("--kubeconfig-burst", self.kubeconfig_burst.is_some()),
             (
