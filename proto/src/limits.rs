@@ -314,7 +314,7 @@ pub const GRPC_SENSELESS: u32 = 64;
 /// How long a target's first bytes wait for a sign that the front end knows the connection.
 pub const GRPC_FIRST_HOLD: Duration = Duration::from_millis(5);
 /// After what was a refusal of those bytes or a close: silence for so long makes it a close.
-pub const GRPC_DOUBT: Duration = Duration::from_millis(50);
+pub const GRPC_DOUBT: Duration = Duration::from_millis(20);
 /// First bytes of a target that are sent and kept until the front end has them.
 pub const GRPC_FIRST_BYTES: usize = 16 * 1024;
 /// A front end that says nothing about them for so long has taken them.
