@@ -9,7 +9,6 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls_pki_types::{CertificateDer, UnixTime};
 
@@ -24,10 +23,7 @@ pub struct ChainVerifier(Arc<dyn ClientCertVerifier>);
 impl ChainVerifier {
     /// For clients that chain to these roots.
     pub fn new(roots: &WebRoots) -> Result<Self, TlsError> {
-        WebPkiClientVerifier::builder_with_provider(roots.store(), tls::provider())
-            .build()
-            .map(Self)
-            .map_err(|_| TlsError::from(rustls::Error::General("no usable root".to_owned())))
+        tls::chain_verifier(roots).map(Self)
     }
 
     /// Checks the chain of a finished handshake once more, leaf first.

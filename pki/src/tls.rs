@@ -18,7 +18,7 @@ use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
 use rustls::crypto::hash::Output;
 use rustls::crypto::{CryptoProvider, GetRandomFailed};
 use rustls::server::danger::ClientCertVerifier;
-use rustls::server::{NoServerSessionStorage, ResolvesServerCert};
+use rustls::server::{NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ServerConfig};
@@ -212,6 +212,14 @@ pub fn chain_server(
     let mut config = builder.with_cert_resolver(resolver);
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     Ok(Arc::new(without_resumption(config)))
+}
+
+/// Checks what TLS itself can check of a client.
+pub(crate) fn chain_verifier(roots: &WebRoots) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let building = WebPkiClientVerifier::builder_with_provider(roots.store(), provider());
+    building
+        .build()
+        .map_err(|_| TlsError(rustls::Error::General("no usable root".to_owned())))
 }
 
 fn without_resumption(mut config: ServerConfig) -> ServerConfig {

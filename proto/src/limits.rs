@@ -53,6 +53,17 @@ pub const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
 pub const MUX_FRAME_BYTES: usize = 16 * 1024 - 8;
 /// Bytes that one dial may have queued in the multiplexer before its task waits.
 pub const MUX_SEND_QUEUE: usize = 256 * 1024;
+/// Bytes of one dial after whose reading the multiplexer gives credit back, at the latest.
+pub const MUX_RETURN: u32 = 64 * 1024;
+/// Bytes that an agent sends on one dial before the server's reader returns credit, on the shortest
+/// path: every other dial waits behind what the two TCP sockets hold of it. A whole
+/// [`STREAM_WINDOW`] made a round trip beside a bulk dial wait 3.6 ms on loopback, this 0.7 ms, at
+/// four fifths of the throughput.
+pub const MUX_FLIGHT: u32 = 256 * 1024;
+/// What is added to [`MUX_FLIGHT`] for each millisecond of the path's round trip: 512 MB/s.
+pub const MUX_FLIGHT_PER_MS: u32 = 512 * 1024;
+/// What both ends need of the first round trip for themselves; it is not the path's.
+pub const MUX_GREETING: Duration = Duration::from_millis(1);
 /// A dial whose far edge took no byte for this long counts as stalled.
 pub const STALLED_AFTER: Duration = Duration::from_secs(1);
 /// Bytes that a far edge which is behind has to take in each [`STALLED_AFTER`] to count as moving.
@@ -319,7 +330,9 @@ pub const GRPC_RESETS: usize = 1024;
 /// Packets of one stream that mean nothing. Overflow: the stream ends.
 pub const GRPC_SENSELESS: u32 = 64;
 /// How long a target's first bytes wait for a sign that the front end knows the connection.
-pub const GRPC_FIRST_HOLD: Duration = Duration::from_millis(2);
+pub const GRPC_FIRST_HOLD: Duration = Duration::from_millis(5);
+/// After what was a refusal of those bytes or a close: silence for so long makes it a close.
+pub const GRPC_DOUBT: Duration = Duration::from_millis(20);
 /// First bytes of a target that are sent and kept until the front end has them.
 pub const GRPC_FIRST_BYTES: usize = 16 * 1024;
 /// A front end that says nothing about them for so long has taken them.
@@ -564,6 +577,7 @@ const _: () = {
     assert!(MUX_BATCH <= MUX_SEND_QUEUE && MUX_BATCH <= TLS_TURN);
     assert!(TCP_UNACKNOWLEDGED.as_secs() > PEER_SILENT.as_secs());
     assert!(MUX_SEND_QUEUE as u64 <= STREAM_WINDOW as u64);
+    assert!(2 * MUX_RETURN <= MUX_FLIGHT && MUX_FLIGHT <= STREAM_WINDOW);
     assert!(BACKOFF_QUICK_CAP.as_secs() <= BACKOFF_CAP.as_secs());
     assert!(FILE_DEBOUNCE.as_millis() < FILE_LOOK.as_millis());
     assert!(DRAIN_TIMEOUT.as_secs() <= DRAIN_TIMEOUT_MAX.as_secs());

@@ -1,7 +1,7 @@
 //! Two multiplexers joined by a pipe that cuts bytes anywhere, told by hand what to do.
 
 use bytes::Bytes;
-use towline_proto::limits::{MUX_FRAME_BYTES, STREAM_WINDOW};
+use towline_proto::limits::{MUX_FLIGHT, MUX_FRAME_BYTES, STREAM_WINDOW};
 use towline_proto::mux::{
     Batch, Config, Event, Interest, Mux, OpenError, RecvError, SendError, Side, StreamKey,
     Violation,
@@ -212,6 +212,29 @@ fn a_stalled_reader_stops_only_itself_and_credit_comes_back_as_it_reads() {
     pair.deliver();
     assert!(events(&mut pair.server).contains(&Event::Stream(here, Interest::SEND)));
     assert_eq!(pair.server.send(here, &mut chunk), Ok(()));
+}
+
+#[test]
+fn a_sender_that_uses_less_than_its_credit_never_waits_for_nothing() {
+    let mut pair = pair(STREAM_WINDOW);
+    pair.agent.set_in_flight(MUX_FLIGHT);
+    let (here, there) = pair.dial(b"x");
+    let (mut sent, mut read) = (0, 0);
+    let mut chunk = Bytes::from(vec![7; 4 * MUX_FLIGHT as usize]);
+    let whole = chunk.len();
+    while !chunk.is_empty() {
+        let before = chunk.len();
+        let taken = pair.agent.send(there, &mut chunk);
+        sent += before - chunk.len();
+        assert!(sent - read <= MUX_FLIGHT as usize, "beyond what it may");
+        assert!(taken.is_ok(), "blocked although everything was read");
+        pair.deliver();
+        while let Ok(Some(bytes)) = pair.server.recv(here, usize::MAX) {
+            read += bytes.len();
+        }
+        pair.deliver();
+    }
+    assert_eq!(read, whole);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! reads the environment.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -264,8 +264,6 @@ pub struct DoorConfig {
     pub speaks: Speaks,
     /// Over TCP, for whoever is signed by the authority of the compatibility profile.
     pub signed: Option<SocketAddr>,
-    /// What doors speak; `None`: both, told apart by the first bytes.
-    pub mode: Option<DoorMode>,
     /// At once, for each door.
     pub max_connections: usize,
 }
@@ -318,6 +316,7 @@ impl Config {
         check_doors(&args, compat.as_ref())?;
         check_prefixes(&args)?;
         check_addresses(&args)?;
+        let unix = unix_door(&args, compat.as_ref())?;
         let quic = quic::Options {
             congestion: args.quic_congestion,
             payload: args.quic_payload,
@@ -327,7 +326,6 @@ impl Config {
         };
         quic.check()?;
         let files = own_files(&args)?;
-        let unix = unix_door(&args, compat.as_ref())?;
         let verification = args.kubelet_verification.unwrap_or(match &compat {
             // The profile verifies kubelets as soon as it is told by which authority.
             Some(_) if args.kubelet_certificate_authority.is_none() => Mode::Off,
@@ -431,12 +429,11 @@ impl Config {
             doors: DoorConfig {
                 unix,
                 signed: profile.and_then(|profile| profile.front_ends),
-                mode: args.mode,
                 tcp: args.door_tcp.map(|address| TcpDoor {
                     address,
                     allow: args.door_allow,
                 }),
-                speaks: Speaks::BOTH,
+                speaks: speaks(args.mode),
                 max_connections: args.max_door_connections as usize,
             },
             prefixes: Prefixes {
@@ -464,7 +461,7 @@ impl Config {
                 workers: args.workers,
                 health: health.unwrap_or_else(|| match profile {
                     Some(_) => Profile::default_health(),
-                    None => SocketAddr::from(([127, 0, 0, 1], HEALTH_PORT)),
+                    None => HEALTH,
                 }),
                 second: profile.and_then(|profile| {
                     Some(Second {
@@ -515,7 +512,7 @@ fn check_kubelet_rules(
 }
 
 /// Health and metrics, when no flag says so.
-const HEALTH_PORT: u16 = 8092;
+const HEALTH: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8092);
 
 /// The profile, if it is asked for; without it its flags would silently do nothing.
 fn compatibility(args: &Args) -> Result<Option<Profile>, ConfigError> {
@@ -585,6 +582,14 @@ fn unix_door(args: &Args, compat: Option<&Profile>) -> Result<Option<UnixDoor>, 
         mode,
         allowed,
     }))
+}
+
+/// `--mode` restricts what doors take.
+fn speaks(mode: Option<DoorMode>) -> Speaks {
+    Speaks {
+        connect: mode != Some(DoorMode::Grpc),
+        grpc: mode != Some(DoorMode::HttpConnect),
+    }
 }
 
 /// 0770 less what has no meaning for a socket.
@@ -661,7 +666,7 @@ fn check_addresses(args: &Args) -> Result<(), ConfigError> {
     let listeners = [
         Some(("--listen", args.listen)),
         args.door_tcp.map(|address| ("--door-tcp", address)),
-        args.health_bind.map(|address| ("--health-bind", address)),
+        Some(("--health-bind", args.health_bind.unwrap_or(HEALTH))),
     ];
     let listeners: Vec<_> = listeners.into_iter().flatten().collect();
     for (index, (other_flag, address)) in listeners.iter().enumerate() {

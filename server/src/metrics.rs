@@ -337,11 +337,10 @@ impl Metrics {
         self.overlaps.inc();
     }
 
-    pub(crate) fn legacy_stream(&self, begun: bool) {
-        match begun {
-            true => self.legacy_streams.inc(),
-            false => self.legacy_streams.dec(),
-        };
+    /// Counts a stream until the result is dropped.
+    pub(crate) fn legacy_stream(&self) -> InFlight {
+        self.legacy_streams.inc();
+        InFlight(self.legacy_streams.clone())
     }
 
     pub(crate) fn legacy_refused(&self, reason: &'static str) {

@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
+use towline_link::carrier::CarrierKind;
 use towline_link::grpc::Status;
 use towline_proto::konnectivity::frame::{self, Messages};
 use towline_proto::konnectivity::{
@@ -23,7 +24,8 @@ use towline_proto::konnectivity::{
 
 use crate::apiserver::client_config;
 use crate::authority::Pair;
-use crate::scenario::expect;
+use crate::cluster::{Cluster, Plan};
+use crate::scenario::{eventually, expect};
 
 /// Who comes, and what it says of itself.
 pub struct LegacyPlan<'a> {
@@ -314,4 +316,47 @@ async fn connection(
     }
     let error = String::new();
     let _ = say.send(Packet::CloseResponse { error, connect_id }).await;
+}
+
+/// A server with the door for legacy agents open, and no agent.
+pub async fn alone() -> Cluster {
+    alone_with(&[]).await
+}
+
+/// The same, with more flags.
+pub async fn alone_with(flags: &[&str]) -> Cluster {
+    Plan::on(CarrierKind::Tls)
+        .agents(0)
+        .compatible()
+        .server_flags(flags)
+        .start()
+        .await
+}
+
+/// Resolves when so many streams are listed.
+pub async fn listed(cluster: &Cluster, count: usize) {
+    eventually("the streams in the table", || async {
+        let status = cluster.server(0).status();
+        let legacy = status.compatibility.expect("the profile").legacy_agents;
+        (legacy.len() == count).then_some(())
+    })
+    .await;
+}
+
+/// A number of the first server's `/metrics`; 0 when the line is not there.
+pub async fn metric(cluster: &Cluster, line: &str) -> u64 {
+    let health = cluster.server(0).health_address();
+    let mut stream = tokio::net::TcpStream::connect(health).await.unwrap();
+    let request = b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    let found = text.lines().find_map(|l| l.strip_prefix(line));
+    found.map_or(0, |value| value.trim().parse().unwrap())
+}
+
+/// DATA of a connection.
+pub fn data(connect_id: i64, data: impl Into<Bytes>) -> Packet {
+    let data = data.into();
+    Packet::Data { connect_id, data }
 }

@@ -21,6 +21,8 @@ pub mod kube;
 pub mod kubectl;
 pub mod kubelet;
 pub mod legacy;
+pub mod legacy_server;
+pub mod legacy_world;
 pub mod network;
 pub mod pattern;
 pub mod program;

@@ -252,3 +252,47 @@ pub async fn refusing_address() -> io::Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     listener.local_addr()
 }
+
+/// An address whose listen queue is full: the kernel ignores further attempts to connect, which hang.
+pub struct FullAddress {
+    address: SocketAddr,
+    _listener: socket2::Socket,
+    _fillers: Vec<socket2::Socket>,
+}
+
+impl FullAddress {
+    /// Fills one on loopback.
+    pub fn start() -> io::Result<Self> {
+        use socket2::{Domain, Socket, Type};
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())?;
+        listener.listen(0)?;
+        let bound = listener.local_addr()?;
+        let address = bound.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let mut fillers = Vec::new();
+        // A queue of length 0 holds one connection; a second attempt already hangs.
+        for _ in 0..2 {
+            let filler = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+            filler.set_nonblocking(true)?;
+            match filler.connect(&bound) {
+                Ok(()) => {}
+                Err(error) if error.raw_os_error() == Some(IN_PROGRESS) => {}
+                Err(error) => return Err(error),
+            }
+            fillers.push(filler);
+        }
+        Ok(Self {
+            address,
+            _listener: listener,
+            _fillers: fillers,
+        })
+    }
+
+    /// Where nobody answers.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+/// EINPROGRESS of Linux.
+const IN_PROGRESS: i32 = 115;

@@ -3,68 +3,13 @@
 
 use std::time::Duration;
 
-use towline_proto::id::Role;
-use towline_tests::authority::Authority;
-use towline_tests::konnectivity::agent::{AgentFiles, AgentPlan};
-use towline_tests::konnectivity::front_end::TlsFiles;
-use towline_tests::konnectivity::server::{ServerFiles, ServerPlan};
-use towline_tests::konnectivity::{Dialler, FrontEnd, GoAgent, GoServer, Mode, Verb};
+use towline_tests::konnectivity::pair::Makers;
+use towline_tests::konnectivity::{Mode, Pairing, Verb};
 use towline_tests::scenario::{eventually, run};
-use towline_tests::scratch::Scratch;
 use towline_tests::target::{Behaviour, Target, refusing_address};
 
-struct World {
-    server: GoServer,
-    agent: GoAgent,
-    front_end: FrontEnd,
-    scratch: Scratch,
-}
-
-impl World {
-    async fn start(mode: Mode) -> Self {
-        let scratch = Scratch::new().unwrap();
-        let authority = Authority::new("kit.example");
-        let files = ServerFiles::write(&authority, &scratch, "ps");
-        let server = ServerPlan::new("ps", mode).start(&files, &scratch).await;
-        let files = AgentFiles::write(&authority, &scratch, "pa");
-        let agent = AgentPlan::new("pa", server.agents)
-            .start(&files, &scratch)
-            .await;
-        let dialler = dialler(mode, &server, &authority, &scratch);
-        let front_end = FrontEnd::start(&dialler, &scratch).await;
-        Self {
-            server,
-            agent,
-            front_end,
-            scratch,
-        }
-    }
-}
-
-fn dialler(mode: Mode, server: &GoServer, authority: &Authority, scratch: &Scratch) -> Dialler {
-    let socket = || server.door_unix.clone().expect("a socket");
-    let tcp = || {
-        let pair = authority.leaf(Role::Client, "kube-apiserver").sign();
-        let files = TlsFiles {
-            pair: pair.write(scratch, "front-end").unwrap(),
-            ca: scratch
-                .write("front-end.ca", authority.issuer(Role::Server).pem())
-                .unwrap(),
-        };
-        (server.door_tcp.expect("a port"), files)
-    };
-    match mode {
-        Mode::GrpcUnix => Dialler::ApiserverGrpc(socket()),
-        Mode::ConnectUnix => Dialler::ApiserverConnect(socket()),
-        Mode::GrpcTcp => {
-            let (address, files) = tcp();
-            Dialler::SingleTcp(address, files)
-        }
-        Mode::ConnectTcp => {
-            let (address, files) = tcp();
-            Dialler::ApiserverConnectTcp(address, files)
-        }
-    }
+async fn world(mode: Mode) -> Pairing {
+    Pairing::start(Makers::THEIRS, mode).await
 }
 
 #[ignore = "needs Go"]
@@ -72,7 +17,7 @@ fn dialler(mode: Mode, server: &GoServer, authority: &Authority, scratch: &Scrat
 async fn its_own_parts_work_with_each_other_in_every_mode() {
     run("reference", async {
         for mode in Mode::ALL {
-            let world = World::start(mode).await;
+            let world = world(mode).await;
             let echo = Target::start(Behaviour::Echo).await.unwrap();
             let target = echo.address().to_string();
             let ask = Verb::ask(&target, "question").times(20).workers(4);
@@ -97,9 +42,8 @@ async fn its_own_parts_work_with_each_other_in_every_mode() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn its_newer_client_shares_one_connection() {
     run("reusable", async {
-        let world = World::start(Mode::GrpcUnix).await;
-        let socket = world.server.door_unix.clone().expect("a socket");
-        let front_end = FrontEnd::start(&Dialler::Reusable(socket), &world.scratch).await;
+        let world = world(Mode::GrpcUnix).await;
+        let front_end = world.reusable().await;
         let echo = Target::start(Behaviour::Echo).await.unwrap();
         let target = echo.address().to_string();
         assert_eq!(front_end.fine(Verb::many(&target, 50)).await.good, 50);
@@ -111,7 +55,7 @@ async fn its_newer_client_shares_one_connection() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn its_metrics_and_health_are_read() {
     run("metrics", async {
-        let world = World::start(Mode::GrpcUnix).await;
+        let mut world = world(Mode::GrpcUnix).await;
         let echo = Target::start(Behaviour::Echo).await.unwrap();
         let target = echo.address().to_string();
         world.front_end.fine(Verb::open("held", &target)).await;
@@ -122,7 +66,7 @@ async fn its_metrics_and_health_are_read() {
         let name = "konnectivity_network_proxy_agent_open_endpoint_connections";
         assert_eq!(agent.sum(name, &[]), Some(1.0));
         assert!(world.server.ready().await);
-        world.agent.kill().await;
+        world.agent.end().await;
         eventually("not ready without an agent", || async {
             (!world.server.ready().await).then_some(())
         })
@@ -139,7 +83,7 @@ async fn its_metrics_and_health_are_read() {
 async fn what_is_broken_there_is_noted() {
     run("record", async {
         for mode in [Mode::GrpcUnix, Mode::ConnectUnix] {
-            let world = World::start(mode).await;
+            let world = world(mode).await;
             let front_end = &world.front_end;
             let speaks = Target::start(Behaviour::SpeaksFirst("220 hello\r\n"))
                 .await

@@ -3,14 +3,14 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustls::server::Acceptor;
 use rustls::{AlertDescription, Error as TlsFailure};
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake, TlsAcceptor, TlsConnector, TlsStream};
 use towline_pki::tls::server_name;
 use towline_pki::{PeerError, PeerVerifier};
@@ -254,8 +254,13 @@ where
         )?;
         // In TLS 1.3 the server looks at our certificate after we are done; only its first
         // frame says that it took us.
+        let done = Instant::now();
         match link.shared.greeted().await {
-            Ok(()) => Ok(Arc::new(link) as Arc<dyn Carrier>),
+            Ok(()) => {
+                let flight = in_flight(done.elapsed());
+                link.shared.with(|mux| mux.set_in_flight(flight));
+                Ok(Arc::new(link) as Arc<dyn Carrier>)
+            }
             Err(reason) => Err(ConnectError::Handshake {
                 server: name.clone(),
                 reason,
@@ -264,6 +269,17 @@ where
         }
     })
     .await?
+}
+
+/// Bytes of one dial that are sent before credit comes back: what the path carries in a round trip,
+/// and a little more. `greeting` is the first round trip, with what both ends did in it.
+fn in_flight(greeting: Duration) -> u32 {
+    let path = greeting.saturating_sub(limits::MUX_GREETING).as_micros();
+    let carried = path * u128::from(limits::MUX_FLIGHT_PER_MS) / 1000;
+    let carried = u32::try_from(carried).unwrap_or(u32::MAX);
+    limits::MUX_FLIGHT
+        .saturating_add(carried)
+        .min(limits::STREAM_WINDOW)
 }
 
 async fn in_time<T>(peer: &str, attempt: impl Future<Output = T>) -> Result<T, ConnectError> {

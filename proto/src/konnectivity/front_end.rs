@@ -12,13 +12,13 @@
 //!   it, so most dials pass here without any delay.
 //! - When the target speaks first, its first bytes are sent and kept ([`Room::First`]), and behind
 //!   them an empty DATA for an id that never existed. The client answers that with CLOSE_REQ in
-//!   any case and in order: a CLOSE_REQ for our connection before it says that the bytes were
-//!   dropped, and they are sent again; none says that they were taken. Only then more follow.
+//!   any case and in order: none for our connection before it says that the bytes were taken; one
+//!   says that they were dropped, or that the client closes the connection at this very moment.
+//! - To tell these two apart the bytes are sent once more, at once: dropped again, they will be
+//!   repeated until they are taken. Not dropped, and nothing said for [`limits::GRPC_DOUBT`], it
+//!   was a close. Only a client that becomes ready between two packets sent in a row, milliseconds
+//!   after it was told, and then says nothing, is taken for one that closed.
 //! - When the target ends without a byte, CLOSE_RSP is repeated until the client leaves.
-//!
-//! What cannot be told apart is a client that closes in the moment between the first bytes and
-//! the answer: its CLOSE_REQ looks like a refusal. Then nothing is lost either; its stream is
-//! ended in order when it leaves ([`FrontEnd::left_in_order`]).
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -68,19 +68,11 @@ enum Proof {
     /// It was told.
     Told { until: Instant },
     /// It was sent the first bytes and is asked about them.
-    Asked {
-        kept: Bytes,
-        refused: bool,
-        spoke: bool,
-        until: Instant,
-        pause: Duration,
-    },
-    /// It had dropped them.
-    Again {
-        kept: Bytes,
-        at: Instant,
-        pause: Duration,
-    },
+    Asked(Question),
+    /// It had dropped them more than once.
+    Again { question: Question, at: Instant },
+    /// It has them, and may have closed.
+    Doubt { until: Instant },
     /// It knows.
     Known,
     /// The target has ended without a byte: told so until it leaves.
@@ -89,6 +81,20 @@ enum Proof {
         pause: Duration,
         until: Instant,
     },
+}
+
+/// The first bytes, and what is known of their fate.
+#[derive(Debug)]
+struct Question {
+    kept: Bytes,
+    /// How often they were sent.
+    round: u32,
+    /// A CLOSE_REQ for the connection has come since they were sent last.
+    refused: bool,
+    /// An earlier CLOSE_REQ was no close.
+    alive: bool,
+    until: Instant,
+    pause: Duration,
 }
 
 #[derive(Debug)]
@@ -108,8 +114,6 @@ pub struct FrontEnd {
     senseless: u32,
     /// The target has ended.
     ending: bool,
-    /// A CLOSE_REQ was taken for a refusal.
-    doubt: bool,
 }
 
 /// An id that no connection has: ours are numbers of dials.
@@ -129,7 +133,6 @@ impl FrontEnd {
             answers: VecDeque::new(),
             senseless: 0,
             ending: false,
-            doubt: false,
         }
     }
 
@@ -198,21 +201,26 @@ impl FrontEnd {
                 self.senseless(Step::None)
             }
             State::Open { id, proof } if *id == connect_id => {
+                let id = *id;
                 match proof {
-                    Proof::Told { .. } => *proof = Proof::Known,
-                    Proof::Asked { spoke, .. } => *spoke = true,
-                    Proof::Again { kept, .. } => {
-                        let kept = std::mem::take(kept);
-                        let id = *id;
+                    Proof::Told { .. } | Proof::Doubt { .. } => *proof = Proof::Known,
+                    // Who writes has not closed, so the bytes were dropped.
+                    Proof::Asked(question) if question.refused && question.round == 1 => {
+                        let kept = std::mem::take(&mut question.kept);
                         *proof = Proof::Known;
                         self.answers.push_back(bytes(id, kept));
-                        self.doubt = false;
-                        self.settle();
                     }
-                    Proof::Known => self.doubt = false,
+                    Proof::Asked(question) => question.alive |= question.round > 1,
+                    Proof::Again { question, .. } => {
+                        let kept = std::mem::take(&mut question.kept);
+                        *proof = Proof::Known;
+                        self.answers.push_back(bytes(id, kept));
+                    }
+                    Proof::Known => {}
                     // It knows the connection now, so this one is heard.
                     Proof::Ending { at, .. } => *at = now,
                 }
+                self.settle();
                 match data.is_empty() {
                     true => self.senseless(Step::None),
                     false => Step::Bytes(data),
@@ -237,16 +245,14 @@ impl FrontEnd {
                 self.senseless(Step::None)
             }
             State::Open { id, proof } if *id == connect_id => match proof {
-                Proof::Asked { refused, .. } if !*refused => {
-                    *refused = true;
+                Proof::Asked(question) if !question.refused => {
+                    question.refused = true;
                     Step::None
                 }
                 _ => Step::Closed,
             },
-            State::Open { proof, .. } if connect_id == NOBODY => {
-                if matches!(proof, Proof::Asked { .. }) {
-                    self.answered(now);
-                }
+            State::Open { .. } if connect_id == NOBODY => {
+                self.answered(now);
                 Step::None
             }
             State::Open { .. } | State::Dialling { .. } => {
@@ -260,35 +266,32 @@ impl FrontEnd {
 
     /// The front end has answered what stood behind the first bytes.
     fn answered(&mut self, now: Instant) {
-        let State::Open { id, proof } = &mut self.state else {
+        let State::Open { proof, .. } = &mut self.state else {
             return;
         };
-        let Proof::Asked {
-            kept,
-            refused,
-            spoke,
-            pause,
-            ..
-        } = proof
-        else {
-            return;
-        };
-        let (id, kept) = (*id, std::mem::take(kept));
-        match (*refused, *spoke) {
-            (false, _) => *proof = Proof::Known,
-            (true, true) => {
-                *proof = Proof::Known;
-                self.doubt = true;
-                self.answers.push_back(bytes(id, kept));
+        let question = match std::mem::replace(proof, Proof::Known) {
+            Proof::Asked(question) => question,
+            other => {
+                *proof = other;
+                return;
             }
-            (true, false) => {
-                let pause = *pause;
-                *proof = Proof::Again {
-                    kept,
-                    at: now + pause,
-                    pause: (pause * 2).min(limits::GRPC_REPEAT.1),
+        };
+        match (question.refused, question.round) {
+            (false, 1) => {}
+            (false, _) if question.alive => {}
+            (false, _) => {
+                let until = now + limits::GRPC_DOUBT;
+                *proof = Proof::Doubt { until };
+            }
+            (true, 1) => return self.ask(now, question),
+            (true, _) => {
+                let at = now + question.pause;
+                let question = Question {
+                    alive: true,
+                    pause: (question.pause * 2).min(limits::GRPC_REPEAT.1),
+                    ..question
                 };
-                self.doubt = true;
+                *proof = Proof::Again { question, at };
             }
         }
         self.settle();
@@ -329,7 +332,8 @@ impl FrontEnd {
         match proof {
             Proof::Known => Room::Any,
             Proof::Told { until } if *until <= now => Room::First,
-            Proof::Told { until } | Proof::Asked { until, .. } => Room::Until(*until),
+            Proof::Told { until } | Proof::Doubt { until } => Room::Until(*until),
+            Proof::Asked(question) => Room::Until(question.until),
             Proof::Again { at, .. } => Room::Until(*at),
             Proof::Ending { .. } => Room::Never,
         }
@@ -345,22 +349,29 @@ impl FrontEnd {
 
     /// The first bytes of the target, when there is [`Room::First`].
     pub fn first(&mut self, now: Instant, kept: Bytes) {
-        self.ask(now, kept, limits::GRPC_REPEAT.0);
+        let question = Question {
+            kept,
+            round: 0,
+            refused: false,
+            alive: false,
+            until: now,
+            pause: limits::GRPC_REPEAT.0,
+        };
+        self.ask(now, question);
     }
 
-    fn ask(&mut self, now: Instant, kept: Bytes, pause: Duration) {
+    fn ask(&mut self, now: Instant, question: Question) {
         let State::Open { id, proof } = &mut self.state else {
             return;
         };
-        self.answers.push_back(bytes(*id, kept.clone()));
+        self.answers.push_back(bytes(*id, question.kept.clone()));
         self.answers.push_back(bytes(NOBODY, Bytes::new()));
-        *proof = Proof::Asked {
-            kept,
+        *proof = Proof::Asked(Question {
+            round: question.round + 1,
             refused: false,
-            spoke: false,
             until: now + limits::GRPC_FIRST_ANSWER,
-            pause,
-        };
+            ..question
+        });
     }
 
     /// The target has ended in order; all its bytes went out.
@@ -394,8 +405,9 @@ impl FrontEnd {
     pub fn timer(&self) -> Option<Instant> {
         match &self.state {
             State::Open { proof, .. } => match proof {
-                Proof::Asked { until, .. } => Some(*until),
+                Proof::Asked(question) => Some(question.until),
                 Proof::Again { at, .. } => Some(*at),
+                Proof::Doubt { until } => Some(*until),
                 Proof::Ending { at, until, .. } => Some(*at.min(until)),
                 Proof::Told { .. } | Proof::Known => None,
             },
@@ -403,22 +415,25 @@ impl FrontEnd {
         }
     }
 
-    /// Time has passed.
-    pub fn on_time(&mut self, now: Instant) {
+    /// Time has passed. It can show that the front end has closed.
+    pub fn on_time(&mut self, now: Instant) -> Step {
         let State::Open { id, proof } = &mut self.state else {
-            return;
+            return Step::None;
         };
         let id = *id;
         match proof {
             // A front end of another make, which does not answer for what it does not know.
-            Proof::Asked { until, refused, .. } if *until <= now && !*refused => {
-                *proof = Proof::Known;
-                self.settle();
+            Proof::Asked(question) if question.until <= now => self.answered(now),
+            Proof::Again { at, question } if *at <= now => {
+                let question = Question {
+                    kept: std::mem::take(&mut question.kept),
+                    ..*question
+                };
+                self.ask(now, question);
             }
-            Proof::Asked { until, .. } if *until <= now => self.answered(now),
-            Proof::Again { kept, at, pause } if *at <= now => {
-                let (kept, pause) = (std::mem::take(kept), *pause);
-                self.ask(now, kept, pause);
+            Proof::Doubt { until } if *until <= now => {
+                *proof = Proof::Known;
+                return Step::Closed;
             }
             Proof::Ending { until, .. } if *until <= now => {
                 self.end_with(close_response(id, ""));
@@ -430,6 +445,7 @@ impl FrontEnd {
             }
             _ => {}
         }
+        Step::None
     }
 
     /// All that came before [`Step::Closed`] was handed on.
@@ -464,14 +480,15 @@ impl FrontEnd {
     /// The front end left without a CLOSE_REQ of which we are sure: whether that is an end in
     /// order all the same.
     pub fn left_in_order(&self) -> bool {
-        let refused = matches!(
-            self.state,
-            State::Open {
-                proof: Proof::Asked { refused: true, .. } | Proof::Ending { .. },
-                ..
-            }
-        );
-        self.is_over() || self.doubt || refused
+        match &self.state {
+            State::Over => true,
+            State::Open { proof, .. } => match proof {
+                Proof::Asked(question) => question.refused || question.round > 1,
+                Proof::Doubt { .. } | Proof::Ending { .. } => true,
+                Proof::Told { .. } | Proof::Again { .. } | Proof::Known => false,
+            },
+            State::Idle | State::Dialling { .. } => false,
+        }
     }
 
     fn end_with(&mut self, last: Packet) {
@@ -510,7 +527,7 @@ pub fn fuzz_front_end(begun: Instant, input: &[u8]) {
         let now = begun + Duration::from_millis(at as u64);
         let [what, id] = [pair[0], *pair.last().unwrap_or(&0)];
         let id = [0, 7, 8, NOBODY, -1][usize::from(id % 5)];
-        let over = stream.is_over();
+        let (over, open) = (stream.is_over(), stream.id());
         let packet = match what % 16 {
             0 => Packet::DialRequest {
                 protocol: TCP.to_owned(),
@@ -537,7 +554,9 @@ pub fn fuzz_front_end(begun: Instant, input: &[u8]) {
                 continue;
             }
             10 => {
-                stream.on_time(now);
+                if stream.on_time(now) == Step::Closed {
+                    stream.closed();
+                }
                 continue;
             }
             11 => {
@@ -553,7 +572,7 @@ pub fn fuzz_front_end(begun: Instant, input: &[u8]) {
         };
         match stream.receive(now, packet) {
             Step::Dial(_) => dials += 1,
-            Step::Bytes(_) => assert!(stream.id() == Some(7)),
+            Step::Bytes(_) => assert!(open == Some(7)),
             Step::Closed => stream.closed(),
             Step::Refused | Step::GivenUp | Step::Flooded => assert!(stream.is_over()),
             Step::None => {}

@@ -44,6 +44,7 @@
 //! 4. Each direction ends once: by FIN (after the last byte) or by RESET. DATA or RESET after
 //!    that is a protocol error. WINDOW and STOP may cross the end and are then ignored.
 //! 5. DATA beyond the credit is a protocol error, also on a direction that was stopped.
+//!    Credit goes back at the latest when 64 KiB were read, so an end may use less of it than it has.
 //! 6. A STOP is answered by RESET with the same reason, unless the direction had ended.
 //! 7. Any violation closes the connection with CLOSE(`protocol`).
 //! 8. After CLOSE nothing is sent and everything received is ignored. Streams whose end had not
@@ -222,6 +223,8 @@ pub enum RecvError {
 #[derive(Debug)]
 pub struct Mux {
     config: Config,
+    /// Unreturned bytes of one stream that we send at most, however much credit there is.
+    in_flight: u32,
     /// By [`StreamKey`]; boxed, so that a past crowd of streams leaves little behind.
     streams: Vec<Option<Box<Stream>>>,
     free: Vec<u32>,

@@ -305,6 +305,7 @@ impl Mux {
             }
             self.peer_opened += 1;
             let credit = self.peer_limits.map_or(0, |(_, window)| window);
+            let credit = credit.min(self.in_flight);
             let key = self.insert(Stream::new(number, false, credit, self.config.window));
             self.numbers.insert(number, key);
             self.accepted.push_back(key);

@@ -1,5 +1,6 @@
 //! One stream as both directions' states. Transitions only; frames and lists are the callers'.
 
+use crate::limits::MUX_RETURN;
 use crate::reason::Reason;
 
 use super::queue::Queue;
@@ -144,10 +145,12 @@ impl Stream {
         }
     }
 
-    /// Whether enough was read that the credit goes back: half a window, so that a bulk
-    /// transfer costs two WINDOW frames a window.
+    /// Whether enough was read that the credit goes back: half a window, and no more than a peer
+    /// that sends less than it may can wait for.
     pub(super) fn returns_credit(&self, window: u32) -> bool {
-        self.receiving == Receiving::Open && self.unreturned > 0 && self.unreturned >= window / 2
+        self.receiving == Receiving::Open
+            && self.unreturned > 0
+            && self.unreturned >= MUX_RETURN.min(window / 2)
     }
 
     /// Whether it was opened and dropped before the peer saw anything of it.

@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
 
+use crate::limits::MUX_RETURN;
 use crate::reason::Reason;
 
 use super::receive::Decoder;
@@ -16,6 +17,7 @@ impl Mux {
     pub fn new(config: Config) -> Self {
         Self {
             config,
+            in_flight: u32::MAX,
             streams: Vec::new(),
             free: Vec::new(),
             numbers: HashMap::new(),
@@ -85,6 +87,12 @@ impl Mux {
         }
     }
 
+    /// Unreturned bytes that a new stream sends at most, although the peer would take more.
+    pub fn set_in_flight(&mut self, bytes: u32) {
+        // Less would never be returned.
+        self.in_flight = bytes.max(2 * MUX_RETURN);
+    }
+
     pub(super) fn end(&mut self, reason: Reason) {
         self.closed = Some(reason);
         self.events.push_back(Event::Closed);
@@ -117,7 +125,8 @@ impl Mux {
         if ever >= STREAMS_EVER {
             return Err(OpenError::UsedUp);
         }
-        let (streams, credit) = self.peer_limits.ok_or(OpenError::Blocked)?;
+        let (streams, window) = self.peer_limits.ok_or(OpenError::Blocked)?;
+        let credit = window.min(self.in_flight);
         if ever >= streams {
             return Err(OpenError::Blocked);
         }

@@ -71,6 +71,11 @@ impl fmt::Display for DoorMode {
     }
 }
 
+/// A path, or nothing: manifests of the field give empty values.
+fn path(text: &str) -> Result<PathBuf, std::convert::Infallible> {
+    Ok(text.into())
+}
+
 /// Flags of Konnectivity's proxy-server.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "With --compatibility=konnectivity")]
@@ -84,7 +89,7 @@ pub struct KonnectivityArgs {
     pub allow_downgrade: Option<bool>,
 
     /// Unix socket for front ends; then --server-port must be 0
-    #[arg(long, env = "TOWLINE_UDS_NAME", value_name = "PATH")]
+    #[arg(long, env = "TOWLINE_UDS_NAME", value_name = "PATH", value_parser = path)]
     pub uds_name: Option<PathBuf>,
 
     /// Remove a file that lies in the socket's place [default: true]
@@ -100,15 +105,15 @@ pub struct KonnectivityArgs {
     pub server_bind_address: Option<String>,
 
     /// Our certificate for front ends over TCP (PEM)
-    #[arg(long, env = "TOWLINE_SERVER_CERT", value_name = "FILE")]
+    #[arg(long, env = "TOWLINE_SERVER_CERT", value_name = "FILE", value_parser = path)]
     pub server_cert: Option<PathBuf>,
 
     /// Its key (PEM)
-    #[arg(long, env = "TOWLINE_SERVER_KEY", value_name = "FILE")]
+    #[arg(long, env = "TOWLINE_SERVER_KEY", value_name = "FILE", value_parser = path)]
     pub server_key: Option<PathBuf>,
 
     /// Who signs front ends: any certificate of this authority may ask for anything (PEM)
-    #[arg(long, env = "TOWLINE_SERVER_CA_CERT", value_name = "FILE")]
+    #[arg(long, env = "TOWLINE_SERVER_CA_CERT", value_name = "FILE", value_parser = path)]
     pub server_ca_cert: Option<PathBuf>,
 
     /// Port for agents, 1024 to 49151 [default: that of --listen]
@@ -120,15 +125,15 @@ pub struct KonnectivityArgs {
     pub agent_bind_address: Option<String>,
 
     /// Our certificate for legacy agents (PEM)
-    #[arg(long, env = "TOWLINE_CLUSTER_CERT", value_name = "FILE")]
+    #[arg(long, env = "TOWLINE_CLUSTER_CERT", value_name = "FILE", value_parser = path)]
     pub cluster_cert: Option<PathBuf>,
 
     /// Its key (PEM)
-    #[arg(long, env = "TOWLINE_CLUSTER_KEY", value_name = "FILE")]
+    #[arg(long, env = "TOWLINE_CLUSTER_KEY", value_name = "FILE", value_parser = path)]
     pub cluster_key: Option<PathBuf>,
 
     /// Who signs legacy agents: any certificate of this authority is an agent (PEM)
-    #[arg(long, env = "TOWLINE_CLUSTER_CA_CERT", value_name = "FILE")]
+    #[arg(long, env = "TOWLINE_CLUSTER_CA_CERT", value_name = "FILE", value_parser = path)]
     pub cluster_ca_cert: Option<PathBuf>,
 
     /// Port of metrics for administrators, 1024 to 49151 [default: 8095]
@@ -151,8 +156,8 @@ pub struct KonnectivityArgs {
     #[arg(long, env = "TOWLINE_KEEPALIVE_TIME", value_name = "TIME")]
     pub keepalive_time: Option<TimeSpan>,
 
-    /// Silence after which a gRPC front end is pinged [default: 1h]
-    #[arg(long, env = "TOWLINE_FRONTEND_KEEPALIVE_TIME", value_name = "TIME")]
+    /// Accepted, without effect: the kernel asks a silent front end
+    #[arg(long, env = "TOWLINE_FRONTEND_KEEPALIVE_TIME", hide = true)]
     pub frontend_keepalive_time: Option<TimeSpan>,
 
     /// Accepted; there is no profiling over HTTP here
@@ -184,7 +189,7 @@ pub struct KonnectivityArgs {
     pub authentication_audience: Option<String>,
 
     /// Where the Kubernetes API is [default: the pod that we run in]
-    #[arg(long, env = "TOWLINE_KUBECONFIG", value_name = "FILE")]
+    #[arg(long, env = "TOWLINE_KUBECONFIG", value_name = "FILE", value_parser = path)]
     pub kubeconfig: Option<PathBuf>,
 
     /// Accepted, without effect
@@ -294,10 +299,6 @@ impl KonnectivityArgs {
             of("--health-port", self.health_port.is_some()),
             of("--health-bind-address", self.health_bind_address.is_some()),
             of("--keepalive-time", self.keepalive_time.is_some()),
-            of(
-                "--frontend-keepalive-time",
-                self.frontend_keepalive_time.is_some(),
-            ),
             of("--enable-profiling", self.enable_profiling.is_some()),
             of(
                 "--enable-contention-profiling",
@@ -340,6 +341,10 @@ impl KonnectivityArgs {
     /// Given flags that are accepted and change nothing.
     pub fn without_effect(&self) -> Vec<&'static str> {
         let flags = [
+            (
+                "--frontend-keepalive-time",
+                self.frontend_keepalive_time.is_some(),
+            ),
             ("--kubeconfig-qps", self.kubeconfig_qps.is_some()),
             ("--kubeconfig-burst", self.kubeconfig_burst.is_some()),
             (

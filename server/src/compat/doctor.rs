@@ -158,7 +158,7 @@ fn report(steps: &[Step]) -> String {
     let mut text = String::new();
     let left = steps.iter().filter(|step| !step.done).count();
     for step in steps {
-        let mark = if step.done { "done" } else { "TODO" };
+        let mark = if step.done { "done" } else { "left" };
         let _ = writeln!(text, "[{mark}] {}", printable(&step.title));
         if !step.done {
             let _ = writeln!(text, "       {}", step.how);

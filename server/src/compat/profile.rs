@@ -115,8 +115,6 @@ pub struct Profile {
     pub server_count: u32,
     /// Silence after which an agent is pinged.
     pub keep_alive: Duration,
-    /// Silence after which a gRPC front end is pinged.
-    pub front_end_keep_alive: Duration,
     /// For a legacy agent's answer to a dial.
     pub answer_within: Option<Duration>,
     /// Whether targets of verified agents may go back.
@@ -195,7 +193,7 @@ impl Profile {
             front_ends: front_end_files,
         };
         let positive = |span: Duration| (!span.is_zero()).then_some(span);
-        let keep_alive = |span: Option<Duration>| span.unwrap_or(KEEP_ALIVE).max(KEEP_ALIVE_LEAST);
+        let keep_alive = args.keepalive_time.map_or(KEEP_ALIVE, |span| span.0);
         let strategies = match given_text(&args.proxy_strategies) {
             Some(list) => list.parse()?,
             None => Strategies::default(),
@@ -220,8 +218,7 @@ impl Profile {
             strategies,
             server_id: server_id(&args, env)?,
             server_count: args.server_count.unwrap_or(1),
-            keep_alive: keep_alive(args.keepalive_time.map(|span| span.0)),
-            front_end_keep_alive: keep_alive(args.frontend_keepalive_time.map(|span| span.0)),
+            keep_alive: keep_alive.max(KEEP_ALIVE_LEAST),
             answer_within: args.backend_dial_timeout.and_then(|span| positive(span.0)),
             downgrade: args.allow_downgrade == Some(true),
             lease: match client.filter(|_| lease) {

@@ -129,9 +129,13 @@ impl LegacyDoor {
                 break;
             }
         }
-        // What calls said last still has to go out.
+        // Calls see by themselves that the connection ends, and what they say last has to go out.
         connection.graceful_shutdown();
-        let flush = std::future::poll_fn(|cx| connection.poll_closed(cx));
-        let _ = tokio::time::timeout(limits::CLOSE_LINGER, flush).await;
+        let last = async {
+            let flush = std::future::poll_fn(|cx| connection.poll_closed(cx));
+            let end = async { while calls.join_next().await.is_some() {} };
+            let _ = tokio::join!(flush, end);
+        };
+        let _ = tokio::time::timeout(limits::CLOSE_LINGER, last).await;
     }
 }

@@ -143,8 +143,10 @@ pub async fn call(
         ));
         return;
     };
-    reception.metrics.legacy_stream(true);
-    let counted = reception.metrics.counted().stream(Method::Connect);
+    let counted = (
+        reception.metrics.legacy_stream(),
+        reception.metrics.counted().stream(Method::Connect),
+    );
     tracing::info!(
         agent = ?stream.id(),
         stream = serial,
@@ -160,7 +162,6 @@ pub async fn call(
         () = stopping(&drain) => Status::new(Code::Unavailable, "this server is stopping"),
     };
     drop((listed, counted));
-    reception.metrics.legacy_stream(false);
     tracing::info!(
         agent = ?stream.id(),
         stream = serial,

@@ -1,4 +1,4 @@
-//! The real `proxy-agent`.
+//! `proxy-agent`: the real one, or ours in its place.
 
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -9,7 +9,7 @@ use towline_proto::id::Role;
 
 use super::metrics::{self, Page};
 use super::process::{self, Program};
-use super::programs;
+use super::programs::Maker;
 use crate::authority::{Authority, PairFiles};
 use crate::scenario::eventually;
 use crate::scratch::Scratch;
@@ -44,6 +44,7 @@ impl AgentFiles {
 
 /// An agent that is going to be started.
 pub struct AgentPlan<'a> {
+    maker: Maker,
     name: &'a str,
     server: SocketAddr,
     flags: Vec<String>,
@@ -51,8 +52,9 @@ pub struct AgentPlan<'a> {
 
 impl<'a> AgentPlan<'a> {
     /// An agent that announces itself as `name` to whoever takes agents at `server`.
-    pub fn new(name: &'a str, server: SocketAddr) -> Self {
+    pub fn new(maker: Maker, name: &'a str, server: SocketAddr) -> Self {
         Self {
+            maker,
             name,
             server,
             flags: Vec::new(),
@@ -67,18 +69,18 @@ impl<'a> AgentPlan<'a> {
     }
 
     /// Starts it and waits until it has a server.
-    pub async fn start(self, files: &AgentFiles, scratch: &Scratch) -> GoAgent {
+    pub async fn start(self, files: &AgentFiles, scratch: &Scratch) -> ProxyAgent {
         let agent = self.start_alone(files, scratch).await;
         agent.connected().await;
         agent
     }
 
     /// Starts it and waits until it is alive.
-    pub async fn start_alone(self, files: &AgentFiles, scratch: &Scratch) -> GoAgent {
-        let path = programs::Program::ProxyAgent.path().await;
+    pub async fn start_alone(self, files: &AgentFiles, scratch: &Scratch) -> ProxyAgent {
+        let (path, first) = self.maker.agent().await;
         let mut said = String::new();
         for _ in 0..STARTS {
-            let mut agent = self.once(&path, files, scratch);
+            let mut agent = self.once(&path, &first, files, scratch);
             let health = agent.health;
             let alive = agent.program.until(|| async move {
                 matches!(metrics::get(health, "/healthz").await, Some((200, _)))
@@ -94,10 +96,16 @@ impl<'a> AgentPlan<'a> {
         panic!("proxy-agent does not start; {said}");
     }
 
-    fn once(&self, path: &Path, files: &AgentFiles, scratch: &Scratch) -> GoAgent {
+    fn once(
+        &self,
+        path: &Path,
+        first: &[OsString],
+        files: &AgentFiles,
+        scratch: &Scratch,
+    ) -> ProxyAgent {
         let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let (health, admin) = (local(process::free_port()), local(process::free_port()));
-        let mut args: Vec<OsString> = Vec::new();
+        let mut args: Vec<OsString> = first.to_vec();
         let mut flag = |name: &str, value: &dyn std::fmt::Display| {
             args.push(format!("--{name}={value}").into())
         };
@@ -122,7 +130,7 @@ impl<'a> AgentPlan<'a> {
         flag("probe-interval", &"100ms");
         args.extend(self.flags.iter().map(OsString::from));
         let log = scratch.join(format!("{}.log", self.name));
-        GoAgent {
+        ProxyAgent {
             program: Program::start(self.name, path, &args, &log),
             health,
             admin,
@@ -131,7 +139,7 @@ impl<'a> AgentPlan<'a> {
 }
 
 /// A running agent.
-pub struct GoAgent {
+pub struct ProxyAgent {
     program: Program,
     /// `/healthz`, `/readyz`, `/metrics`.
     pub health: SocketAddr,
@@ -139,7 +147,7 @@ pub struct GoAgent {
     pub admin: SocketAddr,
 }
 
-impl GoAgent {
+impl ProxyAgent {
     /// The process.
     pub fn program(&mut self) -> &mut Program {
         &mut self.program
@@ -164,8 +172,8 @@ impl GoAgent {
         self.program.signal(Signal::TERM);
     }
 
-    /// Ends it at once.
-    pub async fn kill(self) {
-        self.program.kill().await;
+    /// Ends it at once, as a crash does, and waits for that.
+    pub async fn end(&mut self) {
+        self.program.end().await;
     }
 }

@@ -96,8 +96,8 @@ impl Program {
         kill_process(pid, signal).expect("a signal to our own child");
     }
 
-    /// Ends it at once, as a crash does.
-    pub async fn kill(mut self) {
+    /// Ends it at once, as a crash does, and waits for that.
+    pub async fn end(&mut self) {
         expect("the end of a killed program", self.child.kill())
             .await
             .expect("our own child");

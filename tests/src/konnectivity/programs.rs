@@ -1,11 +1,66 @@
 //! Programs from the Go modules in `tests/interop`. Each is built once and kept in the target directory
 //! under a name that says what it was built from, so that a run after the first starts at once.
 
+use std::ffi::OsString;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
+
+/// Whose server or agent it is. Both take the same flags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Maker {
+    /// Konnectivity's own, built by Go.
+    Konnectivity,
+    /// Ours, as the workspace built it last, with `--compatibility=konnectivity`.
+    Towline,
+}
+
+impl Maker {
+    /// The server's program, and what is put before its flags.
+    pub async fn server(self) -> (PathBuf, Vec<OsString>) {
+        match self {
+            Self::Konnectivity => (Program::ProxyServer.path().await, Vec::new()),
+            Self::Towline => (ours("towline-server"), vec![COMPATIBLE.into()]),
+        }
+    }
+
+    /// The agent's program, and what is put before its flags.
+    pub async fn agent(self) -> (PathBuf, Vec<OsString>) {
+        match self {
+            Self::Konnectivity => (Program::ProxyAgent.path().await, Vec::new()),
+            Self::Towline => (ours("towline-agent"), vec![COMPATIBLE.into()]),
+        }
+    }
+}
+
+const COMPATIBLE: &str = "--compatibility=konnectivity";
+
+/// A daemon of the workspace, beside the program that asks; built when there is none yet.
+fn ours(name: &str) -> PathBuf {
+    static BUILT: OnceLock<()> = OnceLock::new();
+    let mut folder = std::env::current_exe().expect("a path of our own");
+    folder.pop();
+    if folder.ends_with("deps") {
+        folder.pop();
+    }
+    BUILT.get_or_init(|| {
+        if !folder.join("towline-server").exists() || !folder.join("towline-agent").exists() {
+            let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+            let built = Command::new(cargo)
+                .args(["build", "--quiet", "--package", "towline-server"])
+                .args(["--package", "towline-agent"])
+                .status();
+            assert!(
+                built.is_ok_and(|status| status.success()),
+                "the daemons cannot be built"
+            );
+        }
+    });
+    folder.join(name)
+}
 
 /// A program that Go builds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

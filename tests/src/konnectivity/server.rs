@@ -1,8 +1,8 @@
-//! The real `proxy-server`.
+//! `proxy-server`: the real one, or ours in its place.
 
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::process::Signal;
 use tokio::net::UnixStream;
@@ -10,7 +10,7 @@ use towline_proto::id::Role;
 
 use super::metrics::{self, Page};
 use super::process::{self, Program};
-use super::programs;
+use super::programs::Maker;
 use crate::authority::{Authority, PairFiles};
 use crate::scratch::Scratch;
 
@@ -79,7 +79,7 @@ impl ServerFiles {
 }
 
 /// A running server.
-pub struct GoServer {
+pub struct ProxyServer {
     program: Program,
     /// Where agents connect.
     pub agents: SocketAddr,
@@ -95,6 +95,7 @@ pub struct GoServer {
 
 /// A server that is going to be started.
 pub struct ServerPlan<'a> {
+    maker: Maker,
     name: &'a str,
     mode: Mode,
     agents: Option<SocketAddr>,
@@ -103,8 +104,9 @@ pub struct ServerPlan<'a> {
 
 impl<'a> ServerPlan<'a> {
     /// A server that announces itself as `name`.
-    pub fn new(name: &'a str, mode: Mode) -> Self {
+    pub fn new(maker: Maker, name: &'a str, mode: Mode) -> Self {
         Self {
+            maker,
             name,
             mode,
             agents: None,
@@ -126,11 +128,11 @@ impl<'a> ServerPlan<'a> {
     }
 
     /// Starts it and waits until it serves.
-    pub async fn start(self, files: &ServerFiles, scratch: &Scratch) -> GoServer {
-        let path = programs::Program::ProxyServer.path().await;
+    pub async fn start(self, files: &ServerFiles, scratch: &Scratch) -> ProxyServer {
+        let (path, first) = self.maker.server().await;
         let mut said = String::new();
         for _ in 0..STARTS {
-            let mut server = self.once(&path, files, scratch);
+            let mut server = self.once(&path, &first, files, scratch);
             let (health, socket) = (server.health, server.door_unix.clone());
             let up = server.program.until(|| {
                 let socket = socket.clone();
@@ -154,11 +156,17 @@ impl<'a> ServerPlan<'a> {
         panic!("proxy-server does not start; {said}");
     }
 
-    fn once(&self, path: &std::path::Path, files: &ServerFiles, scratch: &Scratch) -> GoServer {
+    fn once(
+        &self,
+        path: &Path,
+        first: &[OsString],
+        files: &ServerFiles,
+        scratch: &Scratch,
+    ) -> ProxyServer {
         let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let agents = self.agents.unwrap_or_else(|| local(process::free_port()));
         let (health, admin) = (local(process::free_port()), local(process::free_port()));
-        let mut args: Vec<OsString> = Vec::new();
+        let mut args: Vec<OsString> = first.to_vec();
         let mut flag = |name: &str, value: &dyn std::fmt::Display| {
             args.push(format!("--{name}={value}").into())
         };
@@ -195,7 +203,7 @@ impl<'a> ServerPlan<'a> {
         args.push(self.mode.flag().into());
         args.extend(self.flags.iter().map(OsString::from));
         let log = scratch.join(format!("{}.log", self.name));
-        GoServer {
+        ProxyServer {
             program: Program::start(self.name, path, &args, &log),
             agents,
             door_tcp,
@@ -206,7 +214,7 @@ impl<'a> ServerPlan<'a> {
     }
 }
 
-impl GoServer {
+impl ProxyServer {
     /// The process.
     pub fn program(&mut self) -> &mut Program {
         &mut self.program
@@ -227,8 +235,8 @@ impl GoServer {
         self.program.signal(Signal::TERM);
     }
 
-    /// Ends it at once.
-    pub async fn kill(self) {
-        self.program.kill().await;
+    /// Ends it at once, as a crash does, and waits for that.
+    pub async fn end(&mut self) {
+        self.program.end().await;
     }
 }

@@ -17,11 +17,15 @@ pub struct Piece {
 }
 
 impl Piece {
-    /// A packet that is not bulk.
-    pub fn packet(packet: &Packet) -> Self {
-        let (head, data) = frame::put(packet);
-        let chunks = VecDeque::from_iter((!data.is_empty()).then_some(data));
-        Self::new(head, chunks)
+    /// Several packets that are not bulk, so that they arrive together.
+    pub fn packets(packets: impl Iterator<Item = Packet>) -> Self {
+        let mut chunks = VecDeque::new();
+        for packet in packets {
+            let (head, data) = frame::put(&packet);
+            chunks.push_back(head);
+            chunks.extend((!data.is_empty()).then_some(data));
+        }
+        Self::new(Bytes::new(), chunks)
     }
 
     /// The first `len` bytes of `chunks` as DATA of a connection; they are removed there.
@@ -114,10 +118,10 @@ mod tests {
                 let mut left = chunks();
                 let mut piece = Piece::data(7, len, &mut left);
                 let sent = text.slice(..len.min(text.len()));
-                let whole = Piece::packet(&Packet::Data {
+                let whole = Piece::packets(std::iter::once(Packet::Data {
                     connect_id: 7,
                     data: sent.clone(),
-                });
+                }));
                 assert_eq!(
                     left.iter().map(Bytes::len).sum::<usize>(),
                     text.len() - sent.len()

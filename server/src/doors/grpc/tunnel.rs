@@ -198,13 +198,19 @@ impl Tunnel {
     }
 
     /// Sends what the machine has to say. These packets are small and bounded in number, so they
-    /// need not wait for the window.
+    /// need not wait for the window. What is said together arrives together.
     fn say(&mut self) {
-        while let Some(packet) = self.machine.answer() {
-            if !self.finished {
-                self.counted.packet(Segment::ToClient, packet.kind());
-                let _ = self.send.send_data(Piece::packet(&packet), false);
-            }
+        let (machine, counted) = (&mut self.machine, &self.counted);
+        let mut said = std::iter::from_fn(|| {
+            let packet = machine.answer()?;
+            counted.packet(Segment::ToClient, packet.kind());
+            Some(packet)
+        })
+        .peekable();
+        if self.finished {
+            said.for_each(drop);
+        } else if said.peek().is_some() {
+            let _ = self.send.send_data(Piece::packets(said), false);
         }
     }
 
@@ -255,14 +261,14 @@ impl Tunnel {
                 return;
             }
             self.timer = None;
-            self.machine.on_time(now());
+            if self.machine.on_time(now()) == Step::Closed {
+                self.ended.get_or_insert(Ended::Closed);
+                cx.waker().wake_by_ref();
+            }
             self.say();
             self.stir(cx);
-            if self.machine.timer().is_none_or(|timer| timer > now()) {
-                if also.is_some_and(|also| also <= now()) {
-                    cx.waker().wake_by_ref();
-                    return;
-                }
+            if also.is_some_and(|also| also <= now()) {
+                return;
             }
         }
     }
@@ -296,22 +302,20 @@ impl Tunnel {
     }
 
     fn room(&mut self, cx: &mut Context<'_>) -> Poll<Room> {
-        loop {
-            match self.machine.room(now()) {
-                Room::Until(at) => {
-                    self.clock(cx, Some(at));
-                    // The sign may stand behind bytes that the target does not take.
-                    let _ = self.poll_ahead(cx, limits::GRPC_WINDOW as usize / 2);
-                    if self.ended.is_some() {
-                        return Poll::Ready(Room::Never);
-                    }
-                    if matches!(self.machine.room(now()), Room::Until(_)) {
-                        self.waiting = true;
-                        return Poll::Pending;
-                    }
-                }
-                room => return Poll::Ready(room),
+        if matches!(self.machine.room(now()), Room::Until(_)) {
+            // The sign may stand behind bytes that the target does not take.
+            let _ = self.poll_ahead(cx, limits::GRPC_WINDOW as usize / 2);
+        }
+        if let Room::Until(at) = self.machine.room(now()) {
+            self.clock(cx, Some(at));
+        }
+        match self.machine.room(now()) {
+            _ if self.ended.is_some() => Poll::Ready(Room::Never),
+            Room::Until(_) => {
+                self.waiting = true;
+                Poll::Pending
             }
+            room => Poll::Ready(room),
         }
     }
 
@@ -348,7 +352,14 @@ impl Edge for Tunnel {
                 }
                 None => {
                     self.ahead = VecDeque::new();
-                    ready!(self.poll_ahead(cx, 1));
+                    if self.poll_ahead(cx, 1).is_pending() {
+                        if self.machine.timer().is_some() {
+                            self.clock(cx, None);
+                        }
+                        if self.ended.is_none() {
+                            return Poll::Pending;
+                        }
+                    }
                 }
             }
         }
@@ -414,6 +425,8 @@ impl Edge for Tunnel {
         if !self.machine.is_over() && self.ended.is_none() {
             return Poll::Pending;
         }
+        self.machine.closed();
+        self.say();
         self.finish(&Status::new(Code::Ok, ""));
         Poll::Ready(Ok(()))
     }
