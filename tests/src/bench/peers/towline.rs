@@ -27,6 +27,8 @@ const PAYLOAD_JUMBO: &str = "6500";
 pub struct Stage {
     pub scratch: Scratch,
     pub authority: Authority,
+    /// Of the chains that are verified.
+    gateway: GatewayKit,
     server: Result<PathBuf>,
     agent: Result<PathBuf>,
 }
@@ -51,6 +53,7 @@ impl Stage {
         Ok(Self {
             server: daemon(&here, "towline-server"),
             agent: daemon(&here, "towline-agent"),
+            gateway: GatewayKit::make(&authority, &scratch),
             scratch,
             authority,
         })
@@ -138,7 +141,7 @@ pub async fn start_verified(
     gateway: bool,
 ) -> Result<Chain> {
     let (target, address) = kubelet(stage, place).await?;
-    let kit = GatewayKit::make(&stage.authority, &stage.scratch);
+    let kit = &stage.gateway;
     let front_end = kit.front_end.write(&stage.scratch, "front-end");
     let front_end = front_end.during("front-end")?;
     let listen = SocketAddr::new(place.route.host(), free_port()?);
