@@ -137,12 +137,13 @@ pub async fn serve<S: FrontEnd>(mut stream: S, desk: Arc<Desk>, mut visit: Visit
     }
     record.counts(live.dial());
     tracing::debug!(dial = %id, door = door.as_str(), front_end = %caller, %class, %agent, %rule, kubelet = kubelet.as_ref().map(|found| found.word()), "dial open");
-    drop((caller, drain, rule, kubelet));
     let request = (class == Class::Kubelet && desk.gateway.is_some()).then(|| gateway::Request {
         id,
         target: judged.judged().target.clone(),
         node: agent.clone(),
+        stage: drain.view(),
     });
+    drop((caller, drain, rule, kubelet));
     let early = Early {
         to_peer,
         to_local: early,

@@ -17,6 +17,7 @@ mod judge;
 mod metrics;
 mod pipe;
 mod relay;
+mod way;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
