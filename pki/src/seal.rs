@@ -184,9 +184,10 @@ fn bytes_of(digest: &digest::Digest) -> [u8; 32] {
     out
 }
 
-/// Bytes that nobody can guess.
-pub fn fill_random(bytes: &mut [u8]) -> Result<(), ()> {
-    tls::fill_random(bytes).map_err(drop)
+/// Bytes that nobody can guess; `None` when the system has none.
+pub fn random<const N: usize>() -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    tls::fill_random(&mut bytes).ok().map(|()| bytes)
 }
 
 /// Lower-case hexadecimal.

@@ -183,8 +183,8 @@ scenarios! {
             ("169.254.169.254:80", 403, "is a cloud metadata address, which is never a target"),
             ("127.0.0.1:22", 403, "never a target"),
             ("10.0.0.77:10250", 503, "no agent has linked that owns 10.0.0.77"),
-            ("10.0.0.1:22", 403, "class node is not allowed"),
-            ("203.0.113.5:443", 403, "class other is not allowed"),
+            ("10.0.0.1:22", 403, "no rule of the server's policy allows it (class node)"),
+            ("203.0.113.5:443", 403, "no rule of the server's policy allows it (class other)"),
         ] {
             let refused = front.refusal(target).await;
             assert!(refused.status == status && refused.phrase.contains(words), "{target}: {refused:?}");

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use clap::{Command, CommandFactory};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use towline_link::carrier::CarrierKind;
-use towline_tests::cluster::{Cluster, Plan};
+use towline_tests::cluster::{Cluster, Plan, node_ip};
 use towline_tests::target::Behaviour;
 
 const POD: &str = "10.244.0.5:8080";
@@ -201,11 +201,16 @@ fn families(scraped: &str, into: &mut BTreeSet<(String, String, String)>) {
 }
 
 async fn used_cluster(carrier: CarrierKind) -> Cluster {
-    let cluster = Plan::on(carrier).start().await;
+    let cluster = Plan::on(carrier).gateway().start().await;
     let _echo = cluster.target(POD, Behaviour::SpeaksFirst("hello")).await;
     drop(cluster.apiserver().pipe(POD).await);
     drop(cluster.apiserver_tcp().pipe(POD).await);
     cluster.apiserver().refusal("n9:10250").await;
+    let _kubelet = cluster.asking_kubelet().await;
+    cluster.front_end().await.ask("GET", "/healthz").await;
+    let pair = cluster.stranger.kubelet_leaf("n1", &[node_ip(1)]).sign();
+    let _impostor = cluster.kubelet_with(1, &pair).await;
+    cluster.front_end().await.ask("GET", "/healthz").await;
     cluster
 }
 

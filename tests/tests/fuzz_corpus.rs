@@ -244,3 +244,27 @@ fn audit_trails() {
     over("audit", &samples, |data| verify::fuzz_verify(&[], data));
     over("audit", &samples, tail::fuzz_tail);
 }
+
+#[test]
+fn requests_of_the_gateway() {
+    over("http1", &[], towline_proto::http1::fuzz::exchange);
+}
+
+#[test]
+fn paths_of_kubelets() {
+    use towline_proto::kubelet::{Call, Effect, Rules, Verb, Verdict};
+    use towline_proto::limits;
+    let all = Rules::new(Effect::Allow, Vec::new()).unwrap();
+    over("kubelet_path", &[], |data| {
+        let call = Call::of(&String::from_utf8_lossy(data));
+        for name in [&call.namespace, &call.pod, &call.container] {
+            let chars = name.as_ref().map_or(0, |name| name.chars().count());
+            assert!(chars <= limits::GATEWAY_NAME_BYTES);
+        }
+        let words: usize = call.command.iter().map(String::len).sum();
+        assert!(words <= limits::GATEWAY_COMMAND_BYTES);
+        let odd = call.verb == Verb::Unknown || call.ambiguity.is_some();
+        let refused = matches!(all.judge(&call, "n1"), Verdict::Refused(_));
+        assert_eq!(odd, refused);
+    });
+}

@@ -146,7 +146,7 @@ scenarios! {
         let own = &cluster.authority;
         let hour = Duration::from_secs(3600);
         let impostors: Vec<(&str, Pair, &str)> = vec![
-            ("its own authority", cluster.stranger.kubelet_leaf("n1", &ips).sign(), "is not the kubelet certificate authority"),
+            ("its own authority", cluster.stranger.kubelet_leaf("n1", &ips).sign(), "is not signed by the kubelet certificate authority"),
             ("a stolen certificate of another node", own.kubelet_leaf("n2", &[node_ip(2)]).sign(), "no IP subject alternative name"),
             ("our authority, another node", own.kubelet_leaf("n2", &ips).sign(), "is of node n2, not of node n1"),
             ("expired", own.kubelet_leaf("n1", &ips).flawed(Flaw::Expired, own, &cluster.stranger).sign(), "expired"),
@@ -274,6 +274,23 @@ scenarios! {
         let pipe = cluster.apiserver().pipe("10.0.0.2:10250").await;
         let connecting = FrontEnd::connect_with(pipe, ServerName::from(node_ip(2)), &config);
         assert!(expect("a refusal", connecting).await.is_err());
+    }
+
+    async fn a_stop_ends_what_is_idle_and_waits_for_what_is_not(carrier) {
+        let mut cluster = Plan::on(carrier).gateway().start().await;
+        let kubelet = cluster.asking_kubelet().await;
+        let mut idle = cluster.front_end().await;
+        assert_eq!(idle.ask("GET", "/healthz").await.status(), 200);
+        kubelet.log("one");
+        let mut busy = cluster.through_gateway().await.follow().await.unwrap();
+        assert_eq!(expect("a line", busy.line()).await.unwrap().as_deref(), Some("one"));
+        let server = cluster.take_server(0);
+        server.drain();
+        idle.end().await.expect("an end in order");
+        kubelet.log("two");
+        assert_eq!(expect("a line", busy.line()).await.unwrap().as_deref(), Some("two"));
+        drop(busy);
+        expect("the stop", server.wait()).await.unwrap();
     }
 
     async fn what_ends_is_told(carrier) {

@@ -17,7 +17,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
 
 /// The one crate that may depend on a heavy library. `tests` may look into everything.
 const OWNERS: &[(&str, &[&str])] = &[
-    ("aws-lc-rs", &["pki"]),
+    ("aws-lc-rs", &["pki", "link"]),
     ("quinn", &["link"]),
     ("quinn-proto", &["link"]),
     ("rcgen", &["pki"]),

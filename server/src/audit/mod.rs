@@ -4,7 +4,7 @@
 //! draft becomes one refusal, or a start and an end), [`record`] and [`text`] (a line), [`chain`]
 //! (each line holds the hash of the one before), [`writer`] (the thread that writes, signs
 //! checkpoints and knows what to do when it cannot), [`open`], [`store`], [`file`] and [`tail`] (the file:
-//! its lock, its rotation, what a crash left), [`verify`] and [`report`] (the proof), [`command`]
+//! its lock, its rotation, what a crash left), [`verify`], [`findings`] and [`report`] (the proof), [`command`]
 //! (`towline-server audit verify`). [`record`], [`chain`], [`tail`] and [`verify`] are pure.
 //!
 //! A dial pays for one message into a channel. What the writer does with it, and how long a disk
@@ -15,6 +15,7 @@ pub mod chain;
 pub mod command;
 pub mod facts;
 pub mod file;
+pub mod findings;
 pub mod metrics;
 pub mod open;
 pub mod record;

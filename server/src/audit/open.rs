@@ -69,8 +69,7 @@ pub fn open(config: AuditConfig, who: &Identity, now: SystemTime) -> Result<Trai
         rotate,
         commands,
     } = config;
-    let mut random = [0; 24];
-    seal::fill_random(&mut random).map_err(|()| io::Error::other("no random numbers"))?;
+    let random: [u8; 24] = seal::random().ok_or_else(|| io::Error::other("no random numbers"))?;
     let (run, trail) = random.split_at(8);
     let (store, resumed): (Box<dyn Store>, _) = match place {
         Place::StandardOutput => (Box::new(StreamStore::new(io::stdout())), None),

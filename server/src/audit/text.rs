@@ -1,6 +1,6 @@
 //! JSON of one line: plain ASCII whatever a peer sent, every text within a bound.
 //!
-//! Everything but the printable characters of ASCII is written as `\uXXXX`: no control character,
+//! Everything but the printable characters of ASCII is written as `\u` and four digits: no control character,
 //! no direction mark and no half of a letter reaches a terminal or a log shipper. A text that was
 //! cut ends with `...`.
 

@@ -1,8 +1,8 @@
 //! The thread that writes the trail. It takes what waits, makes lines of it, writes them in one
 //! call, and looks after checkpoints, the disk and the file.
 //!
-//! - A line is given to the kernel as soon as it is made, so a crash of the process loses only
-//!   what was in the queue at that moment, as a rule nothing. It is put on the disk within
+//! - A line is given to the kernel at once, or within [`limits::AUDIT_GATHER`] while many come, so a
+//!   crash of the process loses no more than that. It is put on the disk within
 //!   [`limits::AUDIT_SYNC`], and before each checkpoint is told: a sync for each line would cost a
 //!   rotation of a disk each, and a loss of power takes one second either way of a machine that
 //!   lost power.
@@ -199,7 +199,14 @@ impl Writer {
                 break;
             }
             match received.recv_timeout(self.wait()) {
-                Ok(message) => self.take(message, received),
+                Ok(message) => {
+                    let taken = self.take(message, received);
+                    self.look_after(Instant::now());
+                    if taken < limits::AUDIT_BATCH && self.closing.is_none() {
+                        thread::sleep(limits::AUDIT_GATHER);
+                    }
+                    continue;
+                }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => self.close_by(Instant::now()),
             }
@@ -247,11 +254,11 @@ impl Writer {
     }
 
     /// Makes lines of what waits, at most a batch.
-    fn take(&mut self, message: Message, received: &Receiver<Message>) {
+    fn take(&mut self, message: Message, received: &Receiver<Message>) -> usize {
         let mut next = Some(message);
-        for _ in 0..limits::AUDIT_BATCH {
+        for taken in 0..limits::AUDIT_BATCH {
             let Some(message) = next.take().or_else(|| received.try_recv().ok()) else {
-                break;
+                return taken;
             };
             match message {
                 Message::Event(timed) => {
@@ -263,6 +270,7 @@ impl Writer {
                 Message::Close => self.close_by(Instant::now()),
             }
         }
+        limits::AUDIT_BATCH
     }
 
     fn line(&mut self, event: &'static str, fields: &Fields) {

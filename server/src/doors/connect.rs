@@ -161,9 +161,10 @@ pub async fn serve<S: FrontEnd + 'static>(mut stream: S, desk: Arc<Desk>, mut vi
     }
     record.counts(live.dial());
     tracing::debug!(dial = %id, door = door.as_str(), front_end = %caller, %class, %agent, %rule, kubelet = kubelet.as_ref().map(|found| found.word()), "dial open");
-    drop((caller, drain, rule, kubelet));
     let target = &judged.judged().target;
-    let kubelet = gateway::through(desk.gateway(), id, target, class, &agent);
+    let stage = drain.view();
+    drop((caller, drain, rule, kubelet));
+    let kubelet = gateway::through(desk.gateway(), id, target, class, &agent, stage);
     let early = Early {
         to_peer,
         to_local: early,

@@ -44,6 +44,14 @@ impl Answer {
         )
     }
 
+    /// The same without its body: the answer to HEAD.
+    pub(super) fn head(&self, last: bool) -> Bytes {
+        let mut bytes = self.bytes(last);
+        let end = bytes.windows(4).position(|window| window == b"\r\n\r\n");
+        bytes.truncate(end.map_or(bytes.len(), |end| end + 4));
+        bytes
+    }
+
     /// The bytes, for a connection that ends with them (`last`) or goes on.
     pub(super) fn bytes(&self, last: bool) -> Bytes {
         let Answer { status, message } = self;
@@ -106,6 +114,8 @@ mod tests {
         ] {
             assert_eq!(status[key], value, "{key}");
         }
+        let head = Answer::new(403, "x").head(false);
+        assert!(head.ends_with(b"\r\n\r\n") && head.starts_with(b"HTTP/1.1 403 "));
         let last = Answer::new(502, "x").bytes(true);
         assert!(last.starts_with(b"HTTP/1.1 502 Bad Gateway\r\n"));
         assert!(String::from_utf8_lossy(&last).contains("Connection: close\r\n"));

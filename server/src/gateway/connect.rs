@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 use towline_link::carrier::Stream;
 use towline_link::live::LiveGuard;
+use towline_link::process::drain::DrainView;
 use towline_link::splice::{Early, LocalEnd, SpliceEnd};
 use towline_pki::gateway::{FrontEndError, ServingNames, VerifiedFrontEnd};
 use towline_pki::kubelet::{Cause, Expected, KubeletCheck, Verdict};
@@ -32,7 +33,7 @@ use super::pipe::{Front, Pipe};
 use super::relay::Relay;
 
 /// A dial of class kubelet that is open.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Request {
     /// Its number.
     pub id: DialId,
@@ -40,6 +41,8 @@ pub struct Request {
     pub target: Target,
     /// The agent's name: the node that has to answer.
     pub node: Name,
+    /// How far stopping has come.
+    pub stage: DrainView,
 }
 
 /// Why there is no connection with the kubelet.
@@ -141,7 +144,12 @@ impl Gateway {
         }
         drop(certificates);
         let judge = Judge::new(self, about, Some(connection));
-        Relay::new(front, kubelet, judge, live).run().await
+        let stopping = Box::pin(async move {
+            request.stage.signalled().await;
+        });
+        Relay::new(front, kubelet, judge, live, stopping)
+            .run()
+            .await
     }
 
     /// Both handshakes. An error is of the front end's, and there is nobody to be told.

@@ -17,12 +17,14 @@ mod judge;
 mod metrics;
 mod pipe;
 mod relay;
+mod way;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use prometheus_client::registry::Registry;
+use towline_link::process::drain::DrainView;
 use towline_link::process::ratelimit::RateLimited;
 use towline_pki::Expiry;
 use towline_pki::gateway::{GatewayError, GatewayFiles, GatewayMaterial};
@@ -69,12 +71,19 @@ pub fn through<'a>(
     target: &Target,
     class: Class,
     agent: &Through,
+    stage: DrainView,
 ) -> Option<(&'a Arc<Gateway>, Request)> {
     match (agent, gateway) {
         // The dialer opens no kubelet through a legacy agent where there is a gateway.
         (Through::Agent(node), Some(gateway)) if class == Class::Kubelet => {
             let (target, node) = (target.clone(), node.clone());
-            Some((gateway, Request { id, target, node }))
+            let request = Request {
+                id,
+                target,
+                node,
+                stage,
+            };
+            Some((gateway, request))
         }
         _ => None,
     }

@@ -41,6 +41,11 @@ impl Pipe {
         self.stream.recv.poll_reset(cx).map(StreamError::reason)
     }
 
+    /// Ready when nobody takes what is written.
+    pub(super) fn poll_unheard(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.stream.send.poll_stopped(cx).map(drop)
+    }
+
     /// Gives both directions up that have not ended.
     pub(super) fn abort(self, reason: Reason) {
         self.stream.abort(reason);

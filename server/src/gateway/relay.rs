@@ -10,18 +10,17 @@
 //!
 //! An idle connection holds no buffer.
 
-use std::cell::RefCell;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::AsyncWrite;
 use tokio::time::Sleep;
 use tokio_rustls::{client, server};
-use tokio_util::io::poll_read_buf;
 use towline_link::live::LiveGuard;
 use towline_link::splice::{LocalEnd, Presence};
+use towline_proto::http1::head::Method;
 use towline_proto::http1::{DownStep, Exchange, UpStep, Violation};
 use towline_proto::limits;
 use towline_proto::reason::Reason;
@@ -29,52 +28,13 @@ use towline_proto::reason::Reason;
 use super::answer::Answer;
 use super::judge::Judge;
 use super::pipe::{Front, Pipe};
+use super::way::{Way, read_some};
 
 /// Rounds over both directions before other tasks get their turn.
 const TURNS: usize = 16;
 
-/// Reads below this size are copied out of the scratch buffer, so that a small piece that waits
-/// does not keep a large buffer alive.
-const COPY_BELOW: usize = 8 * 1024;
-
-/// One direction.
-#[derive(Default)]
-struct Way {
-    /// Read, and not yet allowed to pass.
-    held: BytesMut,
-    /// Allowed to pass, and not yet taken.
-    out: BytesMut,
-    /// The reading side has ended.
-    eof: bool,
-    /// And the writing side was told.
-    shut: bool,
-    /// The writing side takes no more, though not everything was said.
-    cut: bool,
-    /// Written, and perhaps not sent.
-    unsent: bool,
-}
-
-impl Way {
-    fn pass(&mut self, count: usize) {
-        let bytes = self.held.split_to(count);
-        if self.out.is_empty() {
-            self.out = bytes;
-        } else {
-            self.out.unsplit(bytes);
-        }
-        if self.held.is_empty() {
-            self.held = BytesMut::new();
-        }
-    }
-
-    fn keep(&mut self, bytes: BytesMut) {
-        if self.held.is_empty() {
-            self.held = bytes;
-        } else {
-            self.held.extend_from_slice(&bytes);
-        }
-    }
-}
+/// Resolves when the process stops.
+pub(super) type Stopping = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// One connection between a front end and a kubelet.
 pub(super) struct Relay<'a, L: LocalEnd> {
@@ -87,6 +47,8 @@ pub(super) struct Relay<'a, L: LocalEnd> {
     down: Way,
     /// Nothing more is taken from anybody, for this reason.
     closing: Option<Reason>,
+    /// Ready when the process stops and nothing new shall begin.
+    stopping: Option<Stopping>,
     /// For a head that is not whole.
     deadline: Option<Pin<Box<Sleep>>>,
     /// For what is still on its way when the connection ends.
@@ -104,6 +66,7 @@ impl<'a, L: LocalEnd> Relay<'a, L> {
         kubelet: client::TlsStream<Pipe>,
         judge: Judge<'a>,
         live: &'a LiveGuard,
+        stopping: Stopping,
     ) -> Self {
         Self {
             front,
@@ -114,6 +77,7 @@ impl<'a, L: LocalEnd> Relay<'a, L> {
             up: Way::default(),
             down: Way::default(),
             closing: None,
+            stopping: Some(stopping),
             deadline: None,
             linger: None,
             look: None,
@@ -142,6 +106,10 @@ impl<'a, L: LocalEnd> Relay<'a, L> {
         if let Poll::Ready(reason) = self.live.dial().poll_ended(cx) {
             return Poll::Ready(reason);
         }
+        if self.down.shut && !self.up.shut && self.kubelet.get_mut().0.poll_unheard(cx).is_ready() {
+            // The kubelet has said its end, and nobody there takes what may still come.
+            return Poll::Ready(Reason::ReaderGone);
+        }
         for _ in 0..TURNS {
             if let Some(reason) = self.closing {
                 return self.poll_close(cx, reason);
@@ -153,7 +121,7 @@ impl<'a, L: LocalEnd> Relay<'a, L> {
             if let Some(reason) = self.over() {
                 return Poll::Ready(reason);
             }
-            if !moved {
+            if !moved && !self.poll_stopping(cx) {
                 return self.poll_timers(cx);
             }
         }
@@ -260,7 +228,12 @@ impl<'a, L: LocalEnd> Relay<'a, L> {
                         Some(answer) => {
                             self.up.held.advance(count);
                             let goes_on = self.exchange.refuse(&request);
-                            self.answer(&answer, (!goes_on).then_some(Reason::Done));
+                            if request.method == Method::Head {
+                                self.down.out.extend_from_slice(&answer.head(!goes_on));
+                                self.closing = (!goes_on).then_some(Reason::Done);
+                            } else {
+                                self.answer(&answer, (!goes_on).then_some(Reason::Done));
+                            }
                         }
                     }
                 }
@@ -428,6 +401,24 @@ impl<'a, L: LocalEnd> Relay<'a, L> {
 
     // ---- the end, and time
 
+    /// A connection on which nothing is asked ends when the process stops: nobody would miss it,
+    /// and the stop would wait for it.
+    fn poll_stopping(&mut self, cx: &mut Context<'_>) -> bool {
+        if let Some(stopping) = &mut self.stopping
+            && stopping.as_mut().poll(cx).is_ready()
+        {
+            self.stopping = None;
+        }
+        let idle = self.stopping.is_none()
+            && !self.exchange.is_busy()
+            && !self.exchange.is_raw()
+            && self.up.held.is_empty();
+        if idle {
+            self.closing = Some(Reason::Done);
+        }
+        idle
+    }
+
     /// Gives out what is left, says the end, and lets the front end read it.
     fn poll_close(&mut self, cx: &mut Context<'_>, reason: Reason) -> Poll<Reason> {
         if !self.up.shut && !self.exchange.is_busy() {
@@ -535,31 +526,4 @@ impl<'a, L: LocalEnd> Relay<'a, L> {
             }
         }
     }
-}
-
-thread_local! {
-    /// Taken by one read at a time and never across a wait.
-    static PLAIN: RefCell<BytesMut> = RefCell::new(BytesMut::new());
-}
-
-/// What one side has said, at most a large chunk of it; `None` at its end in order.
-fn read_some<S: AsyncRead + Unpin>(
-    stream: &mut S,
-    cx: &mut Context<'_>,
-) -> Poll<std::io::Result<Option<BytesMut>>> {
-    PLAIN.with_borrow_mut(|scratch| {
-        if scratch.capacity() < limits::READ_CHUNK / 2 {
-            scratch.reserve(limits::READ_CHUNK);
-        }
-        let read = ready!(poll_read_buf(Pin::new(stream), cx, scratch))?;
-        Poll::Ready(Ok(match read {
-            0 => None,
-            small if small < COPY_BELOW => {
-                let bytes = BytesMut::from(&scratch[..]);
-                scratch.clear();
-                Some(bytes)
-            }
-            _ => Some(scratch.split()),
-        }))
-    })
 }

@@ -89,9 +89,10 @@ pub async fn serve(
     }
     record.counts(live.dial());
     tracing::debug!(dial = %id, door = door.as_str(), front_end = %who, %class, %agent, %rule, kubelet = kubelet.as_ref().map(|found| found.word()), "dial open");
+    let stage = drain.view();
     drop((who, drain, rule, kubelet));
     let target = &judged.judged().target;
-    let kubelet = gateway::through(desk.gateway(), id, target, class, &agent);
+    let kubelet = gateway::through(desk.gateway(), id, target, class, &agent, stage);
     let established = desk.counted().established();
     let early = Early {
         to_local: early,

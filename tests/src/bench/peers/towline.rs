@@ -33,6 +33,8 @@ pub struct Stage {
     pub konnectivity: LazyLock<Programs>,
     /// What a front end over TCP shows.
     pub front_end: TlsFiles,
+    /// Of the chains that are verified.
+    gateway: GatewayKit,
     server: Result<PathBuf>,
     agent: Result<PathBuf>,
 }
@@ -59,6 +61,7 @@ impl Stage {
             front_end: TlsFiles::default(),
             server: daemon(&here, "towline-server"),
             agent: daemon(&here, "towline-agent"),
+            gateway: GatewayKit::make(&authority, &scratch),
             scratch,
             authority,
         };
@@ -156,7 +159,7 @@ pub async fn start_verified(
     gateway: bool,
 ) -> Result<Chain> {
     let (target, address) = kubelet(stage, place).await?;
-    let kit = GatewayKit::make(&stage.authority, &stage.scratch);
+    let kit = &stage.gateway;
     let front_end = kit.front_end.write(&stage.scratch, "front-end");
     let front_end = front_end.during("front-end")?;
     let listen = SocketAddr::new(place.route.host(), free_port()?);
