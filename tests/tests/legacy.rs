@@ -7,7 +7,7 @@ use towline_link::grpc::Code;
 use towline_proto::id::Role;
 use towline_proto::konnectivity::{Packet, SERVER_COUNT, SERVER_ID};
 use towline_tests::apiserver::Pipe;
-use towline_tests::cluster::{Cluster, Plan, node_ip};
+use towline_tests::cluster::{Plan, node_ip};
 use towline_tests::legacy::{alone, alone_with, data, listed, metric};
 use towline_tests::pattern::Check;
 use towline_tests::scenario::{eventually, expect};
