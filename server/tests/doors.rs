@@ -106,7 +106,7 @@ async fn every_refusal_has_its_line() {
     let line = refusal(&server, "10.0.0.1:22").await;
     assert_eq!(
         line,
-        "HTTP/1.1 403 10.0.0.1:22: class node is not allowed by the server's policy"
+        "HTTP/1.1 403 10.0.0.1:22: no rule of the server's policy allows it (class node)"
     );
     let mut stream = connect(&server, "10.0.0.1:10250").await;
     let (_, pending) = agent.dial().await;
