@@ -215,8 +215,10 @@ pub struct DoorConfig {
     pub unix: Option<UnixDoor>,
     /// Mutual TLS.
     pub tcp: Option<TcpDoor>,
-    /// What both take.
+    /// What they take.
     pub speaks: Speaks,
+    /// Silence after which a gRPC front end is pinged.
+    pub keep_alive: Duration,
     /// Over TCP, for whoever is signed by the authority of the compatibility profile.
     pub signed: Option<SocketAddr>,
     /// At once, for each door.
@@ -303,6 +305,11 @@ impl Config {
         let drain = profile.and_then(|profile| profile.graceful);
         let unchanged = args.drain_timeout.0 == limits::DRAIN_TIMEOUT;
         let level = args.konnectivity.klog.level();
+        let front_end_keep_alive = args
+            .konnectivity
+            .frontend_keepalive_time
+            .map_or(limits::GRPC_KEEP_ALIVE, |span| span.0)
+            .max(limits::GRPC_KEEP_ALIVE_LEAST);
         Ok(Self {
             seen,
             links: LinkConfig {
@@ -326,6 +333,7 @@ impl Config {
                     allow: args.door_allow,
                 }),
                 speaks: speaks(args.mode),
+                keep_alive: front_end_keep_alive,
                 max_connections: args.max_door_connections as usize,
             },
             prefixes: Prefixes {

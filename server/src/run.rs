@@ -103,7 +103,7 @@ impl Server {
             process,
         } = config;
         let connections = doors.max_connections;
-        let doors_speak = doors.speaks;
+        let (doors_speak, keep_alive) = (doors.speaks, doors.keep_alive);
         let mut registry = Registry::default();
         more(&mut registry);
         panics::register(&mut registry);
@@ -194,7 +194,7 @@ impl Server {
         }
 
         // Front ends come in.
-        let desk = Arc::new(Desk::new(dialer, metrics.clone(), doors_speak));
+        let desk = Arc::new(Desk::new(dialer, metrics.clone(), doors_speak, keep_alive));
         if let Some((socket, allowed)) = door_unix {
             let desk = Arc::clone(&desk);
             let (counted, watch) = (accepted.clone(), drain.watch());

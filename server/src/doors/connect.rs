@@ -45,6 +45,7 @@ pub struct Desk {
     dialer: Arc<Dialer>,
     metrics: Metrics,
     speaks: Speaks,
+    keep_alive: Duration,
     refusals: RateLimited<(Door, &'static str)>,
 }
 
@@ -53,11 +54,17 @@ const REFUSAL_LINES: u32 = 20;
 
 impl Desk {
     /// The desk of a dialer.
-    pub fn new(dialer: Arc<Dialer>, metrics: Metrics, speaks: Speaks) -> Self {
+    pub fn new(
+        dialer: Arc<Dialer>,
+        metrics: Metrics,
+        speaks: Speaks,
+        keep_alive: Duration,
+    ) -> Self {
         Self {
             dialer,
             metrics,
             speaks,
+            keep_alive,
             refusals: RateLimited::new(REFUSAL_LINES, Duration::from_secs(60)),
         }
     }
@@ -70,6 +77,11 @@ impl Desk {
     /// What it counts.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    /// Silence after which a gRPC front end is pinged.
+    pub fn keep_alive(&self) -> Duration {
+        self.keep_alive
     }
 
     /// What it counts as Konnectivity does.
