@@ -8,6 +8,7 @@ pub mod carrier;
 pub mod connect;
 pub mod dial;
 pub mod driver;
+pub mod edge;
 pub mod error;
 pub mod grpc;
 pub mod kube;

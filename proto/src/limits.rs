@@ -319,6 +319,10 @@ pub const GRPC_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 /// DATA towards a front end, packet and its headers together: whole HTTP/2 frames of 16 KiB, so
 /// that no short one follows. Larger ones gained nothing.
 pub const GRPC_DATA_BYTES: usize = 4 * 16 * 1024;
+/// Silence after which a gRPC front end is asked whether it is there, unless a flag says otherwise.
+pub const GRPC_KEEP_ALIVE: Duration = Duration::from_secs(3600);
+/// The shortest such silence; a shorter one is taken for this.
+pub const GRPC_KEEP_ALIVE_LEAST: Duration = Duration::from_secs(1);
 /// Streams at once on one connection of a front end. Overflow: refused by HTTP/2.
 pub const GRPC_STREAMS: u32 = 1024;
 /// Bytes of one stream of a front end that may wait for its target. Overflow: the front end waits.

@@ -243,7 +243,7 @@ fn request_lines_that_are_none_are_refused() {
         ("GET  /pods HTTP/1.1", HeadError::Syntax),
         ("GET /pods  HTTP/1.1", HeadError::Version),
         ("GET\t/pods HTTP/1.1", HeadError::Syntax),
-        ("GET /po ds HTTP/1.1", HeadError::Syntax),
+        ("GET /po ds HTTP/1.1", HeadError::Version),
         ("CONNECT n:10250 HTTP/1.1", HeadError::Method),
         ("TRACE /pods HTTP/1.1", HeadError::Method),
         ("GETX /pods HTTP/1.1", HeadError::Method),

@@ -118,7 +118,7 @@ impl Server {
             process,
         } = config;
         let connections = doors.max_connections;
-        let doors_speak = doors.speaks;
+        let (doors_speak, keep_alive) = (doors.speaks, doors.keep_alive);
         let mut registry = Registry::default();
         more(&mut registry);
         panics::register(&mut registry);
@@ -260,7 +260,12 @@ impl Server {
         }
 
         // Front ends come in.
-        let desk = Desk::new(Arc::clone(&dialer), metrics.clone(), doors_speak);
+        let desk = Desk::new(
+            Arc::clone(&dialer),
+            metrics.clone(),
+            doors_speak,
+            keep_alive,
+        );
         let desk = Arc::new(desk.with_gateway(gateway.clone()));
         if let Some((socket, allowed)) = door_unix {
             let desk = Arc::clone(&desk);

@@ -17,7 +17,6 @@ use crate::authority::{Authority, Pair, PairFiles};
 use crate::forwarder::Forwarder;
 use crate::gateway::GatewayKit;
 use crate::kubelet::FakeKubelet;
-use crate::legacy::{LegacyAgent, LegacyPlan};
 use crate::network::{MappedNetwork, Wire};
 use crate::scenario::{eventually, expect};
 use crate::scratch::{self, Scratch};
@@ -288,36 +287,6 @@ impl Cluster {
         }
         extend(&mut args, &self.plan.server_flags);
         args
-    }
-
-    fn compatible_args(&self, pair: &PairFiles) -> Vec<String> {
-        let agents = self.scratch.join("agents.ca").display().to_string();
-        [
-            "--compatibility",
-            "konnectivity",
-            "--cluster-cert",
-            &pair.cert.display().to_string(),
-            "--cluster-key",
-            &pair.key.display().to_string(),
-            "--cluster-ca-cert",
-            &agents,
-        ]
-        .map(str::to_owned)
-        .into()
-    }
-
-    /// A legacy agent with a certificate of the agents' authority, not connected yet.
-    pub fn legacy_agent<'a>(&'a self, pair: &'a Pair, id: &str) -> LegacyPlan<'a> {
-        let root = self.authority.issuer(Role::Server).der();
-        LegacyPlan::new(Some(pair), root, id)
-    }
-
-    /// The same, connected to the first server.
-    pub async fn legacy(&self, id: &str, identifiers: &str) -> LegacyAgent {
-        let pair = self.authority.leaf(Role::Agent, "legacy").sign();
-        let plan = self.legacy_agent(&pair, id).identifiers(identifiers);
-        let connected = plan.connect(self.server(0).link_address()).await;
-        connected.expect("a connection").expect("a place")
     }
 
     /// The flags of an agent with this certificate.

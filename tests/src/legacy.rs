@@ -17,13 +17,14 @@ use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 use towline_link::carrier::CarrierKind;
 use towline_link::grpc::Status;
+use towline_proto::id::Role;
 use towline_proto::konnectivity::frame::{self, Messages};
 use towline_proto::konnectivity::{
     AGENT_ID, AGENT_IDENTIFIERS, ALPN_GRPC, CONNECT_METHOD, CONTENT_TYPE, Packet,
 };
 
 use crate::apiserver::client_config;
-use crate::authority::Pair;
+use crate::authority::{Pair, PairFiles};
 use crate::cluster::{Cluster, Plan};
 use crate::scenario::{eventually, expect};
 
@@ -359,4 +360,40 @@ pub async fn metric(cluster: &Cluster, line: &str) -> u64 {
 pub fn data(connect_id: i64, data: impl Into<Bytes>) -> Packet {
     let data = data.into();
     Packet::Data { connect_id, data }
+}
+
+impl Cluster {
+    /// The flags of a server with the compatibility profile.
+    pub(crate) fn compatible_args(&self, pair: &PairFiles) -> Vec<String> {
+        let agents = self.scratch().join("agents.ca").display().to_string();
+        [
+            "--compatibility",
+            "konnectivity",
+            "--cluster-cert",
+            &pair.cert.display().to_string(),
+            "--cluster-key",
+            &pair.key.display().to_string(),
+            "--cluster-ca-cert",
+            &agents,
+            // Legacy agents carry no kubelet that must be verified.
+            "--kubelet-verification",
+            "off",
+        ]
+        .map(str::to_owned)
+        .into()
+    }
+
+    /// A legacy agent with a certificate of the agents' authority, not connected yet.
+    pub fn legacy_agent<'a>(&'a self, pair: &'a Pair, id: &str) -> LegacyPlan<'a> {
+        let root = self.authority.issuer(Role::Server).der();
+        LegacyPlan::new(Some(pair), root, id)
+    }
+
+    /// The same, connected to the first server.
+    pub async fn legacy(&self, id: &str, identifiers: &str) -> LegacyAgent {
+        let pair = self.authority.leaf(Role::Agent, "legacy").sign();
+        let plan = self.legacy_agent(&pair, id).identifiers(identifiers);
+        let connected = plan.connect(self.server(0).link_address()).await;
+        connected.expect("a connection").expect("a place")
+    }
 }

@@ -452,3 +452,125 @@ async fn other_calls_are_refused_as_grpc_does() {
     let status = expect("a status", call.status()).await.unwrap();
     assert_eq!(status.code, Code::DeadlineExceeded);
 }
+
+#[tokio::test]
+async fn over_tcp_a_certificate_is_asked_for_and_both_protocols_are_offered() {
+    let cluster = Plan::on(towline_link::carrier::CarrierKind::Tls)
+        .start()
+        .await;
+    let _echo = cluster.target(POD, Behaviour::Echo).await;
+    for alpn in [&[&b"h2"[..]][..], &[], &[b"h2", b"grpc-exp"]] {
+        let door = cluster.apiserver_tcp().offering(alpn);
+        let front = GrpcFrontEnd::connect(&door).await.expect("the TCP door");
+        let mut pipe = front.pipe(POD).await;
+        pipe.write(b"hello").await.unwrap();
+        let echo = expect("the echo", pipe.read_exact(5)).await.unwrap();
+        assert_eq!(echo, b"hello", "{alpn:?}");
+    }
+    // CONNECT as Go sends it: without ALPN.
+    let mut pipe = cluster.apiserver_tcp().offering(&[]).pipe(POD).await;
+    tokio::io::AsyncWriteExt::write_all(&mut pipe, b"x")
+        .await
+        .unwrap();
+    // Without a certificate nobody comes in.
+    let door = cluster.apiserver_with(None).offering(&[b"h2"]);
+    // The handshake of TLS 1.3 is over for the client before the server has looked.
+    let refused = match GrpcFrontEnd::connect(&door).await {
+        Err(_) => true,
+        Ok(front) => match front
+            .call(
+                "/ProxyService/Proxy",
+                &[("content-type", "application/grpc")],
+            )
+            .await
+        {
+            Err(_) => true,
+            Ok(mut call) => expect("the end", call.head()).await.is_err(),
+        },
+    };
+    assert!(refused);
+}
+
+#[tokio::test]
+async fn a_front_end_that_is_denied_loses_its_streams() {
+    let cluster = Plan::on(towline_link::carrier::CarrierKind::Tls)
+        .start()
+        .await;
+    let sink = cluster.target(POD, Behaviour::Sink).await;
+    let door = cluster.apiserver_tcp().offering(&[b"h2"]);
+    let front = GrpcFrontEnd::connect(&door).await.expect("the TCP door");
+    let mut pipes = [front.pipe(POD).await, front.pipe(POD).await];
+    for pipe in &mut pipes {
+        pipe.write(b"x").await.unwrap();
+    }
+    cluster.deny("spiffe://kit.example/towline/client/kube-apiserver\n");
+    cluster.reload().await;
+    for pipe in &mut pipes {
+        while let Ok(Some(_)) = expect("the end", pipe.read()).await {}
+        assert_eq!(expect("its target", sink.outcome()).await.end, End::Reset);
+    }
+}
+
+#[tokio::test]
+async fn a_door_can_be_told_to_speak_one_protocol_only() {
+    let carrier = towline_link::carrier::CarrierKind::Tls;
+    let connect = Plan::on(carrier)
+        .server_flags(&["--mode", "http-connect"])
+        .start()
+        .await;
+    let _echo = connect.target(POD, Behaviour::Echo).await;
+    let _pipe = connect.apiserver().pipe(POD).await;
+    let front = connect.apiserver();
+    let answer = front.ask(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+    let answer = expect("the answer", answer).await.unwrap();
+    let refused = answer.err().expect("a refusal");
+    assert!(refused.status == 505 && refused.phrase.contains("HTTP CONNECT only"));
+    let grpc = Plan::on(carrier)
+        .server_flags(&["--mode", "grpc"])
+        .start()
+        .await;
+    let _echo = grpc.target(POD, Behaviour::Echo).await;
+    let front = front_end(&grpc).await;
+    let _pipe = front.pipe(POD).await;
+    let refused = grpc.apiserver().refusal(POD).await;
+    assert!(refused.status == 405 && refused.phrase.contains("gRPC only"));
+}
+
+#[tokio::test]
+async fn a_drain_lets_live_streams_end_and_takes_no_new_ones() {
+    let cluster = Plan::on(towline_link::carrier::CarrierKind::Tls)
+        .start()
+        .await;
+    let _echo = cluster.target(POD, Behaviour::Echo).await;
+    let front = front_end(&cluster).await;
+    let mut live = front.pipe(POD).await;
+    live.write(b"before").await.unwrap();
+    expect("the echo", live.read_exact(6)).await.unwrap();
+    let mut silent = front.stream().await;
+    expect("the headers", silent.head()).await.unwrap();
+    cluster.server(0).drain();
+    // A stream that has asked for nothing is told; one that is open goes on.
+    let status = expect("trailers", silent.status()).await.unwrap();
+    assert_eq!(status.code, Code::Unavailable);
+    live.write(b"after").await.unwrap();
+    let echo = expect("the echo", live.read_exact(5)).await.unwrap();
+    assert_eq!(echo, b"after");
+    // GOAWAY: no new stream.
+    eventually("the end of new streams", || async {
+        let call = front
+            .call(
+                "/ProxyService/Proxy",
+                &[("content-type", "application/grpc")],
+            )
+            .await;
+        match call {
+            Err(_) => Some(()),
+            Ok(mut call) => call.packet().await.is_err().then_some(()),
+        }
+    })
+    .await;
+    assert_eq!(expect("CLOSE_RSP", live.close()).await.unwrap(), "");
+    expect("the server's end", cluster.server(0).wait())
+        .await
+        .unwrap();
+}

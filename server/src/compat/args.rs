@@ -156,8 +156,13 @@ pub struct KonnectivityArgs {
     #[arg(long, env = "TOWLINE_KEEPALIVE_TIME", value_name = "TIME")]
     pub keepalive_time: Option<TimeSpan>,
 
-    /// Accepted, without effect: the kernel asks a silent front end
-    #[arg(long, env = "TOWLINE_FRONTEND_KEEPALIVE_TIME", hide = true)]
+    /// Silence after which a gRPC front end is pinged [default: 1h]
+    #[arg(
+        long,
+        env = "TOWLINE_FRONTEND_KEEPALIVE_TIME",
+        value_name = "TIME",
+        hide = true
+    )]
     pub frontend_keepalive_time: Option<TimeSpan>,
 
     /// Accepted; there is no profiling over HTTP here
@@ -331,6 +336,10 @@ impl KonnectivityArgs {
                 "--backend-dial-timeout",
                 self.backend_dial_timeout.is_some(),
             ),
+            of(
+                "--frontend-keepalive-time",
+                self.frontend_keepalive_time.is_some(),
+            ),
         ];
         let mut given: Vec<_> = flags.into_iter().flatten().collect();
         given.extend(self.without_effect());
@@ -341,10 +350,6 @@ impl KonnectivityArgs {
     /// Given flags that are accepted and change nothing.
     pub fn without_effect(&self) -> Vec<&'static str> {
         let flags = [
-            (
-                "--frontend-keepalive-time",
-                self.frontend_keepalive_time.is_some(),
-            ),
             ("--kubeconfig-qps", self.kubeconfig_qps.is_some()),
             ("--kubeconfig-burst", self.kubeconfig_burst.is_some()),
             (

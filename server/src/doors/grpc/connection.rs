@@ -8,8 +8,10 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use h2::server::Builder;
+use h2::{Ping, PingPong};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 use towline_proto::limits;
@@ -59,6 +61,7 @@ where
         stage.signalled().await;
     });
     let (mut stopped, mut refused) = (false, false);
+    let mut alive = std::pin::pin!(keep_alive(connection.ping_pong(), desk.keep_alive()));
     loop {
         tokio::select! {
             accepted = connection.accept() => match accepted {
@@ -77,6 +80,10 @@ where
                 stopped = true;
                 connection.graceful_shutdown();
             }
+            () = &mut alive => {
+                tracing::debug!(door = door.as_str(), "a front end does not answer pings");
+                break;
+            }
             // Its dials are ended where they are counted; new ones are not taken.
             _ = &mut untrusted, if !refused => {
                 refused = true;
@@ -87,6 +94,23 @@ where
     drop(connection);
     while let Some(ended) = streams.join_next().await {
         report(ended);
+    }
+}
+
+/// Resolves when the front end has not answered a ping: its machine is gone.
+async fn keep_alive(pings: Option<PingPong>, every: Duration) {
+    let Some(mut pings) = pings else {
+        return std::future::pending().await;
+    };
+    loop {
+        tokio::time::sleep(every).await;
+        let answer = pings.ping(Ping::opaque());
+        match tokio::time::timeout(limits::GRPC_PING_TIMEOUT, answer).await {
+            Ok(Ok(_)) => {}
+            // The connection ends by itself.
+            Ok(Err(_)) => return std::future::pending().await,
+            Err(_) => return,
+        }
     }
 }
 

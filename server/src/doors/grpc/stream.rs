@@ -323,7 +323,6 @@ async fn greet(
                 tunnel.dial_failed(STOPPING);
                 return None;
             }
-            desk.counted().dial_failed(DialFailure::FrontendClose);
             tunnel.finish(&match out_of_time {
                 true => Status::new(Code::DeadlineExceeded, LATE),
                 false => Status::new(Code::Ok, ""),

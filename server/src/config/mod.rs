@@ -1,6 +1,8 @@
 //! All input of the server, read once and checked as a whole: flags and files. After this nobody
 //! reads the environment.
 
+mod error;
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -10,14 +12,14 @@ use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 use towline_link::process::compat::{MetricsAt, Second};
-use towline_link::process::policy_file::{PolicyFile, PolicyFileError};
+use towline_link::process::policy_file::PolicyFile;
 use towline_link::process::telemetry::{LogFilter, LogFormat};
-use towline_link::process::unix::{AllowedUids, UidError};
+use towline_link::process::unix::AllowedUids;
 use towline_link::process::watch::Seen;
 use towline_link::quic;
-use towline_pki::gateway::{GatewayError, GatewayFiles};
-use towline_pki::kubelet::{KubeletFiles, KubeletTrust, KubeletTrustError};
-use towline_pki::{Files, SealError, SealKey};
+use towline_pki::gateway::GatewayFiles;
+use towline_pki::kubelet::{KubeletFiles, KubeletTrust};
+use towline_pki::{Files, SealKey};
 use towline_proto::id::{Name, Role};
 use towline_proto::limits;
 
@@ -26,14 +28,15 @@ use crate::attest::{KubeletConfig, Mode};
 use crate::audit::file::Rotate;
 use crate::audit::open::{AuditConfig, Place};
 use crate::classify::Prefixes;
+use crate::compat::Profile;
 use crate::compat::args::DoorMode;
-use crate::compat::{Profile, ProfileError};
 use crate::dial::DialOptions;
 use crate::doors::Speaks;
 use crate::gateway::GatewayConfig;
-use crate::gateway::flags::GatewayFlagError;
-use crate::grants::{Grants, GrantsError};
-use crate::trust::{Snapshot, TrustError};
+use crate::grants::Grants;
+use crate::trust::Snapshot;
+
+pub use error::ConfigError;
 
 /// `--carrier`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,124 +75,6 @@ impl fmt::Display for CarrierMode {
             CarrierMode::Tls => "tls",
         })
     }
-}
-
-/// What is wrong with the configuration; says what to change.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// A certificate, key, trust file or deny list.
-    #[error(transparent)]
-    Trust(#[from] TrustError),
-    /// The grants file.
-    #[error("grants: {0}")]
-    Grants(#[from] GrantsError),
-    /// The policy file.
-    #[error("policy: {0}")]
-    Policy(#[from] PolicyFileError),
-    /// Verification of kubelets without anything to verify them by.
-    #[error(
-        "--kubelet-verification {0} needs --kubelet-certificate-authority FILE, the authority that \
-         signs your kubelets' serving certificates. To see first what would be refused, give it \
-         together with --kubelet-verification observe; to carry on without verification say \
-         --kubelet-verification off"
-    )]
-    NoKubeletAuthority(Mode),
-    /// What kubelets are verified by.
-    #[error(transparent)]
-    Kubelets(#[from] KubeletTrustError),
-    /// Flags of the gateway.
-    #[error(transparent)]
-    GatewayFlags(#[from] GatewayFlagError),
-    /// Files of the gateway.
-    #[error(transparent)]
-    Gateway(#[from] GatewayError),
-    /// Nobody could ask for anything.
-    #[error("no door for front ends: give --door-unix PATH or --door-tcp ADDRESS")]
-    NoDoor,
-    /// The TCP door has to know whom to trust.
-    #[error("--door-tcp needs --client-ca, the authority that signs front ends")]
-    NoClientRoots,
-    /// And whom to let in.
-    #[error("--door-tcp needs --door-allow, the names of client certificates that may use it")]
-    NobodyAllowed,
-    /// The key of the audit trail.
-    #[error("--audit-key: {0}")]
-    AuditKey(#[from] SealError),
-    /// An unsigned trail proves little.
-    #[error(
-        "--audit-log needs --audit-key, which signs its checkpoints; `towline-pki audit-key` makes one"
-    )]
-    NoAuditKey,
-    /// Flags that would silently do nothing.
-    #[error("{flag} has no effect without {without}")]
-    Useless {
-        /// Given.
-        flag: &'static str,
-        /// Missing.
-        without: &'static str,
-    },
-    /// Users of the Unix socket.
-    #[error("--door-unix-uid: {0}")]
-    Uid(#[from] UidError),
-    /// An address is of one class only.
-    #[error("{one_flag} {one} and {other_flag} {other} overlap; an address is of one class only")]
-    Overlap {
-        /// A flag.
-        one_flag: &'static str,
-        /// Its value.
-        one: IpNet,
-        /// Another.
-        other_flag: &'static str,
-        /// Its value.
-        other: IpNet,
-    },
-    /// A prefix that would turn everything into its class.
-    #[error("{flag} {prefix} covers every address; give the prefix of your cluster")]
-    Everything {
-        /// Which flag.
-        flag: &'static str,
-        /// Its value.
-        prefix: IpNet,
-    },
-    /// More than a message holds.
-    #[error(
-        "{given} values of {flag} are more than the {} allowed",
-        limits::LIST_ITEMS
-    )]
-    Many {
-        /// Which flag.
-        flag: &'static str,
-        /// How many.
-        given: usize,
-    },
-    /// Two listeners on one address.
-    #[error("{one_flag} and {other_flag} are both {address}")]
-    SameAddress {
-        /// A flag.
-        one_flag: &'static str,
-        /// Another.
-        other_flag: &'static str,
-        /// Their value.
-        address: SocketAddr,
-    },
-    /// Flags of the compatibility profile.
-    #[error(transparent)]
-    Profile(#[from] ProfileError),
-    /// Flags of the compatibility profile without it.
-    #[error("{0} says something only with --compatibility=konnectivity")]
-    OnlyCompatible(&'static str),
-    /// Only some of the files of our own identity.
-    #[error("--cert, --key and --agent-ca belong together: {0} is missing")]
-    PartOfIdentity(&'static str),
-    /// Flags that need an identity of our own.
-    #[error("{0} needs an identity of our own: --cert, --key and --agent-ca")]
-    NoIdentity(&'static str),
-    /// Two sockets for one door.
-    #[error("--door-unix and --uds-name exclude each other")]
-    TwoSockets,
-    /// Values that QUIC cannot run with.
-    #[error("--quic-payload: {0}")]
-    Quic(#[from] quic::OptionsError),
 }
 
 /// Checked values, grouped by who uses them.
@@ -260,8 +145,10 @@ pub struct DoorConfig {
     pub unix: Option<UnixDoor>,
     /// Mutual TLS.
     pub tcp: Option<TcpDoor>,
-    /// What both take.
+    /// What they take.
     pub speaks: Speaks,
+    /// Silence after which a gRPC front end is pinged.
+    pub keep_alive: Duration,
     /// Over TCP, for whoever is signed by the authority of the compatibility profile.
     pub signed: Option<SocketAddr>,
     /// At once, for each door.
@@ -411,6 +298,11 @@ impl Config {
         let drain = profile.and_then(|profile| profile.graceful);
         let unchanged = args.drain_timeout.0 == limits::DRAIN_TIMEOUT;
         let level = args.konnectivity.klog.level();
+        let front_end_keep_alive = args
+            .konnectivity
+            .frontend_keepalive_time
+            .map_or(limits::GRPC_KEEP_ALIVE, |span| span.0)
+            .max(limits::GRPC_KEEP_ALIVE_LEAST);
         Ok(Self {
             seen,
             links: LinkConfig {
@@ -434,6 +326,7 @@ impl Config {
                     allow: args.door_allow,
                 }),
                 speaks: speaks(args.mode),
+                keep_alive: front_end_keep_alive,
                 max_connections: args.max_door_connections as usize,
             },
             prefixes: Prefixes {

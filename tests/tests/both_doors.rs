@@ -1,0 +1,128 @@
+//! What holds at the gRPC door because both doors end in the same dialer: the kubelet gateway,
+//! the audit trail, the policy; and that the compatibility profile gives none of it away.
+
+use std::io::Read;
+
+use rustls::ClientConnection;
+use rustls_pki_types::ServerName;
+use towline_tests::apiserver::client_config;
+use towline_tests::cluster::{Cluster, Plan, node_ip};
+use towline_tests::grpc::{GrpcFrontEnd, GrpcPipe};
+use towline_tests::scenario::expect;
+use towline_tests::scenarios;
+use towline_tests::scratch::{self, Scratch};
+use towline_tests::target::Behaviour;
+
+const KUBELET: &str = "10.0.0.1:10250";
+const POD: &str = "10.244.0.5:8080";
+
+async fn grpc(cluster: &Cluster) -> GrpcFrontEnd {
+    let front = GrpcFrontEnd::connect(&cluster.apiserver()).await;
+    front.expect("the Unix door")
+}
+
+/// One request over TLS inside a tunnel, up to the end of the answer's head.
+async fn ask(pipe: &mut GrpcPipe, tls: &mut ClientConnection, request: &str) -> String {
+    let mut answer = Vec::new();
+    let mut sent = false;
+    while !answer.windows(4).any(|window| window == b"\r\n\r\n") {
+        if !tls.is_handshaking() && !std::mem::replace(&mut sent, true) {
+            std::io::Write::write_all(&mut tls.writer(), request.as_bytes()).expect("room");
+        }
+        let mut out = Vec::new();
+        while tls.wants_write() {
+            tls.write_tls(&mut out).expect("a buffer");
+        }
+        pipe.write(&out).await.expect("sent");
+        if tls.is_handshaking() || sent {
+            let came = pipe.read().await.expect("bytes").expect("no end");
+            let mut came = &came[..];
+            while !came.is_empty() {
+                tls.read_tls(&mut came).expect("a buffer");
+                tls.process_new_packets().expect("TLS");
+            }
+        }
+        let mut plain = [0; 4096];
+        while let Ok(count @ 1..) = tls.reader().read(&mut plain) {
+            answer.extend_from_slice(&plain[..count]);
+        }
+    }
+    String::from_utf8(answer).expect("text")
+}
+
+scenarios! {
+    async fn a_kubelet_is_reached_through_the_gateway_by_grpc_too(carrier) {
+        let cluster = Plan::on(carrier).gateway().start().await;
+        let kubelet = cluster.asking_kubelet().await;
+        let front = grpc(&cluster).await;
+        let mut pipe = front.pipe(KUBELET).await;
+        let gateway = &cluster.gateway;
+        let config = client_config(Some(&gateway.front_end), &gateway.issuer);
+        let name = ServerName::from(node_ip(1));
+        let mut tls = ClientConnection::new(config.into(), name).expect("a configuration");
+        let asking = ask(&mut pipe, &mut tls, "GET /healthz HTTP/1.1\r\nHost: n\r\n\r\n");
+        let answer = expect("the answer", asking).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        assert_eq!(kubelet.lines(), ["GET /healthz"]);
+        let shown: Vec<_> = kubelet.clients().into_iter().flatten().collect();
+        assert_eq!(shown, [gateway.kubelet_client.chain[0].clone()]);
+        // And who speaks to it without TLS does not reach the kubelet.
+        let mut plain = front.pipe(KUBELET).await;
+        plain.write(b"GET /pods HTTP/1.1\r\nHost: n\r\n\r\n").await.expect("sent");
+        let _ = expect("the end", plain.read_all()).await;
+        assert_eq!(kubelet.lines(), ["GET /healthz"]);
+    }
+
+    async fn a_dial_by_grpc_is_in_the_trail(carrier) {
+        let cluster = Plan::on(carrier).start().await;
+        let _echo = cluster.target(POD, Behaviour::Echo).await;
+        let front = grpc(&cluster).await;
+        let mut pipe = front.pipe(POD).await;
+        pipe.write(b"four").await.expect("sent");
+        let echo = expect("the echo", pipe.read_exact(4)).await;
+        assert_eq!(echo.expect("bytes"), b"four");
+        expect("CLOSE_RSP", pipe.close()).await.expect("in order");
+        let audit = cluster.audit(0);
+        let start = audit.record("its start", |record| {
+            record["event"] == "start" && record["target"] == POD
+        }).await;
+        assert_eq!(start["door"], "grpc-unix", "{start}");
+        let end = audit.record("its end", |record| {
+            record["event"] == "end" && record["id"] == start["id"]
+        }).await;
+        assert_eq!((end["bytes_to_target"].as_u64(), end["bytes_from_target"].as_u64()), (Some(4), Some(4)), "{end}");
+    }
+
+    async fn a_policy_counts_in_the_compatibility_profile(carrier) {
+        let scratch = Scratch::new().expect("a folder");
+        let open = "version: 1\nrules:\n  - {name: all, action: allow}\n";
+        let none = "version: 1\nrules:\n  - {name: s, action: allow, classes: [service]}\n";
+        let file = scratch.write("policy.yaml", open).expect("a file");
+        let flags = ["--policy", file.to_str().expect("a name in UTF-8")];
+        let cluster = Plan::on(carrier).compatible().server_flags(&flags).start().await;
+        let _echo = cluster.target(POD, Behaviour::Echo).await;
+        let front = grpc(&cluster).await;
+        let mut pipe = front.pipe(POD).await;
+        pipe.write(b"four").await.expect("sent");
+        expect("the echo", pipe.read_exact(4)).await.expect("bytes");
+        // A live dial that the new file forbids is ended, and new ones are refused.
+        scratch::replace(&file, none).expect("a file");
+        let _ = expect("the end of the dial", pipe.read_all()).await;
+        let text = front.refusal(POD).await;
+        assert!(text.contains("policy"), "{text}");
+    }
+
+    async fn a_legacy_agent_carries_no_kubelet_that_must_be_verified(carrier) {
+        let cluster = Plan::on(carrier)
+            .compatible()
+            .server_flags(&["--kubelet-verification", "enforce"])
+            .start()
+            .await;
+        let _agent = cluster.legacy("somewhere", "ipv4=10.0.0.9&default-route=true").await;
+        for host in ["10.0.0.9:10250", "somewhere:10250", "192.0.2.7:10250"] {
+            let refused = cluster.apiserver().refusal(host).await;
+            assert_eq!(refused.status, 502, "{refused:?}");
+            assert!(refused.phrase.contains("legacy agent"), "{refused:?}");
+        }
+    }
+}
