@@ -90,7 +90,7 @@ scenarios! {
         let end = audit.record("its end", |record| {
             record["event"] == "end" && record["id"] == start["id"]
         }).await;
-        assert_eq!((end["bytes_to_target"].as_u64(), end["bytes_from_target"].as_u64()), (Some(4), Some(4)), "{end}");
+        assert_eq!((end["to_target"].as_u64(), end["from_target"].as_u64()), (Some(4), Some(4)), "{end}");
     }
 
     async fn a_policy_counts_in_the_compatibility_profile(carrier) {

@@ -1,6 +1,6 @@
 //! What is wrong with a configuration, and what to change.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use ipnet::IpNet;
 use towline_link::process::policy_file::PolicyFileError;
@@ -9,6 +9,7 @@ use towline_link::quic;
 use towline_pki::SealError;
 use towline_pki::gateway::GatewayError;
 use towline_pki::kubelet::KubeletTrustError;
+use towline_proto::limits;
 
 use crate::attest::Mode;
 use crate::compat::ProfileError;

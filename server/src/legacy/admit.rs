@@ -179,7 +179,9 @@ mod tests {
             ("agentid", "n1"),
             ("agentidentifiers", "host=x&default-route=1"),
         ];
-        let announced = ask(&list).await.ok().expect("an agent");
+        let Ok(announced) = ask(&list).await else {
+            panic!("an agent");
+        };
         assert_eq!(&*announced.id, "n1");
         assert!(announced.identifiers.default_route);
         let nobody = admit(&headers(&list), &[], ([127, 0, 0, 1], 1).into(), None).await;
