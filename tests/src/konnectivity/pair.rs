@@ -118,9 +118,16 @@ impl Pairing {
 
     /// Ends the server and puts one of this maker in its place, for agents and front ends.
     pub async fn replace_server(&mut self, maker: Maker) {
+        self.replace_server_with(maker, &[]).await;
+    }
+
+    /// The same with more flags.
+    pub async fn replace_server_with(&mut self, maker: Maker, flags: &[String]) {
         let agents = self.server.agents;
         self.server.end().await;
-        let plan = ServerPlan::new(maker, "ps", self.mode).agents_at(agents);
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        let plan = ServerPlan::new(maker, "ps", self.mode).flags(&flags);
+        let plan = plan.agents_at(agents);
         self.server = plan.start(&self.server_files, &self.scratch).await;
     }
 
