@@ -386,13 +386,13 @@ fn files_that_are_no_revocation_lists_are_refused_by_name() {
     };
     std::fs::write(
         &files.authority,
-        towline_pki::pem::write_certificates(&[ca.der.clone()]),
+        towline_pki::pem::write_certificates(std::slice::from_ref(&ca.der)),
     )
     .unwrap();
     for text in [
         "".to_owned(),
         "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n".to_owned(),
-        towline_pki::pem::write_certificates(&[ca.der.clone()]),
+        towline_pki::pem::write_certificates(std::slice::from_ref(&ca.der)),
     ] {
         std::fs::write(&path, text).unwrap();
         let error = KubeletTrust::load(&files).unwrap_err().to_string();
