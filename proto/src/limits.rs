@@ -1,6 +1,8 @@
 //! Every bound of the wire and of both daemons, each with its unit, its reason and what happens
 //! at it. Relations between them are asserted at compile time at the end of the file.
 
+mod relations;
+
 use std::time::Duration;
 
 // ---- session -------------------------------------------------------------------------------
@@ -557,47 +559,3 @@ pub const KUBE_TOKEN_BYTES: usize = 16 * 1024;
 pub const KUBE_TEXT_BYTES: usize = 512;
 /// Pause before a list or watch of the Kubernetes API is tried again, first and longest.
 pub const KUBE_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-
-const _: () = {
-    assert!(AUDIT_TEXT_BYTES * 16 + AUDIT_COMMAND_BYTES < AUDIT_LINE_BYTES);
-    assert!(AUDIT_BATCH < AUDIT_QUEUE);
-    assert!(AUDIT_GATHER.as_millis() < AUDIT_SYNC.as_millis());
-    assert!(AUDIT_SYNC.as_secs() < AUDIT_CHECKPOINT.as_secs());
-    assert!(ATTESTATION_RENEW.as_secs() < ATTESTATION_LIFE.as_secs());
-    assert!(ATTESTATION_TIMEOUT.as_secs() < DIAL_TIMEOUT.as_secs());
-    assert!(ATTESTATION_TIMEOUT.as_secs() > CONNECT_TIMEOUT.as_secs());
-    assert!(ATTESTATIONS_BESIDE < ATTESTATIONS_AT_ONCE);
-    assert!(
-        ATTESTATION_TIMEOUT.as_secs() + ATTESTATION_RENEW.as_secs() < ATTESTATION_LIFE.as_secs()
-    );
-    assert!(ATTESTATION_IN_USE.as_secs() >= ATTESTATION_LIFE.as_secs());
-    assert!(GRPC_WINDOW as u64 * (GRPC_STREAMS as u64 + 1) < 1 << 31); // HTTP/2's largest window
-    assert!(GRPC_DATA_BYTES < GRPC_MESSAGE_BYTES);
-    assert!(KUBE_REQUEST.as_secs() < KUBE_WATCH.as_secs());
-    assert!(KUBE_HEAD_BYTES >= 8192); // hyper's smallest buffer
-    assert!(PEER_SILENT.as_secs() >= 3 * HEARTBEAT.as_secs());
-    assert!(CONNECT_TIMEOUT.as_secs() < DIAL_TIMEOUT.as_secs());
-    assert!(DIAL_TIMEOUT.as_secs() <= DIAL_TIMEOUT_MAX.as_secs());
-    assert!(DIAL_TIMEOUT.as_secs() < DRAIN_TIMEOUT.as_secs());
-    assert!(DIAL_REQUEST_BYTES > HOST_BYTES + 128);
-    assert!(STREAMS_AT_START <= DIALS_PER_LINK);
-    assert!(MUX_FRAME_BYTES <= u16::MAX as usize);
-    assert!(MUX_BATCH <= MUX_SEND_QUEUE && MUX_BATCH <= TLS_TURN);
-    assert!(TCP_UNACKNOWLEDGED.as_secs() > PEER_SILENT.as_secs());
-    assert!(MUX_SEND_QUEUE as u64 <= STREAM_WINDOW as u64);
-    assert!(2 * MUX_RETURN <= MUX_FLIGHT && MUX_FLIGHT <= STREAM_WINDOW);
-    assert!(BACKOFF_QUICK_CAP.as_secs() <= BACKOFF_CAP.as_secs());
-    assert!(FILE_DEBOUNCE.as_millis() < FILE_LOOK.as_millis());
-    assert!(DRAIN_TIMEOUT.as_secs() <= DRAIN_TIMEOUT_MAX.as_secs());
-    assert!(ADMIN_HEAD_TIMEOUT.as_secs() < ADMIN_CONNECTION.as_secs());
-    assert!(LIVE_PROBE.as_secs() < ADMIN_CONNECTION.as_secs());
-    assert!(ADMIN_HEAD_BYTES >= 8192); // hyper's smallest buffer
-    assert!(QUIC_IDLE.as_secs() > PEER_SILENT.as_secs());
-    assert!(QUIC_KEEP_ALIVE.as_secs() < PEER_SILENT.as_secs());
-    assert!(QUIC_PAYLOAD <= QUIC_PAYLOAD_JUMBO);
-    assert!(QUIC_PAYLOAD_JUMBO as u32 * QUIC_SEGMENTS <= 65_507);
-    assert!(PROBE_TIMEOUT.as_millis() < PROBE_EVERY.as_millis());
-    assert!(LINK_DOUBTED.as_millis() > HEARTBEAT.as_millis());
-    assert!(QUIC_SEND_WINDOW >= STREAM_WINDOW as u64);
-    assert!(LOCAL_LOOK.as_secs() < LOCAL_GONE.as_secs());
-};

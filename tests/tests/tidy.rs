@@ -400,6 +400,7 @@ fn the_environment_is_read_at_the_door_only() {
         let door = [
             "/args.rs",
             "/config.rs",
+            "server/src/config/mod.rs",
             "/main.rs",
             "link/src/process/signal.rs",
         ]
