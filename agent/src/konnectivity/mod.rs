@@ -7,8 +7,8 @@
 //! other, and the bytes of a dial pass the same splice.
 //!
 //! Reading order: [`args`] and [`config`] (flags), [`sync`] (which servers there are, when to try),
-//! [`attempt`] (one handshake and one call), [`session`] and [`stream`] (packets),
-//! [`connection`] (one connection of a stream), [`dial`] and [`text`] (a target, and the words in
+//! [`attempt`] (one handshake and one call), `session` and `stream` (packets),
+//! `connection` (one connection of a stream), `dial` and `text` (a target, and the words in
 //! which a failure is told), [`count`] (how many servers there should be), [`auto`] and [`memory`]
 //! (which kind of server it is), [`metrics`] and [`health`].
 

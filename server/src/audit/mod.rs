@@ -3,7 +3,7 @@
 //! Reading order: [`facts`] (what is written down of a dial), [`trail`] (what the dialer holds: a
 //! draft becomes one refusal, or a start and an end), [`record`] and [`text`] (a line), [`chain`]
 //! (each line holds the hash of the one before), [`writer`] (the thread that writes, signs
-//! checkpoints and knows what to do when it cannot), [`open`], [`store`], [`file`] and [`tail`] (the file:
+//! checkpoints and knows what to do when it cannot), [`open`], [`store`], [`mod@file`] and [`tail`] (the file:
 //! its lock, its rotation, what a crash left), [`verify`], [`findings`] and [`report`] (the proof), [`command`]
 //! (`towline-server audit verify`). [`record`], [`chain`], [`tail`] and [`verify`] are pure.
 //!

@@ -407,7 +407,7 @@ async fn line(place: &Place, server: SocketAddr) -> Result<(Option<Process>, Soc
 }
 
 /// A process that holds this many idle links to the server at `address`, each of another agent;
-/// with a port, each of a node whose kubelet is one of [`kubelets`].
+/// with a port, each of a node whose kubelet is one of [`mod@kubelets`].
 pub fn idle_agents(
     stage: &Stage,
     directory: &Path,
