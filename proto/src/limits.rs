@@ -335,10 +335,13 @@ pub const GRPC_SEND_BUFFER: usize = 4 * GRPC_DATA_BYTES;
 pub const GRPC_RESETS: usize = 1024;
 /// Packets of one stream that mean nothing. Overflow: the stream ends.
 pub const GRPC_SENSELESS: u32 = 64;
-/// How long a target's first bytes wait for a sign that the front end knows the connection.
-pub const GRPC_FIRST_HOLD: Duration = Duration::from_millis(5);
-/// After what was a refusal of those bytes or a close: silence for so long makes it a close.
-pub const GRPC_DOUBT: Duration = Duration::from_millis(20);
+/// How long a target's first bytes wait for a sign that the front end knows the connection. Longer
+/// than a busy machine leaves a thread waiting; at 5 ms one of a thousand clients was not ready.
+pub const GRPC_FIRST_HOLD: Duration = Duration::from_millis(25);
+/// After what was a refusal of those bytes or a close: silence for so long makes it a close; the
+/// second when there was more than one.
+pub const GRPC_DOUBT: (Duration, Duration) =
+    (Duration::from_millis(20), Duration::from_millis(500));
 /// First bytes of a target that are sent and kept until the front end has them.
 pub const GRPC_FIRST_BYTES: usize = 16 * 1024;
 /// A front end that says nothing about them for so long has taken them.

@@ -14,10 +14,10 @@
 //!   them an empty DATA for an id that never existed. The client answers that with CLOSE_REQ in
 //!   any case and in order: none for our connection before it says that the bytes were taken; one
 //!   says that they were dropped, or that the client closes the connection at this very moment.
-//! - To tell these two apart the bytes are sent once more, at once: dropped again, they will be
-//!   repeated until they are taken. Not dropped, and nothing said for [`limits::GRPC_DOUBT`], it
-//!   was a close. Only a client that becomes ready between two packets sent in a row, milliseconds
-//!   after it was told, and then says nothing, is taken for one that closed.
+//! - To tell these two apart the bytes are sent once more, at once, and again until they are not
+//!   dropped. Who then writes has not closed; silence for [`limits::GRPC_DOUBT`] makes it a close.
+//!   A client that was not ready [`limits::GRPC_FIRST_HOLD`] after it was told, and that only ever
+//!   listens, is the one that is taken for one that closed.
 //! - When the target ends without a byte, CLOSE_RSP is repeated until the client leaves.
 
 use std::collections::VecDeque;
@@ -91,7 +91,7 @@ struct Question {
     round: u32,
     /// A CLOSE_REQ for the connection has come since they were sent last.
     refused: bool,
-    /// An earlier CLOSE_REQ was no close.
+    /// The front end has written since: no CLOSE_REQ before that was a close.
     alive: bool,
     until: Instant,
     pause: Duration,
@@ -280,14 +280,14 @@ impl FrontEnd {
             (false, 1) => {}
             (false, _) if question.alive => {}
             (false, _) => {
-                let until = now + limits::GRPC_DOUBT;
+                let (once, often) = limits::GRPC_DOUBT;
+                let until = now + if question.round == 2 { once } else { often };
                 *proof = Proof::Doubt { until };
             }
             (true, 1) => return self.ask(now, question),
             (true, _) => {
                 let at = now + question.pause;
                 let question = Question {
-                    alive: true,
                     pause: (question.pause * 2).min(limits::GRPC_REPEAT.1),
                     ..question
                 };

@@ -68,7 +68,16 @@ func (d *driver) once(request Request, work func(net.Conn) error) error {
 		conn.Close()
 		return err
 	}
-	return conn.Close()
+	return closed(conn)
+}
+
+// closed ends a connection in order. The tunnel's reader hands CLOSE_RSP over and then ends; a closer that is
+// woken late finds both and picks one at random, so "tunnel closed" is no failure here. "close timeout" is.
+func closed(conn net.Conn) error {
+	if err := conn.Close(); err != nil && err.Error() != "tunnel closed" {
+		return err
+	}
+	return nil
 }
 
 // ask writes Say and wants it back, or Want.
@@ -151,7 +160,7 @@ func (d *driver) transfer(request Request) (Answer, error) {
 		if err := <-sent; err != nil {
 			return answer, fmt.Errorf("write, after %d bytes: %w", answer.Sent, err)
 		}
-		return answer, conn.Close()
+		return answer, closed(conn)
 	case "down":
 		_, err = io.Copy(&got, conn)
 		answer.End = end(err)

@@ -3,8 +3,21 @@
 use super::super::failure::Result;
 use super::super::load::Job;
 use super::super::load::hold::Held;
+use super::super::peers::Chain;
 use super::super::stats::Latency;
 use super::{SLACK, Turn, Value, latency, result};
+
+/// What came back beside the stalled readers; a generator that could not even dial has got nothing.
+async fn beside(turn: &mut Turn<'_>, chain: &Chain, job: &Job) -> Latency {
+    match turn.load(&chain.door, job).await {
+        Ok(latency) => latency,
+        Err(failure) => Latency {
+            errors: 1,
+            error: Some(failure.to_string()),
+            ..Latency::default()
+        },
+    }
+}
 
 pub async fn run(turn: &mut Turn<'_>, readers: usize) -> Result<Vec<Value>> {
     let chain = turn.chain().await?;
@@ -27,8 +40,8 @@ pub async fn run(turn: &mut Turn<'_>, readers: usize) -> Result<Vec<Value>> {
     };
     let mut holder = turn.generator(&chain.door, &hold)?;
     holder.ready(SLACK).await?;
-    let beside_ask: Latency = turn.load(&chain.door, &ask).await?;
-    let beside_dial: Latency = turn.load(&chain.door, &dial).await?;
+    let beside_ask = beside(turn, &chain, &ask).await;
+    let beside_dial = beside(turn, &chain, &dial).await;
     holder.hang_up();
     let held: Held = result(&mut holder, hold.length()).await?;
 
