@@ -273,9 +273,21 @@ scenarios! {
     }
 
     async fn dial_timeout(carrier) {
-        let cluster = Plan::on(carrier).server_flags(&["--dial-timeout", "300ms"]).start().await;
-        cluster.wire.swallow(POD.parse().unwrap());
-        refused(&cluster, POD, Reason::DialTimeout).await;
+        let plan = Plan::on(carrier).unverified_kubelets();
+        let cluster = plan.server_flags(&["--dial-timeout", "300ms"]).start().await;
+        // An honest agent keeps the deadline that it is told; this one never answers.
+        let pair = cluster.authority.leaf(Role::Agent, "n9").ips(&[node_ip(9)]).sign();
+        let server = cluster.server(0).link_address();
+        let link = rogue::connect(carrier, server, &cluster.authority, Some(&pair)).await.unwrap();
+        let (link, _, run) = greet_agent(link, rogue::hello("n9")).await.unwrap();
+        let _driver = AbortOnDropHandle::new(tokio::spawn(run));
+        let _silent = AbortOnDropHandle::new(tokio::spawn(async move {
+            let mut held = Vec::new();
+            while let Ok(stream) = link.carrier().accept().await {
+                held.push(stream);
+            }
+        }));
+        refused(&cluster, "10.0.0.9:10250", Reason::DialTimeout).await;
     }
 
     async fn target_refused(carrier) {
