@@ -70,17 +70,25 @@ impl Labels<'_> {
 
 /// Counts up.
 #[derive(Debug)]
-pub struct Counter(AtomicU64);
+pub struct Counter {
+    value: AtomicU64,
+    shown: AtomicBool,
+}
 
 impl Counter {
     /// One more.
     pub fn inc(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.value.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// From now on it is written, also when it is 0.
+    pub fn show(&self) {
+        self.shown.store(true, Ordering::Relaxed);
     }
 
     /// So far.
     pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.value.load(Ordering::Relaxed)
     }
 }
 
@@ -88,11 +96,14 @@ impl Series for Counter {
     const KIND: &'static str = "counter";
 
     fn new(_: &Description) -> Self {
-        Self(AtomicU64::new(0))
+        Self {
+            value: AtomicU64::new(0),
+            shown: AtomicBool::new(false),
+        }
     }
 
     fn is_used(&self) -> bool {
-        self.get() > 0
+        self.get() > 0 || self.shown.load(Ordering::Relaxed)
     }
 
     fn write(&self, description: &Description, labels: &Labels<'_>, out: &mut String) {

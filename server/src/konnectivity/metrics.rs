@@ -244,7 +244,7 @@ impl Counted {
             "Count of gRPC stream errors, by segment, grpc Code, packet type. (example: from_agent, Code.Unavailable, DIAL_RSP)",
             ["segment", "code", "packet_type"]
         ));
-        let culled = families.family(description!(
+        let culled: Arc<Family<Counter>> = families.family(description!(
             "culled_leases_count",
             "Count of expired leases that the lease garbage collection controller has culled.",
             []
@@ -274,6 +274,7 @@ impl Counted {
         let one = |family: &Arc<Family<Histogram>>| family.with(&[]);
         let connects = connects.with(&[]);
         connects.set(0);
+        culled.with(&[]).show();
         Self {
             dial_seconds: one(&dial_seconds),
             write_seconds: one(&write_seconds),

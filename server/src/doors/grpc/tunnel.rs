@@ -163,6 +163,8 @@ impl Tunnel {
 
     /// The stream was reset, or the connection is lost.
     fn left(&self) -> Ended {
+        let code = Code::Canceled.as_str();
+        self.counted.stream_error(Segment::FromClient, code);
         match self.machine.left_in_order() {
             true => Ended::Closed,
             false => Ended::Broken,
@@ -210,7 +212,9 @@ impl Tunnel {
         if self.finished {
             said.for_each(drop);
         } else if said.peek().is_some() {
+            let begun = Instant::now();
             let _ = self.send.send_data(Piece::packets(said), false);
+            self.counted.front_end_took(begun.elapsed());
         }
     }
 
