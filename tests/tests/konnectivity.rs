@@ -303,7 +303,10 @@ async fn metrics_have_the_same_names_types_and_texts() {
             let mut missing = Vec::new();
             for family in theirs.families() {
                 let konnectivity = family.name.starts_with("konnectivity_network_proxy_");
-                if konnectivity && !ours.contains(&family) {
+                // The reference counts a front end that leaves after its last answer as an error;
+                // here the family appears with the first real one.
+                let leaving = family.name.ends_with("_server_stream_errors_total");
+                if konnectivity && !leaving && !ours.contains(&family) {
                     missing.push(family);
                 }
             }
