@@ -429,12 +429,15 @@ mod tests {
         let start = "# HELP konnectivity_network_proxy_server_http_connections Number of current HTTP CONNECT connections\n\
                      # TYPE konnectivity_network_proxy_server_http_connections gauge\n\
                      konnectivity_network_proxy_server_http_connections 0\n";
-        assert_eq!(text(&counted), start);
+        let culled = "# HELP konnectivity_network_proxy_server_culled_leases_count Count of expired leases that the lease garbage collection controller has culled.\n\
+                      # TYPE konnectivity_network_proxy_server_culled_leases_count counter\n\
+                      konnectivity_network_proxy_server_culled_leases_count 0\n";
+        assert_eq!(text(&counted), format!("{culled}{start}"));
         counted.dial_failed(DialFailure::NoAgent);
         let failed = "# HELP konnectivity_network_proxy_server_dial_failure_count Number of dial failures observed. Multiple failures can occur for a single dial request.\n\
                       # TYPE konnectivity_network_proxy_server_dial_failure_count counter\n\
                       konnectivity_network_proxy_server_dial_failure_count{reason=\"no_agent\"} 1\n";
-        assert_eq!(text(&counted), format!("{failed}{start}"));
+        assert_eq!(text(&counted), format!("{culled}{failed}{start}"));
     }
 
     #[test]
