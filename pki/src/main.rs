@@ -5,9 +5,11 @@
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use clap::{Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 mod command;
+
+use command::answer::{self, Form};
 
 /// Mint and check what a Towline cluster needs: authorities, certificates, identities.
 ///
@@ -18,6 +20,15 @@ mod command;
 struct Args {
     #[command(subcommand)]
     verb: Verb,
+    /// Form of the answer on standard output; what went wrong is told on standard error all the same
+    #[arg(
+        short,
+        long,
+        value_name = "FORM",
+        default_value = "human",
+        global = true
+    )]
+    output: Form,
 }
 
 #[derive(Subcommand)]
@@ -39,31 +50,34 @@ enum Verb {
 
 fn main() -> ExitCode {
     // clap ends the process itself: 0 for help and version, 2 for wrong usage.
-    let args = Args::parse();
+    let matches = Args::command().get_matches();
+    let args = Args::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let now = SystemTime::now();
     let result = match args.verb {
-        Verb::Init(args) => command::init::run(&args, now),
-        Verb::Issue(args) => command::issue::run(&args, now),
-        Verb::Request(args) => command::request::run(&args),
-        Verb::Sign(args) => command::sign::run(&args, now),
-        Verb::Inspect(args) => command::inspect::run(&args, now),
-        Verb::Verify(args) => command::verify::run(&args, now),
-        Verb::Status(args) => command::status::run(&args, now),
-        Verb::Lint(args) => command::lint::run(&args),
-        Verb::NeedsRenewal(args) => command::needs_renewal::run(&args, now),
-        Verb::Renew(args) => command::renew::run(&args, now),
-        Verb::AuditKey(args) => command::audit_key::run(&args),
-        Verb::GatewayIssuer(args) => command::gateway_issuer::run(&args, now),
-        Verb::KubeletClient(args) => command::kubelet_client::run(&args, now),
+        Verb::Init(args) => answer::of(command::init::run(&args, now)),
+        Verb::Issue(args) => answer::of(command::issue::run(&args, now)),
+        Verb::Request(args) => answer::of(command::request::run(&args)),
+        Verb::Sign(args) => answer::of(command::sign::run(&args, now)),
+        Verb::Inspect(args) => answer::of(command::inspect::run(&args, now)),
+        Verb::Verify(args) => answer::of(command::verify::run(&args, now)),
+        Verb::Status(args) => answer::of(command::status::run(&args, now)),
+        Verb::Lint(args) => answer::of(command::lint::run(&args)),
+        Verb::NeedsRenewal(args) => answer::of(command::needs_renewal::run(&args, now)),
+        Verb::Renew(args) => answer::of(command::renew::run(&args, now)),
+        Verb::AuditKey(args) => answer::of(command::audit_key::run(&args)),
+        Verb::GatewayIssuer(args) => answer::of(command::gateway_issuer::run(&args, now)),
+        Verb::KubeletClient(args) => answer::of(command::kubelet_client::run(&args, now)),
     };
-    match result {
-        Ok(output) => command::print(&output),
-        Err(failure) => {
-            if let Some(output) = &failure.output {
-                let _ = command::print(output);
-            }
-            eprintln!("towline-pki: {failure}");
-            ExitCode::from(failure.code())
-        }
+    answer::print(&verb_of(&matches), args.output, result)
+}
+
+/// For example "issue", or "rotate prepare".
+fn verb_of(matches: &ArgMatches) -> String {
+    let mut words = Vec::new();
+    let mut level = matches;
+    while let Some((word, below)) = level.subcommand() {
+        words.push(word);
+        level = below;
     }
+    words.join(" ")
 }

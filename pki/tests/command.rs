@@ -288,12 +288,19 @@ fn verify_says_exactly_why_not() {
     let answer = tool.run(&verify(&format!("--role client {agents} -o json")));
     let json: serde_json::Value = serde_json::from_str(&answer.out).unwrap();
     assert_eq!(
-        (answer.code, &json["verified"], &json["cause"]),
+        (
+            answer.code,
+            &json["result"]["verified"],
+            &json["result"]["cause"]
+        ),
         (1, &false.into(), &"wrong-role".into())
     );
     let json: serde_json::Value =
         serde_json::from_str(&tool.ok(&verify(&format!("--role agent {agents} -o json")))).unwrap();
-    assert_eq!(json["identity"], "spiffe://prod.example/towline/agent/n1");
+    assert_eq!(
+        json["result"]["identity"],
+        "spiffe://prod.example/towline/agent/n1"
+    );
 }
 
 #[test]
@@ -312,13 +319,15 @@ fn inspect_shows_people_and_machines_the_same() {
     }
     let json: serde_json::Value =
         serde_json::from_str(&tool.ok("inspect agent-n1.crt -o json")).unwrap();
-    assert_eq!(json[0]["identity"]["name"], "n1");
-    assert_eq!(json[0]["state"], "current");
-    assert_eq!(json[0]["ips"][0], "10.0.0.1");
+    let read = &json["result"]["certificates"][0];
+    assert_eq!(read["identity"]["name"], "n1");
+    assert_eq!(read["state"], "valid");
+    assert_eq!(read["ips"][0], "10.0.0.1");
     let authority: serde_json::Value =
         serde_json::from_str(&tool.ok("inspect prod/trust/agents.pem -o json")).unwrap();
-    assert_eq!(authority[0]["authority"], true);
-    assert_eq!(authority[0]["pathLength"], 0);
+    let read = &authority["result"]["certificates"][0];
+    assert_eq!(read["authority"], true);
+    assert_eq!(read["pathLength"], 0);
     assert!(
         tool.ok("inspect prod/trust/agents.pem")
             .contains("signs leaves only")
@@ -377,6 +386,9 @@ fn every_verb_s_help_has_examples_and_exit_codes() {
         "lint",
         "needs-renewal",
         "renew",
+        "audit-key",
+        "gateway-issuer",
+        "kubelet-client",
     ] {
         let help = tool.ok(&format!("{verb} --help"));
         assert!(

@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
+use serde_json::json;
 use towline_pki::store::{self, Replace};
 use towline_pki::{KeyKind, PrivateKey, SealKey, SealPublic, pem};
 
+use super::answer::{self, Answer};
 use super::{EXIT_CODES, Failure, paper};
 
 const EXAMPLES: &str = "\
@@ -29,7 +31,7 @@ pub(crate) struct Args {
     key_kind: KeyKind,
 }
 
-pub(crate) fn run(args: &Args) -> Result<String, Failure> {
+pub(crate) fn run(args: &Args) -> Result<Answer, Failure> {
     if !SealKey::KINDS.contains(&args.key_kind) {
         return Err(Failure::usage(format!(
             "--key-kind {}: checkpoints are signed with ed25519 or ecdsa-p256",
@@ -44,7 +46,7 @@ pub(crate) fn run(args: &Args) -> Result<String, Failure> {
     store::write_secret(&key, &private.to_pem(), Replace::Never)?;
     store::write_public(&public, &text, Replace::Never)?;
     let id = SealPublic::load(&public).map_err(Failure::file)?;
-    Ok(format!(
+    let text = format!(
         "made     audit key {id} ({kind})\n\
          \x20 file     {key}  private key, mode 0600, for --audit-key\n\
          \x20 file     {public}  public key, for towline-server audit verify --key\n\
@@ -54,5 +56,11 @@ pub(crate) fn run(args: &Args) -> Result<String, Failure> {
         kind = args.key_kind,
         key = key.display(),
         public = public.display(),
-    ))
+    );
+    let result = json!({
+        "id": id.id().to_string(),
+        "key": private.public().describe(),
+        "files": [answer::file(&key, "private-key"), answer::file(&public, "public-key")],
+    });
+    Ok(Answer::new(text, result))
 }

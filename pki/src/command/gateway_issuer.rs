@@ -11,10 +11,12 @@
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use serde_json::json;
 use towline_pki::role::{BACKDATE, ISSUER_LIFE};
 use towline_pki::store::{self, Replace};
 use towline_pki::{Authority, AuthoritySpec, KeyKind, PrivateKey, Usage, date};
 
+use super::answer::{self, Answer};
 use super::{EXIT_CODES, Failure, paper, source};
 
 const EXAMPLE: &str = "\
@@ -46,7 +48,7 @@ pub(crate) struct Args {
 
 const DAY: u64 = 86_400;
 
-pub(crate) fn run(args: &Args, now: SystemTime) -> Result<String, Failure> {
+pub(crate) fn run(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
     let cluster = source::read_cluster(&args.dir)?;
     let file = |name: &str| args.dir.join(name);
     let (key, cert) = (file("issuers/gateway.key"), file("issuers/gateway.crt"));
@@ -73,7 +75,7 @@ pub(crate) fn run(args: &Args, now: SystemTime) -> Result<String, Failure> {
     store::write_public(&cert, &authority.to_pem(), Replace::Never)?;
     store::write_public(&trust, &authority.to_pem(), Replace::Never)?;
     let end = authority.certificate().not_after;
-    Ok(format!(
+    let text = format!(
         "made     gateway authority of cluster {cluster}\n\
          \x20 subject  {subject}\n\
          \x20 valid    until {until} ({left})\n\
@@ -90,5 +92,15 @@ pub(crate) fn run(args: &Args, now: SystemTime) -> Result<String, Failure> {
         key = key.display(),
         cert = cert.display(),
         trust = trust.display(),
-    ))
+    );
+    let result = json!({
+        "cluster": cluster.as_str(),
+        "certificates": [answer::certificate(authority.certificate(), now)],
+        "files": [
+            answer::file(&key, "private-key"),
+            answer::file(&cert, "certificate"),
+            answer::file(&trust, "trust"),
+        ],
+    });
+    Ok(Answer::new(text, result))
 }

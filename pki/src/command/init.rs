@@ -12,11 +12,13 @@
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use serde_json::{Value, json};
 use towline_pki::role::{BACKDATE, ISSUER_LIFE, ROOT_LIFE};
 use towline_pki::store::{self, Replace};
 use towline_pki::{Authority, AuthoritySpec, KeyKind, PrivateKey, Usage, date};
 use towline_proto::id::ClusterName;
 
+use super::answer::{self, Answer};
 use super::{EXIT_CODES, Failure};
 
 /// Make the authorities of a new cluster: a root, and one issuer each for agents and for servers,
@@ -57,7 +59,7 @@ const FILES: [&str; 9] = [
     "trust/servers.pem",
 ];
 
-pub(crate) fn run(args: &Args, now: SystemTime) -> Result<String, Failure> {
+pub(crate) fn run(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
     if args.issuer_days >= args.root_days {
         return Err(Failure::usage(format!(
             "--issuer-days {} must be less than --root-days {}: an issuer cannot outlive its root",
@@ -103,7 +105,31 @@ pub(crate) fn run(args: &Args, now: SystemTime) -> Result<String, Failure> {
     }
     let name = format!("{}\n", args.cluster);
     store::write_public(&dir.join("cluster"), &name, Replace::Never)?;
-    Ok(report(args, now, &root, &agents, &servers))
+    let text = report(args, now, &root, &agents, &servers);
+    let made = [&root, &agents, &servers];
+    let made: Vec<Value> = made
+        .iter()
+        .map(|authority| answer::certificate(authority.certificate(), now))
+        .collect();
+    let files: Vec<Value> = FILES
+        .iter()
+        .map(|name| answer::file(&dir.join(name), holds(name)))
+        .collect();
+    let result = json!({
+        "cluster": args.cluster.as_str(),
+        "certificates": made,
+        "files": files,
+    });
+    Ok(Answer::new(text, result))
+}
+
+fn holds(name: &str) -> &'static str {
+    match name.rsplit_once('.') {
+        Some((_, "key")) => "private-key",
+        Some((_, "crt")) => "certificate",
+        Some(_) => "trust",
+        None => "name",
+    }
 }
 
 fn refuse_existing(args: &Args) -> Result<(), Failure> {

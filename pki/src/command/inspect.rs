@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use serde_json::{Value, json};
 use towline_pki::{Certificate, Request, date, pem, store};
 
+use super::answer::{self, Answer};
 use super::{EXIT_CODES, Failure};
 
 const EXAMPLES: &str = "\
@@ -20,25 +21,15 @@ Examples:
 pub(crate) struct Args {
     /// File with certificates or a signing request (PEM)
     file: PathBuf,
-    /// Form of the answer
-    #[arg(short, long, value_name = "FORM", default_value = "human")]
-    output: Form,
 }
 
-/// How an answer is written.
-#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Form {
-    Human,
-    Json,
-}
-
-pub(crate) fn run(args: &Args, now: SystemTime) -> Result<String, Failure> {
+pub(crate) fn run(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
     let text = store::read(&args.file)?;
     let named =
         |error: &dyn std::fmt::Display| Failure::file(format!("{}: {error}", args.file.display()));
     if pem::request(&text).is_ok() {
         let request = Request::parse(&text).map_err(|error| named(&error))?;
-        return Ok(show_request(&request, args.output));
+        return Ok(show_request(&request));
     }
     let chain = pem::certificates(&text).map_err(|error| named(&error))?;
     let mut read = Vec::with_capacity(chain.len());
@@ -47,48 +38,27 @@ pub(crate) fn run(args: &Args, now: SystemTime) -> Result<String, Failure> {
             .map_err(|error| named(&format!("certificate {}: {error}", index + 1)))?;
         read.push(certificate);
     }
-    Ok(match args.output {
-        Form::Json => {
-            let all: Vec<Value> = read.iter().map(|c| as_json(c, now)).collect();
-            format!("{:#}\n", Value::Array(all))
-        }
-        Form::Human => {
-            let count = read.len();
-            let mut out = String::new();
-            for (index, certificate) in read.iter().enumerate() {
-                let _ = writeln!(out, "certificate {} of {count}", index + 1);
-                out.push_str(&as_text(certificate, now));
-            }
-            out
-        }
-    })
+    let count = read.len();
+    let mut out = String::new();
+    for (index, certificate) in read.iter().enumerate() {
+        let _ = writeln!(out, "certificate {} of {count}", index + 1);
+        out.push_str(&as_text(certificate, now));
+    }
+    let all: Vec<Value> = read.iter().map(|c| answer::certificate(c, now)).collect();
+    Ok(Answer::new(out, json!({ "certificates": all })))
 }
 
-fn show_request(request: &Request, form: Form) -> String {
+fn show_request(request: &Request) -> Answer {
     let key = request.public_key().describe();
-    match form {
-        Form::Json => format!(
-            "{:#}\n",
-            json!({ "request": { "key": key, "asks": request.asked() } })
-        ),
-        Form::Human => format!(
-            "signing request, signed by the key inside it\n\
-             \x20 key       {key}\n\
-             \x20 asks for  {}\n\
-             \x20           (`towline-pki sign` takes the key only)\n",
-            request.asked().join(", ")
-        ),
-    }
-}
-
-fn state(certificate: &Certificate, now: SystemTime) -> &'static str {
-    if certificate.is_current(now) {
-        "current"
-    } else if now < certificate.not_before {
-        "not-yet-valid"
-    } else {
-        "expired"
-    }
+    let text = format!(
+        "signing request, signed by the key inside it\n\
+         \x20 key       {key}\n\
+         \x20 asks for  {}\n\
+         \x20           (`towline-pki sign` takes the key only)\n",
+        request.asked().join(", ")
+    );
+    let result = json!({ "request": { "key": key, "asks": request.asked() } });
+    Answer::new(text, result)
 }
 
 fn as_text(certificate: &Certificate, now: SystemTime) -> String {
@@ -122,8 +92,8 @@ fn as_text(certificate: &Certificate, now: SystemTime) -> String {
     line("SHA-256", certificate.fingerprint.to_string());
     line("not before", date::text(certificate.not_before));
     let end = certificate.not_after;
-    let mark = match state(certificate, now) {
-        "current" => String::new(),
+    let mark = match answer::state(certificate, now) {
+        "valid" => String::new(),
         "expired" => " EXPIRED".into(),
         _ => " NOT YET VALID".into(),
     };
@@ -141,31 +111,4 @@ fn list<T: ToString>(items: &[T]) -> String {
     }
     let texts: Vec<String> = items.iter().map(T::to_string).collect();
     texts.join(", ")
-}
-
-fn as_json(certificate: &Certificate, now: SystemTime) -> Value {
-    let texts = |items: Vec<String>| Value::from(items);
-    json!({
-        "identity": certificate.identity().ok().map(|identity| json!({
-            "uri": identity.to_string(),
-            "cluster": identity.cluster.as_str(),
-            "role": identity.role.as_str(),
-            "name": identity.name.as_str(),
-        })),
-        "subject": certificate.subject,
-        "issuer": certificate.issuer,
-        "serial": certificate.serial.to_string(),
-        "sha256": certificate.fingerprint.to_string(),
-        "notBefore": date::text(certificate.not_before),
-        "notAfter": date::text(certificate.not_after),
-        "secondsLeft": date::seconds(certificate.not_after).saturating_sub(date::seconds(now)),
-        "state": state(certificate, now),
-        "authority": certificate.is_authority,
-        "pathLength": certificate.path_length,
-        "usages": texts(certificate.usages.iter().map(ToString::to_string).collect()),
-        "uris": certificate.uris,
-        "dns": certificate.dns_sans,
-        "ips": texts(certificate.ip_sans.iter().map(ToString::to_string).collect()),
-        "key": certificate.key,
-    })
 }

@@ -7,6 +7,7 @@ use towline_pki::store::{self, Replace};
 use towline_pki::{KeyKind, PrivateKey};
 use towline_proto::id::{Name, Role};
 
+use super::answer::Answer;
 use super::paper::{self, Names};
 use super::source::Source;
 use super::{EXIT_CODES, Failure};
@@ -47,7 +48,7 @@ pub(crate) struct Args {
     replace: bool,
 }
 
-pub(crate) fn run(args: &Args, now: SystemTime) -> Result<String, Failure> {
+pub(crate) fn run(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
     let path = |end| paper::file(&args.out, args.role, &args.name, end);
     let (cert, key) = (path("crt"), path("key"));
     if !args.replace {

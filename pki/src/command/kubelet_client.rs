@@ -6,10 +6,12 @@
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use serde_json::{Value, json};
 use towline_pki::gateway::KubeletClientSpec;
 use towline_pki::store::{self, Replace};
-use towline_pki::{Authority, KeyKind, PrivateKey, date, pem};
+use towline_pki::{Authority, Certificate, KeyKind, PrivateKey, date, pem};
 
+use super::answer::{self, Answer};
 use super::{EXIT_CODES, Failure, paper};
 
 const EXAMPLE: &str = "\
@@ -55,7 +57,7 @@ pub(crate) struct Args {
     replace: bool,
 }
 
-pub(crate) fn run(args: &Args, now: SystemTime) -> Result<String, Failure> {
+pub(crate) fn run(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
     let (cert, key) = (
         args.out.join("kubelet-client.crt"),
         args.out.join("kubelet-client.key"),
@@ -80,7 +82,7 @@ pub(crate) fn run(args: &Args, now: SystemTime) -> Result<String, Failure> {
     store::write_secret(&key, &private.to_pem(), replace)?;
     let text = pem::write_certificates(std::slice::from_ref(&issued.der));
     store::write_public(&cert, &text, replace)?;
-    Ok(format!(
+    let text = format!(
         "made     kubelet client certificate of user {user}\n\
          \x20 issuer   {issuer}\n\
          \x20 valid    until {until} ({left})\n\
@@ -96,5 +98,12 @@ pub(crate) fn run(args: &Args, now: SystemTime) -> Result<String, Failure> {
         left = date::distance(now, issued.not_after),
         key = key.display(),
         cert = cert.display(),
-    ))
+    );
+    let made = Certificate::parse(issued.der.as_ref()).ok();
+    let made: Vec<Value> = made.iter().map(|c| answer::certificate(c, now)).collect();
+    let result = json!({
+        "certificates": made,
+        "files": [answer::file(&key, "private-key"), answer::file(&cert, "certificate")],
+    });
+    Ok(Answer::new(text, result))
 }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 use towline_pki::lint::{Finding, Severity, lint};
 
-use super::inspect::Form;
+use super::answer::Answer;
 use super::{EXIT_CODES, Failure, status};
 
 const EXAMPLES: &str = "\
@@ -27,40 +27,27 @@ pub(crate) struct Args {
     /// Warnings count as errors
     #[arg(long)]
     strict: bool,
-    /// Form of the answer
-    #[arg(short, long, value_name = "FORM", default_value = "human")]
-    output: Form,
 }
 
-pub(crate) fn run(args: &Args) -> Result<String, Failure> {
+pub(crate) fn run(args: &Args) -> Result<Answer, Failure> {
     let all = status::look(&args.places)?;
     let mut findings = lint(&all.found);
     findings.sort_by(|a, b| b.severity.cmp(&a.severity).then(a.place.cmp(&b.place)));
-    let answer = match args.output {
-        Form::Json => {
-            let findings: Vec<Value> = findings.iter().map(as_json).collect();
-            let damaged: Vec<Value> = all
-                .damaged
-                .iter()
-                .map(|damage| json!({ "place": damage.place, "cause": damage.cause }))
-                .collect();
-            let answer = json!({
-                "looked": all.found.len(),
-                "findings": findings,
-                "damaged": damaged,
-            });
-            format!("{answer:#}\n")
-        }
-        Form::Human => as_text(&findings, all.found.len()),
-    };
+    let list: Vec<Value> = findings.iter().map(as_json).collect();
+    let result = json!({
+        "looked": all.found.len(),
+        "findings": list,
+        "damaged": status::damaged(&all),
+    });
+    let answer = Answer::new(as_text(&findings, all.found.len()), result);
     let wrong = |finding: &&Finding| args.strict || finding.severity == Severity::Error;
     let count = findings.iter().filter(wrong).count();
     if count > 0 {
         let message = format!("{count} of the findings must be mended");
-        return Err(Failure::failed(message).with_output(answer));
+        return Err(Failure::failed(message).with_answer(answer));
     }
     match all.damaged.first() {
-        Some(damage) => Err(Failure::file(damage).with_output(answer)),
+        Some(damage) => Err(Failure::file(damage).with_answer(answer)),
         None => Ok(answer),
     }
 }

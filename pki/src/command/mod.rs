@@ -1,8 +1,6 @@
 //! The verbs of `towline-pki`: one file each, one function each, and what a failure is.
 
 use std::fmt;
-use std::io::{self, Write};
-use std::process::ExitCode;
 
 use towline_pki::store::StoreError;
 use towline_pki::{
@@ -10,6 +8,7 @@ use towline_pki::{
     RequestError,
 };
 
+pub(crate) mod answer;
 pub(crate) mod ask;
 pub(crate) mod audit_key;
 pub(crate) mod gateway_issuer;
@@ -27,6 +26,8 @@ pub(crate) mod source;
 pub(crate) mod status;
 pub(crate) mod verify;
 
+use answer::Answer;
+
 /// Shown at the end of every help.
 pub(crate) const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed or not verified, 2 wrong usage, \
 3 a file is not what it must be.";
@@ -36,8 +37,8 @@ pub(crate) const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed or not verifie
 pub(crate) struct Failure {
     kind: Kind,
     message: String,
-    /// Goes to standard output all the same: an answer for machines.
-    pub(crate) output: Option<String>,
+    /// Goes to standard output all the same.
+    pub(crate) answer: Option<Answer>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -67,12 +68,12 @@ impl Failure {
         Self {
             kind,
             message: message.to_string(),
-            output: None,
+            answer: None,
         }
     }
 
-    pub(crate) fn with_output(mut self, output: String) -> Self {
-        self.output = Some(output);
+    pub(crate) fn with_answer(mut self, answer: impl Into<Answer>) -> Self {
+        self.answer = Some(answer.into());
         self
     }
 
@@ -127,17 +128,5 @@ impl From<IssueError> for Failure {
             }
             _ => Self::failed(error),
         }
-    }
-}
-
-/// Writes the answer. A reader that went away (`| head`) is not a failure of ours.
-pub(crate) fn print(output: &str) -> ExitCode {
-    let mut out = io::stdout().lock();
-    match out.write_all(output.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            eprintln!("towline-pki: cannot write the answer: {error}");
-            ExitCode::from(1)
-        }
-        _ => ExitCode::SUCCESS,
     }
 }

@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use serde_json::json;
 use towline_pki::{Certificate, date, store};
 
 use super::Failure;
+use super::answer::{self, Answer};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -26,7 +28,7 @@ pub(crate) struct Args {
     days: Option<u64>,
 }
 
-pub(crate) fn run(args: &Args, now: SystemTime) -> Result<String, Failure> {
+pub(crate) fn run(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
     let der = store::read_certificates(&args.file)?.swap_remove(0);
     let certificate = Certificate::parse(der.as_ref())
         .map_err(|error| Failure::file(format!("{}: {error}", args.file.display())))?;
@@ -37,11 +39,18 @@ pub(crate) fn run(args: &Args, now: SystemTime) -> Result<String, Failure> {
         date::text(certificate.not_after),
         date::distance(now, certificate.not_after)
     );
+    let result = json!({
+        "due": now >= due,
+        "dueAt": date::text(due),
+        "certificates": [answer::certificate(&certificate, now)],
+    });
     if now >= due {
-        Ok(format!("{file}: renew it now; {end}\n"))
+        let text = format!("{file}: renew it now; {end}\n");
+        Ok(Answer::new(text, result))
     } else {
         let when = date::text(due);
-        Err(Failure::failed(format!("{file}: not before {when}; {end}")))
+        let failure = Failure::failed(format!("{file}: not before {when}; {end}"));
+        Err(failure.with_answer(Answer::new(String::new(), result)))
     }
 }
 

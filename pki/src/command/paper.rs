@@ -5,11 +5,13 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use serde_json::json;
 use towline_pki::store::{self, Replace};
 use towline_pki::{Identity, Issue, Issued, PublicKey, date};
 use towline_proto::id::{Name, Role};
 
 use super::Failure;
+use super::answer::{self, Answer};
 use super::source::{Signing, Trust};
 
 /// The flags that say what goes into a certificate.
@@ -73,7 +75,7 @@ pub(crate) fn report(
     cert: &Path,
     key: Option<&Path>,
     now: SystemTime,
-) -> String {
+) -> Answer {
     let leaf = &issued.leaf;
     let identity = &leaf.identity;
     let (role, name) = (identity.role, &identity.name);
@@ -108,7 +110,7 @@ pub(crate) fn report(
         || cert.with_extension("key").display().to_string(),
         |key| key.display().to_string(),
     );
-    format!(
+    let text = format!(
         "made     certificate of {role} {name}, cluster {cluster}\n\
          \x20 identity {identity}\n\
          \x20 names    {names}\n\
@@ -125,7 +127,15 @@ pub(crate) fn report(
         serial = leaf.serial,
         issuer = leaf.issuer,
         next = next_step(role, &cert_text.to_string(), &key_text, &signing.trust),
-    )
+    );
+    let mut files = vec![answer::file(cert, "certificate")];
+    files.extend(key.map(|key| answer::file(key, "private-key")));
+    let result = json!({
+        "certificates": answer::issued(issued, now),
+        "cutShort": issued.cut_short,
+        "files": files,
+    });
+    Answer::new(text, result)
 }
 
 fn next_step(role: Role, cert: &str, key: &str, trust: &Trust) -> String {

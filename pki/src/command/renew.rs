@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use serde_json::json;
 use towline_pki::store::{self, Replace};
-use towline_pki::{Issue, KeyKind, Leaf, PrivateKey};
+use towline_pki::{Issue, KeyKind, Leaf, PrivateKey, date};
 
+use super::answer::Answer;
 use super::source::Source;
 use super::{EXIT_CODES, Failure, paper};
 
@@ -40,7 +42,7 @@ pub(crate) struct Args {
     days: Option<u64>,
 }
 
-pub(crate) fn run(args: &Args, now: SystemTime) -> Result<String, Failure> {
+pub(crate) fn run(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
     let der = store::read_certificates(&args.cert)?.swap_remove(0);
     let named =
         |error: &dyn std::fmt::Display| Failure::file(format!("{}: {error}", args.cert.display()));
@@ -79,12 +81,18 @@ pub(crate) fn run(args: &Args, now: SystemTime) -> Result<String, Failure> {
     } else {
         store::replace_pair(&args.cert, &issued.to_pem(), &key_path, &key.to_pem())?;
     }
-    let report = paper::report(&issued, &signing, &args.cert, Some(&key_path), now);
-    Ok(format!(
-        "{report}before   serial {} is valid until {}; when it is in wrong hands put\n         \
+    let mut answer = paper::report(&issued, &signing, &args.cert, Some(&key_path), now);
+    answer.append(&format!(
+        "before   serial {} is valid until {}; when it is in wrong hands put\n         \
          \"serial:{}\" on the deny list\n",
         old.serial,
-        towline_pki::date::text(old.not_after),
+        date::text(old.not_after),
         old.serial
-    ))
+    ));
+    let before = json!({
+        "serial": old.serial.to_string(),
+        "notAfter": date::text(old.not_after),
+    });
+    answer.add("before", before);
+    Ok(answer)
 }

@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
+use serde_json::json;
 use towline_pki::store::{self, Replace};
 use towline_pki::{KeyKind, PrivateKey, Request};
 use towline_proto::id::{Name, Role};
 
+use super::answer::{self, Answer};
 use super::{EXIT_CODES, Failure, paper};
 
 const EXAMPLES: &str = "\
@@ -32,7 +34,7 @@ pub(crate) struct Args {
     key_kind: KeyKind,
 }
 
-pub(crate) fn run(args: &Args) -> Result<String, Failure> {
+pub(crate) fn run(args: &Args) -> Result<Answer, Failure> {
     let (role, name) = (args.role, &args.name);
     let path = |end| paper::file(&args.out, role, name, end);
     let (csr, key) = (path("csr"), path("key"));
@@ -42,7 +44,7 @@ pub(crate) fn run(args: &Args) -> Result<String, Failure> {
     let request = Request::make(&private, &format!("towline:{role}:{name}"))?;
     store::write_secret(&key, &private.to_pem(), Replace::Never)?;
     store::write_public(&csr, &request, Replace::Never)?;
-    Ok(format!(
+    let text = format!(
         "made     signing request of {role} {name}\n\
          \x20 file     {csr}  request, public\n\
          \x20 file     {key}  private key, mode 0600; it stays on this machine\n\
@@ -55,5 +57,10 @@ pub(crate) fn run(args: &Args) -> Result<String, Failure> {
             .file_name()
             .map(|n| n.to_string_lossy())
             .unwrap_or_default(),
-    ))
+    );
+    let result = json!({
+        "key": private.public().describe(),
+        "files": [answer::file(&csr, "request"), answer::file(&key, "private-key")],
+    });
+    Ok(Answer::new(text, result))
 }

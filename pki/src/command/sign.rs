@@ -7,6 +7,7 @@ use towline_pki::Request;
 use towline_pki::store::Replace;
 use towline_proto::id::{Name, Role};
 
+use super::answer::Answer;
 use super::paper::{self, Names};
 use super::source::Source;
 use super::{EXIT_CODES, Failure};
@@ -43,7 +44,7 @@ pub(crate) struct Args {
     replace: bool,
 }
 
-pub(crate) fn run(args: &Args, now: SystemTime) -> Result<String, Failure> {
+pub(crate) fn run(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
     let cert = paper::file(&args.out, args.role, &args.name, "crt");
     let replace = if args.replace {
         Replace::Atomically
@@ -57,12 +58,14 @@ pub(crate) fn run(args: &Args, now: SystemTime) -> Result<String, Failure> {
     let kind = key.describe();
     let issued = paper::issue(&signing, args.role, &args.name, &args.names, key, now)?;
     paper::write(&issued, &cert, replace)?;
-    let mut out = format!(
+    let took = format!(
         "took     the {kind} key of {}; its sender holds it\n\
          ignored  what else it asks for: {}\n",
         args.request.display(),
         request.asked().join(", "),
     );
-    out.push_str(&paper::report(&issued, &signing, &cert, None, now));
-    Ok(out)
+    let mut answer = paper::report(&issued, &signing, &cert, None, now);
+    answer.prepend(&took);
+    answer.add("ignored", request.asked().into());
+    Ok(answer)
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use towline_pki::survey::{Found, Survey, SurveyError, survey};
 use towline_pki::{Certificate, date};
 
-use super::inspect::Form;
+use super::answer::{self, Answer};
 use super::{EXIT_CODES, Failure, ask};
 
 const EXAMPLES: &str = "\
@@ -35,9 +35,6 @@ pub(crate) struct Args {
     /// What ends within so many days is worth exit code 1
     #[arg(long, value_name = "DAYS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(0..=36_500))]
     days: u64,
-    /// Form of the answer
-    #[arg(short, long, value_name = "FORM", default_value = "human")]
-    output: Form,
 }
 
 const DAY: u64 = 86_400;
@@ -67,7 +64,7 @@ impl State {
 
     const fn as_str(self) -> &'static str {
         match self {
-            State::Good => "good",
+            State::Good => "valid",
             State::Ends => "ends-soon",
             State::NotYet => "not-yet-valid",
             State::Ended => "expired",
@@ -75,7 +72,7 @@ impl State {
     }
 }
 
-pub(crate) fn run(args: &Args, now: SystemTime) -> Result<String, Failure> {
+pub(crate) fn run(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
     let all = look(&args.places)?;
     let within = Duration::from_secs(args.days * DAY);
     let state = |found: &Found| State::of(&found.certificate, now, within);
@@ -83,10 +80,8 @@ pub(crate) fn run(args: &Args, now: SystemTime) -> Result<String, Failure> {
     rows.sort_by_key(|found| found.certificate.not_after);
     let bad = rows.iter().filter(|found| state(found) != State::Good);
     let bad = bad.count();
-    let answer = match args.output {
-        Form::Json => as_json(&all, &rows, now, &state),
-        Form::Human => as_table(&rows, now, &state),
-    };
+    let text = as_table(&rows, now, &state);
+    let answer = Answer::new(text, as_json(&all, &rows, now, &state));
     if bad > 0 {
         let of = match bad {
             1 => "1 certificate has ended, is not yet valid, or ends",
@@ -98,10 +93,10 @@ pub(crate) fn run(args: &Args, now: SystemTime) -> Result<String, Failure> {
             format!("{bad} ")
         };
         let message = format!("{count}{of} within {} days", args.days);
-        return Err(Failure::failed(message).with_output(answer));
+        return Err(Failure::failed(message).with_answer(answer));
     }
     match all.damaged.first() {
-        Some(damage) => Err(Failure::file(damage).with_output(answer)),
+        Some(damage) => Err(Failure::file(damage).with_answer(answer)),
         None => Ok(answer),
     }
 }
@@ -188,32 +183,21 @@ fn as_json(
     rows: &[&Found],
     now: SystemTime,
     state: &dyn Fn(&Found) -> State,
-) -> String {
-    let certificates: Vec<Value> = rows
-        .iter()
-        .map(|found| {
-            let certificate = &found.certificate;
-            let left = date::seconds(certificate.not_after).saturating_sub(date::seconds(now));
-            json!({
-                "place": found.place,
-                "state": state(found).as_str(),
-                "authority": certificate.is_authority,
-                "subject": certificate.subject,
-                "identity": certificate.identity().ok().map(|identity| identity.to_string()),
-                "issuer": certificate.issuer,
-                "serial": certificate.serial.to_string(),
-                "sha256": certificate.fingerprint.to_string(),
-                "notBefore": date::text(certificate.not_before),
-                "notAfter": date::text(certificate.not_after),
-                "secondsLeft": left,
-            })
-        })
-        .collect();
-    let damaged: Vec<Value> = all
-        .damaged
-        .iter()
+) -> Value {
+    let one = |found: &&Found| {
+        let mut value = answer::certificate(&found.certificate, now);
+        value["place"] = found.place.clone().into();
+        value["state"] = state(found).as_str().into();
+        value
+    };
+    let certificates: Vec<Value> = rows.iter().map(one).collect();
+    json!({ "certificates": certificates, "damaged": damaged(all) })
+}
+
+/// What cannot be read, in every answer that looks at places.
+pub(crate) fn damaged(all: &Survey) -> Value {
+    let damaged = all.damaged.iter();
+    damaged
         .map(|damage| json!({ "place": damage.place, "cause": damage.cause }))
-        .collect();
-    let answer = json!({ "certificates": certificates, "damaged": damaged });
-    format!("{answer:#}\n")
+        .collect()
 }

@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use serde_json::json;
-use towline_pki::{Anchors, DenyList, Leaf, PeerError, PeerVerifier, VerifiedPeer, date, store};
+use serde_json::{Value, json};
+use towline_pki::{
+    Anchors, Certificate, DenyList, Leaf, PeerError, PeerVerifier, VerifiedPeer, date, store,
+};
 use towline_proto::id::{ClusterName, Role};
 
-use super::inspect::Form;
+use super::answer::{self, Answer};
 use super::{EXIT_CODES, Failure};
 
 const EXAMPLES: &str = "\
@@ -35,12 +37,9 @@ pub(crate) struct Args {
     /// Deny list
     #[arg(long, value_name = "FILE")]
     deny_list: Option<PathBuf>,
-    /// Form of the answer
-    #[arg(short, long, value_name = "FORM", default_value = "human")]
-    output: Form,
 }
 
-pub(crate) fn run(args: &Args, now: SystemTime) -> Result<String, Failure> {
+pub(crate) fn run(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
     let chain = store::read_certificates(&args.file)?;
     let anchors = Anchors::load(&args.trust)?;
     let deny = match &args.deny_list {
@@ -51,24 +50,31 @@ pub(crate) fn run(args: &Args, now: SystemTime) -> Result<String, Failure> {
         Ok(cluster) => PeerVerifier::new(cluster, args.role, anchors, deny).verify(&chain, now),
         Err(error) => Err(error),
     };
-    let machine = args.output == Form::Json;
+    let shown: Vec<Value> = chain
+        .iter()
+        .filter_map(|der| Certificate::parse(der.as_ref()).ok())
+        .map(|certificate| answer::certificate(&certificate, now))
+        .collect();
     match verdict {
-        Ok(peer) => Ok(if machine {
-            as_json(&peer)
-        } else {
-            as_text(args, &peer, now)
-        }),
+        Ok(peer) => {
+            let result = json!({
+                "verified": true,
+                "identity": peer.identity().to_string(),
+                "serial": peer.leaf().serial.to_string(),
+                "validUntil": date::text(peer.valid_until()),
+                "certificates": shown,
+            });
+            Ok(Answer::new(as_text(args, &peer, now), result))
+        }
         Err(error) => {
-            let failure = Failure::failed(format!("{}: {error}", args.file.display()));
-            if !machine {
-                return Err(failure);
-            }
-            let answer = json!({
+            let result = json!({
                 "verified": false,
                 "cause": error.as_str(),
-                "message": error.to_string(),
+                "reason": error.to_string(),
+                "certificates": shown,
             });
-            Err(failure.with_output(format!("{answer:#}\n")))
+            let failure = Failure::failed(format!("{}: {error}", args.file.display()));
+            Err(failure.with_answer(Answer::new(String::new(), result)))
         }
     }
 }
@@ -98,14 +104,4 @@ fn as_text(args: &Args, peer: &VerifiedPeer, now: SystemTime) -> String {
         date::text(end),
         date::distance(now, end),
     )
-}
-
-fn as_json(peer: &VerifiedPeer) -> String {
-    let answer = json!({
-        "verified": true,
-        "identity": peer.identity().to_string(),
-        "serial": peer.leaf().serial.to_string(),
-        "validUntil": date::text(peer.valid_until()),
-    });
-    format!("{answer:#}\n")
 }

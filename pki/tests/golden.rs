@@ -1,0 +1,238 @@
+//! What every verb prints, letter by letter: `golden/<verb>.txt`. What differs from run to run
+//! (times, serial numbers, keys) is replaced by a word.
+//!
+//! After a change that is meant: `BLESS=1 cargo test -p towline-pki --test golden`, and read the
+//! difference before you commit it.
+
+mod cluster;
+mod tool;
+
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+use tool::Tool;
+
+/// File, what is run before without being looked at, and what is looked at.
+const STORIES: &[(&str, &[&str], &[&str])] = &[
+    (
+        "init",
+        &[],
+        &[
+            "init prod --cluster prod.example",
+            "init prod --cluster prod.example",
+            "init next --cluster next.example -o json",
+        ],
+    ),
+    (
+        "issue",
+        &[PROD],
+        &[
+            "issue --dir prod agent node-7 --ip 10.0.1.7,fd00::7",
+            "issue --dir prod agent node-7",
+            "issue --dir prod server cp-1 --dns cp.example -o json",
+            "issue --dir prod agent n1 --dns n1 -o json",
+        ],
+    ),
+    (
+        "request",
+        &[],
+        &["request agent node-7", "request agent node-8 -o json"],
+    ),
+    (
+        "sign",
+        &[PROD, "request agent node-7", "request agent node-8"],
+        &[
+            "sign agent-node-7.csr --dir prod --role agent --name node-7 --ip 10.0.1.7",
+            "sign agent-node-8.csr --dir prod --role agent --name node-8 -o json",
+        ],
+    ),
+    (
+        "inspect",
+        &[PROD, NODE, "request agent node-8"],
+        &[
+            "inspect agent-node-7.crt",
+            "inspect prod/trust/agents.pem -o json",
+            "inspect agent-node-8.csr",
+            "inspect agent-node-8.csr -o json",
+            "inspect agent-node-7.key",
+        ],
+    ),
+    (
+        "verify",
+        &[PROD, NODE],
+        &[
+            "verify agent-node-7.crt --role agent --trust prod/trust/agents.pem",
+            "verify agent-node-7.crt --role agent --trust prod/trust/agents.pem --cluster prod.example -o json",
+            "verify agent-node-7.crt --role agent --trust prod/trust/servers.pem",
+            "verify agent-node-7.crt --role client --trust prod/trust/agents.pem -o json",
+        ],
+    ),
+    (
+        "status",
+        &[PROD, NODE],
+        &[
+            "status prod agent-node-7.crt",
+            "status agent-node-7.crt --days 120 -o json",
+        ],
+    ),
+    (
+        "lint",
+        &[PROD, "issue --dir prod agent node-7"],
+        &["lint prod agent-node-7.crt", "lint prod -o json"],
+    ),
+    (
+        "needs-renewal",
+        &[PROD, NODE],
+        &[
+            "needs-renewal agent-node-7.crt",
+            "needs-renewal agent-node-7.crt --days 91",
+            "needs-renewal agent-node-7.crt -o json",
+        ],
+    ),
+    (
+        "renew",
+        &[PROD, NODE],
+        &[
+            "renew agent-node-7.crt --dir prod",
+            "renew agent-node-7.crt --dir prod --keep-key -o json",
+        ],
+    ),
+    (
+        "audit-key",
+        &[],
+        &["audit-key", "audit-key --out . -o json"],
+    ),
+    (
+        "gateway-issuer",
+        &[PROD, "init next --cluster next.example"],
+        &[
+            "gateway-issuer --dir prod",
+            "gateway-issuer --dir next -o json",
+        ],
+    ),
+    (
+        "kubelet-client",
+        &[PROD],
+        &[
+            "kubelet-client --ca-cert prod/issuers/agents.crt --ca-key prod/issuers/agents.key",
+            "kubelet-client --ca-cert prod/issuers/agents.crt --ca-key prod/issuers/agents.key --replace -o json",
+        ],
+    ),
+];
+
+const PROD: &str = "init prod --cluster prod.example";
+const NODE: &str = "issue --dir prod agent node-7 --ip 10.0.1.7,fd00::7";
+
+#[test]
+fn every_answer_is_what_it_was() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let bless = std::env::var_os("BLESS").is_some();
+    let mut wrong = Vec::new();
+    for (name, before, looked_at) in STORIES {
+        let found = story(before, looked_at);
+        let path = folder.join(format!("{name}.txt"));
+        if bless {
+            fs::write(&path, &found).unwrap();
+        } else if fs::read_to_string(&path).unwrap_or_default() != found {
+            wrong.push(format!("--- {name}.txt is now:\n{found}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+fn story(before: &[&str], looked_at: &[&str]) -> String {
+    let tool = Tool::new();
+    for args in before {
+        tool.ok(args);
+    }
+    let mut out = String::new();
+    for args in looked_at {
+        let answer = tool.run(args);
+        if args.ends_with("-o json") {
+            one_shape(args, &answer);
+        }
+        let _ = writeln!(out, "$ towline-pki {args}");
+        out.push_str(&timeless(&answer.out));
+        for line in timeless(&answer.err).lines() {
+            let _ = writeln!(out, "! {line}");
+        }
+        let _ = writeln!(out, "= {}\n", answer.code);
+    }
+    out
+}
+
+/// verb, exit, error, result; and nothing that a verb only says to people.
+fn one_shape(args: &str, answer: &tool::Answer) {
+    let document: Value = serde_json::from_str(&answer.out).unwrap();
+    let fields: Vec<&String> = document.as_object().unwrap().keys().collect();
+    assert_eq!(fields, ["error", "exit", "result", "verb"], "{args}");
+    assert_eq!(document["exit"], answer.code, "{args}");
+    assert!(
+        args.starts_with(document["verb"].as_str().unwrap()),
+        "{args}"
+    );
+    assert_eq!(document["error"].is_null(), answer.code == 0, "{args}");
+    assert!(document["result"]["text"].is_null(), "{args}");
+    if let Some(message) = document["error"].as_str() {
+        assert!(answer.err.contains(message), "{args}");
+    }
+}
+
+/// Without what differs from run to run.
+fn timeless(text: &str) -> String {
+    let mut out = String::new();
+    for line in text.lines() {
+        let line = line.split_inclusive(|c: char| !word(c));
+        for part in line {
+            let end = part.trim_end_matches(|c| !word(c));
+            out.push_str(&replaced(end));
+            out.push_str(&part[end.len()..]);
+        }
+        out.push('\n');
+    }
+    let seconds = |line: &str| match line.split_once("\"secondsLeft\": ") {
+        Some((before, _)) => format!("{before}\"secondsLeft\": SECONDS,\n"),
+        None => format!("{}\n", without_days(line)),
+    };
+    out.lines().map(seconds).collect()
+}
+
+fn word(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "-:+/=".contains(c)
+}
+
+fn replaced(text: &str) -> String {
+    let digits = |range: std::ops::Range<usize>| {
+        text.get(range)
+            .is_some_and(|part| part.bytes().all(|b| b.is_ascii_digit()))
+    };
+    if text.len() == 20 && digits(0..4) && digits(5..7) && text.ends_with('Z') {
+        return "TIME----------------".into();
+    }
+    let hex = |c: char| c.is_ascii_hexdigit() && !c.is_ascii_uppercase();
+    let serial = text.strip_prefix("serial:").unwrap_or(text);
+    if serial.len() >= 16 && serial.chars().all(hex) {
+        return text.replace(serial, "HEX");
+    }
+    // What authorities of one purpose are told apart by.
+    if text.len() == 8 && text.chars().all(hex) {
+        return "HEX-----".into();
+    }
+    text.to_owned()
+}
+
+/// The test may run over the end of a second.
+fn without_days(line: &str) -> String {
+    let Some((before, after)) = line.split_once("in ") else {
+        return line.to_owned();
+    };
+    let number = after.split(' ').next().unwrap_or_default();
+    let days = after[number.len()..].starts_with(" day");
+    if days && number.bytes().all(|b| b.is_ascii_digit()) {
+        let rest = without_days(&after[number.len()..]);
+        return format!("{before}in {}{rest}", "N".repeat(number.len()));
+    }
+    format!("{before}in {}", without_days(after))
+}
