@@ -162,7 +162,13 @@ pub async fn until_ended<T>(
     loop {
         tokio::select! {
             biased;
-            result = &mut ended => return result,
+            result = &mut ended => {
+                // A drain with nothing to wait for ends before anybody has seen it begin.
+                if !stopping {
+                    manager.tell(&[NotifyState::Stopping]);
+                }
+                return result;
+            }
             order = orders.next() => match order {
                 Order::Stop => {
                     signals += 1;
@@ -416,6 +422,24 @@ mod tests {
             script,
         )
         .await;
+    }
+
+    #[tokio::test]
+    async fn an_end_at_once_is_told_all_the_same() {
+        let folder = tempfile::tempdir().expect("folder");
+        let (manager, socket) = manager(folder.path(), None);
+        let (daemon, _heard) = fake();
+        let (_orders, mut incoming) = mpsc::channel(8);
+        until_ended(
+            &mut incoming,
+            &manager,
+            &daemon,
+            &Readiness::new(),
+            daemon.drain.view(),
+            std::future::ready(()),
+        )
+        .await;
+        assert_eq!(words(&socket), "STOPPING=1\n");
     }
 
     #[test]
