@@ -348,6 +348,11 @@ impl Authority {
         )
     }
 
+    /// Signs a subject and extensions that the caller made.
+    pub(crate) fn sign_body(&self, body: Body<'_>) -> Result<CertificateDer<'static>, MintError> {
+        mint::certificate(&self.signer(), body)
+    }
+
     fn signer(&self) -> Signer<'_> {
         Signer {
             name_der: &self.certificate.subject_der,

@@ -39,6 +39,27 @@ pub(crate) fn bit_string(unused: u8, bytes: &[u8]) -> Vec<u8> {
     element(0x03, &[&[unused], bytes].concat())
 }
 
+/// Takes one element of this tag apart: its content, and what comes after it. Lengths as DER has
+/// them only: short, or in as few bytes as they need.
+pub(crate) fn take(tag: u8, bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (&first, rest) = bytes.split_first()?;
+    let (&length, rest) = rest.split_first()?;
+    let (length, rest) = if length < 0x80 {
+        (usize::from(length), rest)
+    } else {
+        let count = usize::from(length & 0x7f);
+        let (digits, rest) = rest.split_at_checked(count)?;
+        if !(1..=4).contains(&count) || digits.first() == Some(&0) {
+            return None;
+        }
+        let value = digits
+            .iter()
+            .fold(0usize, |value, digit| value << 8 | usize::from(*digit));
+        (value, rest)
+    };
+    (first == tag).then(|| rest.split_at_checked(length))?
+}
+
 /// BOOLEAN TRUE.
 pub(crate) const TRUE: &[u8] = &[0x01, 0x01, 0xff];
 
@@ -51,6 +72,20 @@ mod tests {
         assert_eq!(element(4, &[0; 127])[..2], [4, 127]);
         assert_eq!(element(4, &[0; 128])[..3], [4, 0x81, 128]);
         assert_eq!(element(4, &[0; 256])[..4], [4, 0x82, 1, 0]);
+    }
+
+    #[test]
+    fn what_was_written_is_taken_apart_again() {
+        for len in [0, 1, 127, 128, 255, 256, 70_000] {
+            let content = vec![7; len];
+            let mut bytes = element(0x30, &content);
+            bytes.push(9);
+            assert_eq!(take(0x30, &bytes), Some((&content[..], &[9][..])), "{len}");
+            assert_eq!(take(0x31, &bytes), None);
+            assert_eq!(take(0x30, &bytes[..len]), None, "{len}");
+        }
+        assert_eq!(take(0x30, &[0x30, 0x80, 0, 0]), None);
+        assert_eq!(take(0x30, &[0x30, 0x82, 0, 1, 5]), None);
     }
 
     #[test]

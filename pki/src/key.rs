@@ -196,6 +196,11 @@ impl PublicKey {
         describe(&self.der)
     }
 
+    /// Whether it is an RSA key, which can decipher too.
+    pub(crate) fn is_rsa(&self) -> bool {
+        rsa_bits(&self.der).is_some()
+    }
+
     /// Key identifier: the first 160 bits of the SHA-256 of the key (RFC 7093 section 2).
     pub(crate) fn id(&self) -> Vec<u8> {
         sha256(&self.der)[..20].to_vec()

@@ -59,7 +59,7 @@ pub use inspect::{Certificate, CertificateError, Leaf, LeafError, Usage};
 pub use key::{KeyKind, PrivateKey, PublicKey};
 pub use mint::LeafSpec;
 pub use peer_error::PeerError;
-pub use request::{Request, RequestError};
+pub use request::{Request, RequestError, RequestSpec};
 pub use revoke::{DenyList, DenyListError};
 pub use rotate::{Expiry, Files, Material, MaterialError};
 pub use seal::{SealError, SealKey, SealPublic};

@@ -104,10 +104,20 @@ pub(crate) fn certificate(
 
 /// The extensions of a leaf. Key usage is signing only: TLS 1.3 needs no other.
 pub(crate) fn leaf_extensions(spec: &LeafSpec) -> Vec<Vec<u8>> {
+    // Bit 0, digitalSignature.
+    leaf_extensions_for(spec, &bit_string(7, &[0x80]))
+}
+
+/// The same for a server that older TLS clients may ask to decipher a key (RSA key exchange).
+pub(crate) fn enciphering_leaf_extensions(spec: &LeafSpec) -> Vec<Vec<u8>> {
+    // Bits 0 and 2, digitalSignature and keyEncipherment.
+    leaf_extensions_for(spec, &bit_string(5, &[0xa0]))
+}
+
+fn leaf_extensions_for(spec: &LeafSpec, key_usage: &[u8]) -> Vec<Vec<u8>> {
     let mut out = vec![
         extension(BASIC_CONSTRAINTS, true, &sequence(&[])),
-        // Bit 0, digitalSignature.
-        extension(KEY_USAGE, true, &bit_string(7, &[0x80])),
+        extension(KEY_USAGE, true, key_usage),
     ];
     out.extend(usages_extension(&spec.usages));
     let mut names = Vec::new();
@@ -150,8 +160,14 @@ pub(crate) fn authority_extensions(path_length: Option<u32>, usages: &[Usage]) -
 
 /// A distinguished name of an optional organisation and an optional common name.
 pub(crate) fn name(organisation: &str, common_name: &str) -> Vec<u8> {
+    let cut = |text: &str| text.chars().take(NAME_CHARS).collect::<String>();
+    name_in_full(&cut(organisation), &cut(common_name))
+}
+
+/// The same without X.520's bound: to Kubernetes a common name is a user, and a node's user that
+/// was cut would be another node's.
+pub(crate) fn name_in_full(organisation: &str, common_name: &str) -> Vec<u8> {
     let attribute = |oid: &[u8], text: &str| {
-        let text: String = text.chars().take(NAME_CHARS).collect();
         let value = sequence(&[oid, &element(0x0c, text.as_bytes())]);
         element(0x31, &value)
     };

@@ -72,6 +72,14 @@ pub fn request(text: &[u8]) -> Result<CertificateSigningRequestDer<'static>, Pem
         .ok_or_else(|| missing("CERTIFICATE REQUEST", text))
 }
 
+/// The same, where nothing else may stand beside it; `None` where something does.
+pub fn only_request(
+    text: &[u8],
+) -> Result<Option<CertificateSigningRequestDer<'static>>, PemError> {
+    let one = request(text)?;
+    Ok((sections(text)?.len() == 1).then_some(one))
+}
+
 /// Every certificate revocation list, in the order of the text. At least one.
 pub fn revocation_lists(
     text: &[u8],

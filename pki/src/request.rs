@@ -3,9 +3,10 @@
 //! A request proves that its sender holds a key. Nothing else in it counts: whatever it asks for
 //! (names, usages, to be an authority) is shown to the operator and never signed.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use rcgen::{CertificateParams, DistinguishedName, DnType};
+use rcgen::{CertificateParams, DistinguishedName, DnType, SanType};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
@@ -25,6 +26,55 @@ const SHOWN_NAMES: usize = 16;
 pub struct Request {
     public_key: PublicKey,
     asked: Vec<String>,
+}
+
+/// What a request that is to be made asks for, word for word. Towline's own issuers take nothing
+/// from it but its key; Kubernetes' signers take all of it.
+#[derive(Clone, Debug, Default)]
+pub struct RequestSpec {
+    /// Subject's organisation; empty: none.
+    pub organisation: String,
+    /// Subject's common name; empty: none.
+    pub common_name: String,
+    pub dns: Vec<String>,
+    pub ips: Vec<IpAddr>,
+    pub uris: Vec<String>,
+    pub emails: Vec<String>,
+}
+
+impl RequestSpec {
+    /// Makes the request for a key. Returns PEM.
+    pub fn make(&self, key: &PrivateKey) -> Result<String, RequestError> {
+        let mut params = CertificateParams::default();
+        let mut name = DistinguishedName::new();
+        for (kind, text) in [
+            (DnType::OrganizationName, &self.organisation),
+            (DnType::CommonName, &self.common_name),
+        ] {
+            if !text.is_empty() {
+                name.push(kind, text.as_str());
+            }
+        }
+        params.distinguished_name = name;
+        let text = |text: &String| text.as_str().try_into().map_err(|_| RequestError::Make);
+        for name in &self.dns {
+            params.subject_alt_names.push(SanType::DnsName(text(name)?));
+        }
+        let addresses = self.ips.iter().copied().map(SanType::IpAddress);
+        params.subject_alt_names.extend(addresses);
+        for uri in &self.uris {
+            params.subject_alt_names.push(SanType::URI(text(uri)?));
+        }
+        for email in &self.emails {
+            params
+                .subject_alt_names
+                .push(SanType::Rfc822Name(text(email)?));
+        }
+        let request = params
+            .serialize_request(key.pair())
+            .map_err(|_| RequestError::Make)?;
+        Ok(pem::write_request(request.der()))
+    }
 }
 
 /// What is wrong with a request.
@@ -58,15 +108,11 @@ pub enum RequestError {
 impl Request {
     /// Makes a request for a key. `common_name` is a hint for people only. Returns PEM.
     pub fn make(key: &PrivateKey, common_name: &str) -> Result<String, RequestError> {
-        let mut params = CertificateParams::default();
-        let mut name = DistinguishedName::new();
-        let hint: String = common_name.chars().take(NAME_CHARS).collect();
-        name.push(DnType::CommonName, hint);
-        params.distinguished_name = name;
-        let request = params
-            .serialize_request(key.pair())
-            .map_err(|_| RequestError::Make)?;
-        Ok(pem::write_request(request.der()))
+        let spec = RequestSpec {
+            common_name: common_name.chars().take(NAME_CHARS).collect(),
+            ..RequestSpec::default()
+        };
+        spec.make(key)
     }
 
     /// Reads and checks a file.
@@ -79,31 +125,15 @@ impl Request {
 
     /// Reads and checks PEM text.
     pub fn parse(text: &[u8]) -> Result<Self, RequestError> {
-        let der = pem::request(text)?;
-        if der.len() > limits::CERTIFICATE_BYTES {
-            return Err(RequestError::TooLarge {
-                len: der.len(),
-                max: limits::CERTIFICATE_BYTES,
-            });
-        }
-        let Ok(([], request)) = X509CertificationRequest::from_der(&der) else {
-            return Err(RequestError::Malformed);
-        };
-        let algorithm = request.signature_algorithm.algorithm.to_id_string();
-        if !ALGORITHMS.contains(&algorithm.as_str()) {
-            return Err(RequestError::Algorithm { algorithm });
-        }
-        let info = &request.certification_request_info;
-        let public_key = PublicKey::from_der(info.subject_pki.raw)?;
-        request
-            .verify_signature()
-            .map_err(|_| RequestError::Possession)?;
-        let mut asked = vec![format!("subject {}", escape(&info.subject.to_string()))];
-        for extension in request.requested_extensions().into_iter().flatten() {
-            describe(extension, &mut asked);
-        }
-        asked.truncate(SHOWN_NAMES);
-        Ok(Self { public_key, asked })
+        read(&pem::request(text)?, |request, public_key| {
+            let info = &request.certification_request_info;
+            let mut asked = vec![format!("subject {}", escape(&info.subject.to_string()))];
+            for extension in request.requested_extensions().into_iter().flatten() {
+                describe(extension, &mut asked);
+            }
+            asked.truncate(SHOWN_NAMES);
+            Self { public_key, asked }
+        })
     }
 
     /// The key to sign for.
@@ -115,6 +145,32 @@ impl Request {
     pub fn asked(&self) -> &[String] {
         &self.asked
     }
+}
+
+/// Checks what every request must be: readable to its last byte, signed by the key inside it with
+/// an algorithm that counts, a key that is strong enough. Hands it to `take`.
+pub(crate) fn read<T>(
+    der: &[u8],
+    take: impl FnOnce(&X509CertificationRequest<'_>, PublicKey) -> T,
+) -> Result<T, RequestError> {
+    if der.len() > limits::CERTIFICATE_BYTES {
+        return Err(RequestError::TooLarge {
+            len: der.len(),
+            max: limits::CERTIFICATE_BYTES,
+        });
+    }
+    let Ok(([], request)) = X509CertificationRequest::from_der(der) else {
+        return Err(RequestError::Malformed);
+    };
+    let algorithm = request.signature_algorithm.algorithm.to_id_string();
+    if !ALGORITHMS.contains(&algorithm.as_str()) {
+        return Err(RequestError::Algorithm { algorithm });
+    }
+    let public_key = PublicKey::from_der(request.certification_request_info.subject_pki.raw)?;
+    request
+        .verify_signature()
+        .map_err(|_| RequestError::Possession)?;
+    Ok(take(&request, public_key))
 }
 
 fn describe(extension: &ParsedExtension<'_>, out: &mut Vec<String>) {

@@ -2,6 +2,9 @@
 //! at it. Relations between them are asserted at compile time at the end of the file.
 
 mod relations;
+mod signing;
+
+pub use signing::*;
 
 use std::time::Duration;
 

@@ -6,12 +6,17 @@
 //!
 //! For one connection: [`KubeletCheck::new`], [`crate::tls::kubelet_client`], the handshake, and
 //! then [`KubeletCheck::verdict`], which knows more than the error of the handshake.
+//!
+//! The other half: [`ServingRequest`] (what a kubelet's signing request must say) and
+//! [`ServingSpec`] (the certificate that is made from it).
 
 mod cause;
 mod check;
 mod client;
 mod crl;
 mod handshake;
+mod issue;
+mod request;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,6 +35,8 @@ pub use cause::Cause;
 pub use client::{KubeletClient, KubeletClientError};
 pub use crl::{RevocationListError, RevocationLists};
 pub use handshake::KubeletCheck;
+pub use issue::{ServingIssueError, ServingIssued, ServingSpec};
+pub use request::{NODE_USER, NODES_GROUP, ServingRefusal, ServingRequest};
 
 /// Who has to answer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
