@@ -6,7 +6,8 @@
 //! is needed here is create, get, list, update, delete and watch of three or four kinds.
 //!
 //! Reading order: [`access`] (where the API is and who we are), `kubeconfig` (from a file),
-//! [`client`] (one request), [`watch`] (a stream of events), [`lease`], [`review`], [`count`].
+//! [`client`] (one request), [`watch`] (a stream of events), [`lease`], [`review`], [`count`],
+//! [`follow`] (a whole collection, kept up to date), [`csr`], [`node`].
 //!
 //! Roots are those of the kubeconfig or of the pod, never the system's. Token, certificate and
 //! roots are read again whenever they are used, so rotation needs no restart. Every answer, event
@@ -15,10 +16,13 @@
 pub mod access;
 pub mod client;
 pub mod count;
+pub mod csr;
 pub mod error;
+pub mod follow;
 mod kubeconfig;
 pub mod lease;
 pub mod moment;
+pub mod node;
 pub mod review;
 pub mod watch;
 

@@ -259,7 +259,7 @@ fn subject(name: &X509Name<'_>) -> Result<Name, ServingRefusal> {
 }
 
 fn shown(values: &[Option<&str>]) -> String {
-    let one = |value: &Option<&str>| value.map_or("unreadable".into(), |text| cut(text));
+    let one = |value: &Option<&str>| value.map_or("unreadable".into(), cut);
     match values {
         [] => "missing".into(),
         some => some.iter().take(4).map(one).collect::<Vec<_>>().join(", "),
