@@ -39,6 +39,13 @@ pub fn text(time: SystemTime) -> String {
         .unwrap_or_else(|_| seconds(time).to_string())
 }
 
+/// The instant of what [`text`] writes.
+pub fn from_text(text: &str) -> Option<SystemTime> {
+    let form = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]Z");
+    let civil = time::PrimitiveDateTime::parse(text, form).ok()?;
+    Some(from_seconds(civil.assume_utc().unix_timestamp()))
+}
+
 /// "in 89 days", "2 hours ago": the largest unit that says something.
 pub fn distance(from: SystemTime, to: SystemTime) -> String {
     let delta = seconds(to).saturating_sub(seconds(from));
@@ -93,6 +100,24 @@ mod tests {
         }
         assert_eq!(text(from_seconds(0)), "1970-01-01T00:00:00Z");
         assert_eq!(text(from_seconds(i64::MAX)).len(), 20);
+    }
+
+    #[test]
+    fn text_reads_back() {
+        for seconds in [0, 1_793_000_000, -62_000_000_000] {
+            assert_eq!(
+                from_text(&text(from_seconds(seconds))),
+                Some(from_seconds(seconds))
+            );
+        }
+        for bad in [
+            "",
+            "2026-11-21",
+            "2026-13-21T04:00:00Z",
+            "2026-11-21T04:00:00",
+        ] {
+            assert_eq!(from_text(bad), None, "{bad}");
+        }
     }
 
     #[test]

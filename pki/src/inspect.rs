@@ -106,6 +106,8 @@ pub struct Certificate {
     pub(crate) issuer_der: Vec<u8>,
     pub(crate) public_key_der: Vec<u8>,
     pub(crate) key_id: Option<Vec<u8>>,
+    /// Which key signed it, as its issuer numbers keys.
+    pub(crate) issuer_key_id: Option<Vec<u8>>,
 }
 
 impl Certificate {
@@ -152,6 +154,7 @@ impl Certificate {
             issuer_der: read.issuer().as_raw().to_vec(),
             public_key_der: read.public_key().raw.to_vec(),
             key_id: None,
+            issuer_key_id: None,
         };
         certificate.read_extensions(&read)?;
         Ok(certificate)
@@ -197,6 +200,9 @@ impl Certificate {
                         .extend(others.map(|oid| Usage::Other(escape(&oid.to_id_string()))));
                 }
                 ParsedExtension::SubjectKeyIdentifier(id) => self.key_id = Some(id.0.to_vec()),
+                ParsedExtension::AuthorityKeyIdentifier(id) => {
+                    self.issuer_key_id = id.key_identifier.as_ref().map(|id| id.0.to_vec());
+                }
                 _ => {}
             }
         }

@@ -6,7 +6,8 @@
 //! (our own key and chain), [`tls`] (every TLS configuration of Towline), [`rotate`] (the files of
 //! a daemon as one snapshot), [`web`] (servers known by name alone), [`chain`] (clients known by
 //! their authority alone). The other half signs: [`role`] (what each role may hold),
-//! [`authority`] and [`mint`] (certificates), [`request`] (signing requests), [`key`] (key pairs),
+//! [`authority`] and [`mint`] (certificates), [`ledger`] (what was
+//! issued), [`request`] (signing requests), [`key`] (key pairs),
 //! [`seal`] (signatures for later proof).
 //!
 //! For people: [`survey`] (every certificate in a place), [`lint`] (what is wrong with one), [`yaml`]
@@ -30,6 +31,7 @@ pub mod identity;
 pub mod inspect;
 pub mod key;
 pub mod kubelet;
+pub mod ledger;
 pub mod lint;
 pub mod mint;
 pub mod peer_error;
@@ -57,6 +59,7 @@ pub use gateway::{GatewayError, GatewayFiles, GatewayMaterial};
 pub use identity::{Identity, IdentityError};
 pub use inspect::{Certificate, CertificateError, Leaf, LeafError, Usage};
 pub use key::{KeyKind, PrivateKey, PublicKey};
+pub use ledger::{Ledger, LedgerError};
 pub use mint::LeafSpec;
 pub use peer_error::PeerError;
 pub use request::{Request, RequestError, RequestSpec};

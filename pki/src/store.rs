@@ -4,6 +4,8 @@
 //! before its first byte, and is then linked or renamed into place. A reader sees the old file or
 //! the new one, never half of one. Nothing outside this module opens a file.
 
+mod journal;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -14,6 +16,8 @@ use towline_proto::limits;
 
 use crate::pem::{self, PemError};
 use crate::secret::Secret;
+
+pub use journal::{Journal, Lock};
 
 /// Mode bits that make a key file public: anything for others, writing for the group. Reading by
 /// the group is allowed, because Kubernetes gives a Secret to a non-root process that way.
@@ -42,6 +46,18 @@ pub enum StoreError {
     TooMany { path: PathBuf },
     #[error("{path}: is there already and is never overwritten", path = path.display())]
     Exists { path: PathBuf },
+    #[error(
+        "{path}: somebody else has been holding this lock for {} s; try again when that \
+         towline-pki has ended",
+        limits::AUTHORITY_LOCK.as_secs(), path = path.display()
+    )]
+    Locked { path: PathBuf },
+    #[error("{path}: line {line}: {cause}", path = path.display())]
+    Line {
+        path: PathBuf,
+        line: usize,
+        cause: String,
+    },
 }
 
 /// The whole file, or an error when it is larger than a file of ours can be.

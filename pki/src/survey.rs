@@ -66,6 +66,10 @@ pub fn survey(path: &Path) -> Result<Survey, SurveyError> {
     let mut survey = Survey::default();
     if path.is_dir() {
         for file in store::files_below(path)? {
+            // What was issued is told in lines, and may be long.
+            if file.extension().is_some_and(|end| end == "jsonl") {
+                continue;
+            }
             match store::read(&file) {
                 Ok(text) => survey.read(&file, &text),
                 Err(error) => survey.damaged.push(Damage {

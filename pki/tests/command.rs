@@ -31,7 +31,8 @@ fn init_makes_a_root_two_issuers_and_their_trust_files() {
         assert_eq!(tool.mode(key), 0o600, "{key}");
     }
     assert_eq!(tool.mode("prod"), 0o700);
-    assert_eq!(tool.files().len(), 9);
+    // With the ledger of what was issued and the lock of its writers.
+    assert_eq!(tool.files().len(), 11);
     let trust = fs::read(tool.dir.path("prod/trust/agents.pem")).unwrap();
     assert_eq!(
         trust,

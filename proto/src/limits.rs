@@ -422,6 +422,15 @@ pub const ANCHORS: usize = 64;
 /// Entries of one deny list. Overflow: the file is refused, the old list stays.
 pub const DENY_ENTRIES: usize = 65_536;
 
+/// One line of an authority's ledger, bytes. Overflow: the certificate is not issued.
+pub const LEDGER_LINE_BYTES: usize = 4096;
+/// A file of an authority's ledger; a full one is put aside under a number and kept.
+pub const LEDGER_BYTES: u64 = 64 * 1024 * 1024;
+/// Files of one ledger. Overflow: nothing is issued until old ones are moved away.
+pub const LEDGER_FILES: u32 = 10_000;
+/// How long a writer of an authority's files waits for another one. Overflow: an error.
+pub const AUTHORITY_LOCK: Duration = Duration::from_secs(10);
+
 // ---- kubelets ------------------------------------------------------------------------------
 
 /// How far the clock of whoever signed a kubelet's certificate may be from ours, each way. Less

@@ -7,6 +7,7 @@
 //! DIR/issuers/servers.*    signs servers, clients and operators
 //! DIR/trust/agents.pem     what servers anchor agents on
 //! DIR/trust/servers.pem    what agents anchor servers on, and servers their clients
+//! DIR/issued.jsonl         what was issued
 //! ```
 
 use std::path::PathBuf;
@@ -15,7 +16,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Value, json};
 use towline_pki::role::{BACKDATE, ISSUER_LIFE, ROOT_LIFE};
 use towline_pki::store::{self, Replace};
-use towline_pki::{Authority, AuthoritySpec, KeyKind, PrivateKey, Usage, date};
+use towline_pki::{Authority, AuthoritySpec, KeyKind, Ledger, PrivateKey, Usage, date};
 use towline_proto::id::ClusterName;
 
 use super::answer::{self, Answer};
@@ -87,6 +88,8 @@ pub(crate) fn run(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
     for private in ["", "root", "issuers", "trust"] {
         store::make_private_directory(&dir.join(private))?;
     }
+    let made = [&agents, &servers].map(|authority| authority.der().as_ref());
+    Ledger::in_dir(dir).record(made, "init", now)?;
     // Keys before certificates, the name of the cluster last: what has it is whole.
     for (name, authority) in [
         ("root/root", &root),
@@ -203,6 +206,7 @@ fn report(
          \x20 issuers/servers      {servers}; signs servers, clients, operators\n\
          \x20 trust/agents.pem     give it to servers (--agent-ca)\n\
          \x20 trust/servers.pem    give it to agents (--server-ca) and to servers (--client-ca)\n\
+         \x20 issued.jsonl         what was issued, one line each: revoking a name needs it\n\
          \n\
          keep     move {dir}/root/root.key to where nothing is online: issuing does not need it,\n\
          \x20        and there is no way to restore it\n\

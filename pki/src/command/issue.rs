@@ -55,10 +55,19 @@ pub(crate) fn run(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
         let advice = "to renew, add --replace: it makes a new key and certificate in its place";
         paper::refuse_existing(&[&key, &cert], advice)?;
     }
+    paper::need_directory(&args.out)?;
     let signing = args.source.open(args.role, now)?;
     let private = PrivateKey::generate(args.key_kind).map_err(Failure::failed)?;
     let public = private.public();
-    let issued = paper::issue(&signing, args.role, &args.name, &args.names, public, now)?;
+    let issued = paper::issue(
+        &signing,
+        args.role,
+        &args.name,
+        &args.names,
+        public,
+        "issue",
+        now,
+    )?;
     if args.replace {
         store::replace_pair(&cert, &issued.to_pem(), &key, &private.to_pem())?;
     } else {

@@ -5,7 +5,7 @@ use std::fmt;
 use towline_pki::store::StoreError;
 use towline_pki::{
     AnchorsError, AuthorityError, CertificateError, DenyListError, IssueError, LeafError,
-    RequestError,
+    LedgerError, RequestError,
 };
 
 pub(crate) mod answer;
@@ -95,7 +95,9 @@ impl fmt::Display for Failure {
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Write { .. } | StoreError::Exists { .. } => Self::failed(error),
+            StoreError::Write { .. } | StoreError::Exists { .. } | StoreError::Locked { .. } => {
+                Self::failed(error)
+            }
             _ => Self::file(error),
         }
     }
@@ -119,6 +121,15 @@ file_errors!(
     LeafError,
     RequestError
 );
+
+impl From<LedgerError> for Failure {
+    fn from(error: LedgerError) -> Self {
+        match error {
+            LedgerError::Store(error) => error.into(),
+            _ => Self::failed(error),
+        }
+    }
+}
 
 impl From<IssueError> for Failure {
     fn from(error: IssueError) -> Self {

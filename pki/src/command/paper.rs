@@ -28,13 +28,14 @@ pub(crate) struct Names {
     days: Option<u64>,
 }
 
-/// Issues the certificate.
+/// Issues the certificate and writes down that it was issued.
 pub(crate) fn issue(
     signing: &Signing,
     role: Role,
     name: &Name,
     names: &Names,
     public_key: PublicKey,
+    by: &str,
     now: SystemTime,
 ) -> Result<Issued, Failure> {
     let issue = Issue {
@@ -44,7 +45,20 @@ pub(crate) fn issue(
         life: names.days.map(|days| Duration::from_secs(days * 86_400)),
         public_key,
     };
-    Ok(signing.authority.issue(&issue, now)?)
+    let issued = signing.authority.issue(&issue, now)?;
+    record(signing, &issued, by, now)?;
+    Ok(issued)
+}
+
+/// Writes down that a certificate was issued; before that it is nobody's.
+pub(crate) fn record(
+    signing: &Signing,
+    issued: &Issued,
+    by: &str,
+    now: SystemTime,
+) -> Result<(), Failure> {
+    let leaf = issued.chain.first().map(|der| der.as_ref());
+    Ok(signing.ledger.record(leaf, by, now)?)
 }
 
 /// `DIR/<role>-<name>.<end>`.
@@ -60,6 +74,17 @@ pub(crate) fn refuse_existing(paths: &[&Path], advice: &str) -> Result<(), Failu
             path.display()
         ))),
         None => Ok(()),
+    }
+}
+
+/// Refuses before anything is signed when there is no place for it.
+pub(crate) fn need_directory(dir: &Path) -> Result<(), Failure> {
+    match dir.is_dir() {
+        true => Ok(()),
+        false => Err(Failure::failed(format!(
+            "nothing was changed: {} is no directory; make it first",
+            dir.display()
+        ))),
     }
 }
 

@@ -76,6 +76,7 @@ pub(crate) fn run(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
         public_key: key.public(),
     };
     let issued = signing.authority.issue(&issue, now)?;
+    paper::record(&signing, &issued, "renew", now)?;
     if args.keep_key {
         paper::write(&issued, &args.cert, Replace::Atomically)?;
     } else {

@@ -53,10 +53,19 @@ pub(crate) fn run(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
         Replace::Never
     };
     let request = Request::load(&args.request)?;
+    paper::need_directory(&args.out)?;
     let signing = args.source.open(args.role, now)?;
     let key = request.public_key().clone();
     let kind = key.describe();
-    let issued = paper::issue(&signing, args.role, &args.name, &args.names, key, now)?;
+    let issued = paper::issue(
+        &signing,
+        args.role,
+        &args.name,
+        &args.names,
+        key,
+        "sign",
+        now,
+    )?;
     paper::write(&issued, &cert, replace)?;
     let took = format!(
         "took     the {kind} key of {}; its sender holds it\n\

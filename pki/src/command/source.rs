@@ -4,7 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use towline_pki::{Authority, store};
+use towline_pki::ledger::LEDGER_FILE;
+use towline_pki::{Authority, Ledger, store};
 use towline_proto::id::{ClusterName, Role};
 
 use super::Failure;
@@ -24,12 +25,18 @@ pub(crate) struct Source {
     /// Name of the cluster, with --ca-cert; otherwise DIR knows it
     #[arg(long, value_name = "NAME", requires = "ca_cert")]
     pub(crate) cluster: Option<ClusterName>,
+    /// Where it is written down what was issued [default: DIR/issued.jsonl; with --ca-cert beside it, as
+    /// NAME.issued.jsonl]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ledger: Option<PathBuf>,
 }
 
 /// The authority that signs, and for which cluster.
 pub(crate) struct Signing {
     pub(crate) authority: Authority,
     pub(crate) cluster: ClusterName,
+    /// What it issued: every certificate is there before it is handed out.
+    pub(crate) ledger: Ledger,
     /// Where peers' trust files are, for the "next step".
     pub(crate) trust: Trust,
 }
@@ -41,6 +48,15 @@ pub(crate) struct Trust {
 }
 
 impl Source {
+    /// What the authority issued.
+    pub(crate) fn ledger(&self) -> Ledger {
+        match (&self.ledger, &self.ca_cert) {
+            (Some(path), _) => Ledger::at(path),
+            (None, Some(cert)) => Ledger::at(cert.with_extension(LEDGER_FILE)),
+            (None, None) => Ledger::in_dir(&self.dir),
+        }
+    }
+
     /// Loads the issuer of certificates of this role.
     pub(crate) fn open(&self, role: Role, now: SystemTime) -> Result<Signing, Failure> {
         if let (Some(cert), Some(key), Some(cluster)) = (&self.ca_cert, &self.ca_key, &self.cluster)
@@ -48,6 +64,7 @@ impl Source {
             return Ok(Signing {
                 authority: Authority::load(cert, key, now)?,
                 cluster: cluster.clone(),
+                ledger: self.ledger(),
                 trust: Trust {
                     agents: cert.clone(),
                     servers: cert.clone(),
@@ -63,6 +80,7 @@ impl Source {
                 now,
             )?,
             cluster,
+            ledger: self.ledger(),
             trust: Trust {
                 agents: self.dir.join("trust/agents.pem"),
                 servers: self.dir.join("trust/servers.pem"),
