@@ -10,7 +10,7 @@ use super::super::load::Job;
 use super::super::load::intact::{self, Intact, What};
 use super::super::process::Launch;
 use super::super::wire;
-use super::{Turn, Value};
+use super::{SLACK, Turn, Value};
 use crate::konnectivity::programs::Program;
 
 /// The real client's turn takes no longer.
@@ -62,11 +62,11 @@ async fn real_client(
     process.line(REAL).await?;
     let want = String::from_utf8_lossy(&wire::reply(0)).into_owned();
     let request = serde_json::json!({
-        "id": 1, "verb": "hear", "target": target, "want": want, "count": count,
+        "id": 1, "verb": "hear", "target": target, "want": want, "count": count, "workers": 4,
         "limit_ms": REAL.as_millis() as u64,
     });
     process.tell(&request.to_string()).await?;
-    let line = process.line(REAL).await?;
+    let line = process.line(REAL + SLACK).await?;
     let answer: Json = serde_json::from_str(&line).during("front end: answer")?;
     let fault = answer["error"].as_str().map(str::to_owned).or_else(|| {
         let errors = answer["errors"].as_object()?;
