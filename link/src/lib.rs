@@ -5,6 +5,7 @@
 //! routing, no policy, no parsing of peers' bytes.
 
 pub mod carrier;
+mod company;
 pub mod connect;
 pub mod dial;
 pub mod driver;

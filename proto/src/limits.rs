@@ -60,11 +60,13 @@ pub const MUX_FRAME_BYTES: usize = 16 * 1024 - 8;
 pub const MUX_SEND_QUEUE: usize = 256 * 1024;
 /// Bytes of one dial after whose reading the multiplexer gives credit back, at the latest.
 pub const MUX_RETURN: u32 = 64 * 1024;
-/// Bytes that an agent sends on one dial before the server's reader returns credit, on the shortest
-/// path: every other dial waits behind what the two TCP sockets hold of it. A whole
+/// Bytes that are sent on one dial before the reader returns credit, on the shortest path and while
+/// other dials of the link move bytes: they wait behind what the two TCP sockets hold of it. A whole
 /// [`STREAM_WINDOW`] made a round trip beside a bulk dial wait 3.6 ms on loopback, this 0.7 ms, at
 /// four fifths of the throughput.
 pub const MUX_FLIGHT: u32 = 256 * 1024;
+/// The same for a dial that is alone on its link.
+pub const MUX_FLIGHT_ALONE: u32 = 2 * 1024 * 1024;
 /// What is added to [`MUX_FLIGHT`] for each millisecond of the path's round trip: 512 MB/s.
 pub const MUX_FLIGHT_PER_MS: u32 = 512 * 1024;
 /// What both ends need of the first round trip for themselves; it is not the path's.
@@ -119,10 +121,14 @@ pub const QUIC_PAYLOAD_JUMBO: u16 = 6500;
 pub const QUIC_SEGMENTS: u32 = 10;
 /// Bytes of one link that are sent and not yet acknowledged. Overflow: senders wait.
 pub const QUIC_SEND_WINDOW: u64 = 16 * 1024 * 1024;
+/// A dial that moved no byte for this long is no company for others of its link.
+pub const COMPANY: Duration = Duration::from_secs(2);
 /// Bytes in flight on a link beyond twice what its path carries: they keep both ends busy, and every
 /// other dial waits behind them (0.3 ms on loopback; with a whole stream window it was 8). Half of
 /// it cost a quarter of the throughput, four times of it doubled the wait. Overflow: senders wait.
 pub const QUIC_QUEUE: u64 = 128 * 1024;
+/// The same while one dial is alone on its link: nobody waits behind it.
+pub const QUIC_QUEUE_ALONE: u64 = 1024 * 1024;
 /// Streams whose windows the connection window covers beyond those that are open now.
 pub const QUIC_SPARE_STREAMS: u32 = 32;
 /// First packets that wait for the accept loop. Overflow: ignored without an answer.

@@ -238,6 +238,37 @@ fn a_sender_that_uses_less_than_its_credit_never_waits_for_nothing() {
 }
 
 #[test]
+fn a_sender_that_gets_company_waits_until_little_enough_is_in_flight() {
+    let mut pair = pair(STREAM_WINDOW);
+    let (here, there) = pair.dial(b"x");
+    let mut chunk = Bytes::from(vec![7; 2 * STREAM_WINDOW as usize]);
+    let mut sent = chunk.len();
+    while pair.agent.send(there, &mut chunk).is_ok() {
+        pair.deliver();
+    }
+    sent -= chunk.len();
+    assert_eq!(sent, STREAM_WINDOW as usize, "alone, it fills the window");
+    pair.agent.set_in_flight(MUX_FLIGHT);
+    let mut read = 0;
+    let enough = sent - MUX_FLIGHT as usize;
+    while read < enough {
+        let bytes = pair.server.recv(here, enough - read).expect("bytes");
+        read += bytes.expect("no end").len();
+        pair.deliver();
+        events(&mut pair.agent);
+        assert_eq!(
+            pair.agent.send(there, &mut chunk),
+            Err(SendError::Blocked),
+            "{read} of {sent} bytes were read"
+        );
+    }
+    while let Ok(Some(_)) = pair.server.recv(here, usize::MAX) {}
+    pair.deliver();
+    assert!(events(&mut pair.agent).contains(&Event::Stream(there, Interest::SEND)));
+    assert_eq!(pair.agent.send(there, &mut chunk), Ok(()));
+}
+
+#[test]
 fn streams_are_limited_and_the_limit_moves_on_as_they_end() {
     let mut pair = pair(STREAM_WINDOW);
     let first = pair.agent.open().expect("the one control stream");

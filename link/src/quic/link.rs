@@ -7,15 +7,17 @@ use std::time::SystemTime;
 
 use async_trait::async_trait;
 use quinn::crypto::rustls::HandshakeData;
-use quinn::{Connection, ConnectionError};
+use quinn::{Connection, ConnectionError, Side, StreamId};
 use rustls::pki_types::CertificateDer;
+use tokio::time::Instant;
 use towline_pki::{PeerError, PeerVerifier, VerifiedPeer};
 use towline_proto::limits;
 use towline_proto::reason::Reason;
 use towline_proto::version::ALPN_LINK;
 
-use super::{reason, stream, transport};
+use super::{reason, short, stream, transport};
 use crate::carrier::{Carrier, CarrierKind, CarrierStats, Stream, StreamError};
+use crate::company::SharedCompany;
 
 /// Why a connection whose handshake is done is still not a link.
 #[derive(Debug)]
@@ -45,6 +47,7 @@ pub struct QuicLink {
 pub(super) struct Shared {
     pub(super) connection: Connection,
     pub(super) window: ReceiveWindow,
+    pub(super) company: Arc<SharedCompany>,
     closed_with: OnceLock<Reason>,
     stop_watches_left: AtomicU32,
 }
@@ -60,6 +63,7 @@ impl QuicLink {
         match Self::check(&connection, verifier, now) {
             Ok(peer) => Ok(Self {
                 shared: Arc::new(Shared {
+                    company: short::company_of(&connection),
                     connection,
                     window: ReceiveWindow::default(),
                     closed_with: OnceLock::new(),
@@ -164,6 +168,14 @@ impl Carrier for QuicLink {
 impl Shared {
     pub(super) fn reason(&self, error: &ConnectionError) -> Reason {
         reason::of_connection(error, self.closed_with.get().copied())
+    }
+
+    /// The server opens dials; what the agent opens is no company for one.
+    pub(super) fn heard(&self, stream: StreamId) {
+        if stream.initiator() == Side::Server {
+            let now = Instant::now().into_std();
+            self.company.heard(stream.index(), now);
+        }
     }
 
     /// quinn 0.11 frees the notification of a stream when it is finished or stopped, but not

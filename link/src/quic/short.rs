@@ -5,8 +5,9 @@
 //! too high, and the window no longer bounds anything: a bulk dial then keeps a whole stream
 //! window in the receiver's socket, and every other dial of the link waits behind it. This
 //! wrapper measures the rate over a longer time and holds the window to twice what the path
-//! carries at that rate, plus [`limits::QUIC_QUEUE`]. What does not fit waits in the sender's own
-//! streams, which take turns.
+//! carries at that rate, plus [`limits::QUIC_QUEUE`]; for a dial that is alone on its link, plus
+//! [`limits::QUIC_QUEUE_ALONE`]. What does not fit waits in the sender's own streams, which take
+//! turns.
 //!
 //! On a long path twice the bandwidth-delay product is what the inner control wants at most
 //! anyway. The path's own delay is the least of the last two periods; once in a period the
@@ -17,9 +18,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use quinn::Connection;
 use quinn::congestion::{Controller, ControllerFactory, ControllerMetrics};
 use quinn_proto::RttEstimator;
 use towline_proto::limits;
+
+use crate::company::SharedCompany;
 
 /// A rate is measured over at least this time, and over two round trips.
 const SAMPLE: Duration = Duration::from_millis(2);
@@ -41,13 +45,27 @@ impl ControllerFactory for Short {
         Box::new(ShortQueue {
             inner,
             path: Path::new(now, mtu),
+            company: Arc::default(),
         })
     }
+}
+
+/// Whom the streams of this connection tell that they move bytes. A path that the connection moved
+/// to has a control of its own that nobody tells anything: there, bulk is held short always.
+pub(super) fn company_of(connection: &Connection) -> Arc<SharedCompany> {
+    let control = connection.congestion_state().into_any();
+    let company = control
+        .downcast::<ShortQueue>()
+        .map(|control| control.company)
+        .unwrap_or_default();
+    company.listen();
+    company
 }
 
 struct ShortQueue {
     inner: Box<dyn Controller>,
     path: Path,
+    company: Arc<SharedCompany>,
 }
 
 /// What was measured, and the bound that follows from it.
@@ -62,8 +80,10 @@ struct Path {
     least: [Option<Duration>; 2],
     period: Instant,
     drain_until: Option<Instant>,
-    /// Unbounded until something was measured.
-    bound: u64,
+    /// Twice what the path carries; unbounded until something was measured.
+    carried: u64,
+    /// Nobody else on the link moves bytes.
+    alone: bool,
 }
 
 impl Path {
@@ -76,7 +96,8 @@ impl Path {
             least: [None; 2],
             period: now,
             drain_until: None,
-            bound: u64::MAX,
+            carried: u64::MAX,
+            alone: false,
         }
     }
 
@@ -113,13 +134,18 @@ impl Path {
         self.rates.push_back(per_second(self.acked, elapsed));
         (self.acked, self.since) = (0, now);
         let rate = self.rates.iter().copied().max().unwrap_or(0);
-        self.bound = limits::QUIC_QUEUE.saturating_add(carried(rate, 2 * delay));
+        self.carried = carried(rate, 2 * delay);
     }
 
     fn window(&self, inner: u64) -> u64 {
+        let queue = match self.alone {
+            true => limits::QUIC_QUEUE_ALONE,
+            false => limits::QUIC_QUEUE,
+        };
+        let bound = self.carried.saturating_add(queue);
         match self.drain_until {
-            Some(_) => inner.min(self.bound).min(DRAINED * self.mtu),
-            None => inner.min(self.bound),
+            Some(_) => inner.min(bound).min(DRAINED * self.mtu),
+            None => inner.min(bound),
         }
     }
 }
@@ -162,6 +188,7 @@ impl Controller for ShortQueue {
     ) {
         self.inner
             .on_end_acks(now, in_flight, app_limited, largest_packet_num_acked);
+        self.path.alone = !self.company.is_here(now);
         self.path.ended_acks(now);
     }
 
@@ -195,6 +222,7 @@ impl Controller for ShortQueue {
         Box::new(Self {
             inner: self.inner.clone_box(),
             path: self.path.clone(),
+            company: Arc::clone(&self.company),
         })
     }
 
@@ -241,11 +269,41 @@ mod tests {
     }
 
     #[test]
+    fn a_dial_alone_gets_a_longer_queue_and_loses_it_when_company_comes() {
+        let mut now = Instant::now();
+        let inner: Arc<dyn ControllerFactory + Send + Sync> =
+            Arc::new(quinn::congestion::CubicConfig::default());
+        let mut control = ShortQueue {
+            inner: inner.build(now, MTU),
+            path: Path::new(now, MTU),
+            company: Arc::default(),
+        };
+        let mut queue = |control: &mut ShortQueue| {
+            for _ in 0..100 {
+                now += Duration::from_millis(1);
+                control
+                    .path
+                    .acked(now, now - Duration::from_micros(100), 400_000);
+                control.on_end_acks(now, 0, false, None);
+            }
+            (control.path.window(u64::MAX) - control.path.carried, now)
+        };
+        assert_eq!(queue(&mut control).0, limits::QUIC_QUEUE, "nobody listens");
+        control.company.listen();
+        let (alone, now) = queue(&mut control);
+        assert_eq!(alone, limits::QUIC_QUEUE_ALONE);
+        control.company.heard(1, now);
+        assert_eq!(queue(&mut control).0, limits::QUIC_QUEUE_ALONE);
+        control.company.heard(2, now);
+        assert_eq!(queue(&mut control).0, limits::QUIC_QUEUE);
+    }
+
+    #[test]
     fn a_long_path_gets_twice_what_it_carries() {
         let delay = Duration::from_millis(20);
         let (path, _) = path(delay, 100_000_000, Duration::from_secs(1));
         let carried = 2 * carried(100_000_000, delay);
-        assert!(path.window(u64::MAX) >= carried, "{}", path.bound);
+        assert!(path.window(u64::MAX) >= carried, "{}", path.carried);
     }
 
     #[test]

@@ -85,6 +85,7 @@ impl SendHalf for QuicSend {
             let write = pin!(self.stream.write_chunks(std::slice::from_mut(chunk)));
             ready!(write.poll(cx))
         };
+        self.shared.heard(self.stream.id());
         Poll::Ready(written.map(drop).map_err(|error| self.error(error)))
     }
 
@@ -177,7 +178,10 @@ impl RecvHalf for QuicRecv {
             ready!(read.poll(cx))
         };
         let error = match read {
-            Ok(Some(chunk)) => return Poll::Ready(Ok(Some(chunk.bytes))),
+            Ok(Some(chunk)) => {
+                self.shared.heard(self.stream.id());
+                return Poll::Ready(Ok(Some(chunk.bytes)));
+            }
             Ok(None) => {
                 self.ended = Some(Ok(()));
                 return Poll::Ready(Ok(None));

@@ -24,7 +24,7 @@ use super::driver::Driver;
 use super::link::TlsLink;
 use super::proxy::HttpProxy;
 use super::read_ahead::{Counters, ReadAhead};
-use super::shared::Shared;
+use super::shared::{Flight, Shared};
 use super::{TlsOptions, addresses, socket, tunnel};
 use crate::carrier::Carrier;
 use crate::error::{ConnectError, detail};
@@ -90,12 +90,15 @@ impl Arrived {
         options: &TlsOptions,
     ) -> Result<Arc<dyn Carrier>, ConnectError> {
         let peer = self.remote.to_string();
+        let begun = Instant::now();
         let tls = self.start.into_stream(config).await;
         let tls = tls.map_err(|error| handshake_error(&peer, &error))?;
+        let handshake = begun.elapsed();
         let remote = self.remote;
         let counters = self.counters;
         let side = Side::Acceptor;
         let link = begin(tls.into(), side, remote, &peer, counters, verifier, options)?;
+        link.shared.set_flight(flight(handshake));
         Ok(Arc::new(link))
     }
 
@@ -133,9 +136,11 @@ where
     let peer = remote.to_string();
     let counters = Arc::new(Counters::default());
     let io = ReadAhead::new(io, counters.clone());
+    let begun = Instant::now();
     let tls = in_time(&peer, TlsAcceptor::from(config).accept(io))
         .await?
         .map_err(|error| handshake_error(&peer, &error))?;
+    let handshake = begun.elapsed();
     let link = begin(
         tls.into(),
         Side::Acceptor,
@@ -145,6 +150,8 @@ where
         &verifier,
         options,
     )?;
+    // A round trip, and what both ends did in it.
+    link.shared.set_flight(flight(handshake));
     Ok(Arc::new(link))
 }
 
@@ -257,8 +264,7 @@ where
         let done = Instant::now();
         match link.shared.greeted().await {
             Ok(()) => {
-                let flight = in_flight(done.elapsed());
-                link.shared.with(|mux| mux.set_in_flight(flight));
+                link.shared.set_flight(flight(done.elapsed()));
                 Ok(Arc::new(link) as Arc<dyn Carrier>)
             }
             Err(reason) => Err(ConnectError::Handshake {
@@ -271,15 +277,17 @@ where
     .await?
 }
 
-/// Bytes of one dial that are sent before credit comes back: what the path carries in a round trip,
-/// and a little more. `greeting` is the first round trip, with what both ends did in it.
-fn in_flight(greeting: Duration) -> u32 {
+/// What the path carries in a round trip, and a little more. `greeting` is the first round trip,
+/// with what both ends did in it.
+fn flight(greeting: Duration) -> Flight {
     let path = greeting.saturating_sub(limits::MUX_GREETING).as_micros();
     let carried = path * u128::from(limits::MUX_FLIGHT_PER_MS) / 1000;
     let carried = u32::try_from(carried).unwrap_or(u32::MAX);
-    limits::MUX_FLIGHT
-        .saturating_add(carried)
-        .min(limits::STREAM_WINDOW)
+    let of = |least: u32| least.saturating_add(carried).min(limits::STREAM_WINDOW);
+    Flight {
+        in_company: of(limits::MUX_FLIGHT),
+        alone: of(limits::MUX_FLIGHT_ALONE),
+    }
 }
 
 async fn in_time<T>(peer: &str, attempt: impl Future<Output = T>) -> Result<T, ConnectError> {
@@ -332,6 +340,7 @@ where
         shared,
         peer,
         remote,
+        side,
     })
 }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 use towline_pki::VerifiedPeer;
+use towline_proto::mux::Side;
 use towline_proto::reason::Reason;
 
 use super::shared::Shared;
@@ -17,6 +18,7 @@ pub(super) struct TlsLink {
     pub(super) shared: Arc<Shared>,
     pub(super) peer: VerifiedPeer,
     pub(super) remote: SocketAddr,
+    pub(super) side: Side,
 }
 
 #[async_trait]
@@ -35,12 +37,16 @@ impl Carrier for TlsLink {
 
     async fn open(&self) -> Result<Stream, StreamError> {
         let key = self.shared.open().await?;
-        Ok(stream::wrap(&self.shared, key))
+        Ok(stream::wrap(&self.shared, key, self.side == Side::Acceptor))
     }
 
     async fn accept(&self) -> Result<Stream, StreamError> {
         let key = self.shared.accept().await?;
-        Ok(stream::wrap(&self.shared, key))
+        Ok(stream::wrap(
+            &self.shared,
+            key,
+            self.side == Side::Connector,
+        ))
     }
 
     fn set_stream_limit(&self, streams: u32) {

@@ -5,11 +5,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
 use towline_proto::mux::{Batch, Event, Interest, Mux, OpenError, StreamKey, Violation};
 use towline_proto::reason::Reason;
 
 use super::read_ahead::Counters;
 use crate::carrier::StreamError;
+use crate::company::Company;
 
 /// One connection, seen from its streams and its driver.
 #[derive(Debug)]
@@ -31,6 +33,16 @@ struct State {
     driver: Option<Waker>,
     /// The driver sleeps and wants to know of bytes to send.
     driver_listens: bool,
+    company: Company,
+    flight: Flight,
+}
+
+/// Bytes of one dial that are sent before credit comes back.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Flight {
+    /// While other dials of the link move bytes.
+    pub(super) in_company: u32,
+    pub(super) alone: u32,
 }
 
 #[derive(Debug, Default)]
@@ -85,6 +97,11 @@ impl Shared {
                 wakers: Vec::new(),
                 driver: None,
                 driver_listens: false,
+                company: Company::default(),
+                flight: Flight {
+                    in_company: u32::MAX,
+                    alone: u32::MAX,
+                },
             }),
             may_open: Semaphore::new(0),
             accepted: Notify::new(),
@@ -151,22 +168,37 @@ impl Shared {
         interest: Interest,
         call: impl FnOnce(&mut Mux) -> Option<T>,
     ) -> Poll<T> {
+        self.locked(|state| poll_in(state, cx, key, interest, call))
+    }
+
+    /// The same where it moves bytes: a dial is heard by the others, and sends as much as they
+    /// leave it.
+    pub(super) fn poll_moving<T>(
+        &self,
+        cx: &Context<'_>,
+        key: StreamKey,
+        dial: bool,
+        interest: Interest,
+        call: impl FnOnce(&mut Mux) -> Option<T>,
+    ) -> Poll<T> {
+        let now = Instant::now().into_std();
         self.locked(|state| {
-            if let Some(answer) = call(&mut state.mux) {
-                return Poll::Ready(answer);
+            let bytes = match state.company.is_here(now) {
+                true => state.flight.in_company,
+                false => state.flight.alone,
+            };
+            state.mux.set_in_flight(bytes);
+            let answer = poll_in(state, cx, key, interest, call);
+            if dial && answer.is_ready() {
+                state.company.heard(key.index() as u64, now);
             }
-            if state.wakers.len() <= key.index() {
-                state.wakers.resize_with(key.index() + 1, Wakers::default);
-            }
-            if let Some(wakers) = state.wakers.get_mut(key.index()) {
-                let place = wakers.of(interest);
-                match place {
-                    Some(waker) => waker.clone_from(cx.waker()),
-                    None => *place = Some(cx.waker().clone()),
-                }
-            }
-            Poll::Pending
+            answer
         })
+    }
+
+    /// What one dial may have in flight from now on.
+    pub(super) fn set_flight(&self, flight: Flight) {
+        self.lock().flight = flight;
     }
 
     /// The owner of a half is gone: its wakers go with it.
@@ -277,6 +309,111 @@ impl Shared {
                 return answer;
             }
             turned.await;
+        }
+    }
+}
+
+fn poll_in<T>(
+    state: &mut State,
+    cx: &Context<'_>,
+    key: StreamKey,
+    interest: Interest,
+    call: impl FnOnce(&mut Mux) -> Option<T>,
+) -> Poll<T> {
+    if let Some(answer) = call(&mut state.mux) {
+        return Poll::Ready(answer);
+    }
+    if state.wakers.len() <= key.index() {
+        state.wakers.resize_with(key.index() + 1, Wakers::default);
+    }
+    if let Some(wakers) = state.wakers.get_mut(key.index()) {
+        let place = wakers.of(interest);
+        match place {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => *place = Some(cx.waker().clone()),
+        }
+    }
+    Poll::Pending
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Context;
+
+    use bytes::Bytes;
+    use towline_proto::limits;
+    use towline_proto::mux::{Config, Side};
+
+    use super::*;
+
+    fn end(side: Side) -> Arc<Shared> {
+        let shared = Shared::new(Mux::new(Config::new(side, 8)), Arc::default());
+        shared.set_flight(Flight {
+            in_company: limits::MUX_FLIGHT,
+            alone: limits::MUX_FLIGHT_ALONE,
+        });
+        shared
+    }
+
+    fn deliver(ends: [&Shared; 2]) {
+        let mut batch = Batch::default();
+        for (from, to) in [(ends[0], ends[1]), (ends[1], ends[0])] {
+            from.fill(&mut batch, usize::MAX);
+            for slice in batch.slices() {
+                to.handle(slice).expect("own frames are well formed");
+            }
+            batch.advance(batch.len());
+        }
+    }
+
+    fn send(end: &Shared, key: StreamKey, chunk: &mut Bytes) -> bool {
+        let cx = Context::from_waker(Waker::noop());
+        let sent = end.poll_moving(&cx, key, true, Interest::SEND, |mux| {
+            mux.send(key, chunk).ok()
+        });
+        sent.is_ready()
+    }
+
+    /// Bytes that one end sends on one dial while the other end reads none.
+    fn unread(from: &Shared, to: &Shared, key: StreamKey) -> u32 {
+        let mut chunk = Bytes::from(vec![7; 2 * limits::STREAM_WINDOW as usize]);
+        let whole = chunk.len();
+        while send(from, key, &mut chunk) {
+            deliver([from, to]);
+        }
+        (whole - chunk.len()) as u32
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn either_end_sends_less_of_a_dial_while_another_one_moves_bytes() {
+        for company in [false, true] {
+            for downwards in [true, false] {
+                let (server, agent) = (end(Side::Acceptor), end(Side::Connector));
+                deliver([&server, &agent]);
+                let dial = async || {
+                    let here = server.open().await.expect("within the limit");
+                    assert!(send(&server, here, &mut Bytes::from_static(b"request")));
+                    deliver([&server, &agent]);
+                    let there = agent.accept().await.expect("it was opened");
+                    assert!(send(&agent, there, &mut Bytes::from_static(b"answer")));
+                    deliver([&server, &agent]);
+                    (here, there)
+                };
+                dial().await;
+                if !company {
+                    tokio::time::advance(limits::COMPANY).await;
+                }
+                let (here, there) = dial().await;
+                let (sent, said) = match downwards {
+                    true => (unread(&agent, &server, there), "answer".len() as u32),
+                    false => (unread(&server, &agent, here), "request".len() as u32),
+                };
+                let expected = match company {
+                    true => limits::MUX_FLIGHT,
+                    false => limits::MUX_FLIGHT_ALONE,
+                };
+                assert_eq!(sent + said, expected, "{company} {downwards}");
+            }
         }
     }
 }

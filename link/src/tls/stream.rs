@@ -10,16 +10,19 @@ use towline_proto::reason::Reason;
 use super::shared::Shared;
 use crate::carrier::{RecvHalf, SendHalf, Stream, StreamError};
 
-/// Wraps both halves of a stream that nobody holds yet.
-pub(super) fn wrap(shared: &Arc<Shared>, key: StreamKey) -> Stream {
+/// Wraps both halves of a stream that nobody holds yet. The server opens dials; what the agent
+/// opens is no company for one.
+pub(super) fn wrap(shared: &Arc<Shared>, key: StreamKey, dial: bool) -> Stream {
     Stream::new(
         Box::new(TlsSend {
             shared: shared.clone(),
             key,
+            dial,
         }),
         Box::new(TlsRecv {
             shared: shared.clone(),
             key,
+            dial,
         }),
     )
 }
@@ -27,6 +30,7 @@ pub(super) fn wrap(shared: &Arc<Shared>, key: StreamKey) -> Stream {
 struct TlsSend {
     shared: Arc<Shared>,
     key: StreamKey,
+    dial: bool,
 }
 
 impl SendHalf for TlsSend {
@@ -37,13 +41,15 @@ impl SendHalf for TlsSend {
     ) -> Poll<Result<(), StreamError>> {
         let key = self.key;
         self.shared
-            .poll(cx, key, Interest::SEND, |mux| match mux.send(key, chunk) {
-                Ok(()) => Some(Ok(())),
-                Err(SendError::Blocked) => None,
-                Err(SendError::Stopped(reason)) => Some(Err(StreamError::Stopped(reason))),
-                Err(SendError::Closed(reason)) => Some(Err(StreamError::Lost(reason))),
-                // Sent after our own end or reset.
-                Err(SendError::Ended) => Some(Err(StreamError::Reset(Reason::Aborted))),
+            .poll_moving(cx, key, self.dial, Interest::SEND, |mux| {
+                match mux.send(key, chunk) {
+                    Ok(()) => Some(Ok(())),
+                    Err(SendError::Blocked) => None,
+                    Err(SendError::Stopped(reason)) => Some(Err(StreamError::Stopped(reason))),
+                    Err(SendError::Closed(reason)) => Some(Err(StreamError::Lost(reason))),
+                    // Sent after our own end or reset.
+                    Err(SendError::Ended) => Some(Err(StreamError::Reset(Reason::Aborted))),
+                }
             })
     }
 
@@ -80,6 +86,7 @@ impl Drop for TlsSend {
 struct TlsRecv {
     shared: Arc<Shared>,
     key: StreamKey,
+    dial: bool,
 }
 
 impl RecvHalf for TlsRecv {
@@ -90,13 +97,15 @@ impl RecvHalf for TlsRecv {
     ) -> Poll<Result<Option<Bytes>, StreamError>> {
         let key = self.key;
         self.shared
-            .poll(cx, key, Interest::RECV, |mux| match mux.recv(key, max) {
-                Ok(bytes) => Some(Ok(bytes)),
-                Err(RecvError::Blocked) => None,
-                Err(RecvError::Reset(reason)) => Some(Err(StreamError::Reset(reason))),
-                Err(RecvError::Closed(reason)) => Some(Err(StreamError::Lost(reason))),
-                // Read after our own stop.
-                Err(RecvError::Stopped) => Some(Err(StreamError::Stopped(Reason::Aborted))),
+            .poll_moving(cx, key, self.dial, Interest::RECV, |mux| {
+                match mux.recv(key, max) {
+                    Ok(bytes) => Some(Ok(bytes)),
+                    Err(RecvError::Blocked) => None,
+                    Err(RecvError::Reset(reason)) => Some(Err(StreamError::Reset(reason))),
+                    Err(RecvError::Closed(reason)) => Some(Err(StreamError::Lost(reason))),
+                    // Read after our own stop.
+                    Err(RecvError::Stopped) => Some(Err(StreamError::Stopped(Reason::Aborted))),
+                }
             })
     }
 

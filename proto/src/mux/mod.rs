@@ -223,7 +223,7 @@ pub enum RecvError {
 #[derive(Debug)]
 pub struct Mux {
     config: Config,
-    /// Unreturned bytes of one stream that we send at most, however much credit there is.
+    /// Unreturned bytes of one stream beyond which we send no more, however much credit there is.
     in_flight: u32,
     /// By [`StreamKey`]; boxed, so that a past crowd of streams leaves little behind.
     streams: Vec<Option<Box<Stream>>>,

@@ -227,7 +227,7 @@ impl Mux {
             .credit
             .checked_add(credit)
             .ok_or(Violation::CreditOverflow { stream: number })?;
-        if stream.credit > 0 {
+        if self.may_send(key) > 0 {
             self.notify(key, Interest::SEND);
         }
         Ok(())
@@ -305,7 +305,6 @@ impl Mux {
             }
             self.peer_opened += 1;
             let credit = self.peer_limits.map_or(0, |(_, window)| window);
-            let credit = credit.min(self.in_flight);
             let key = self.insert(Stream::new(number, false, credit, self.config.window));
             self.numbers.insert(number, key);
             self.accepted.push_back(key);

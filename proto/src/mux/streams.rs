@@ -87,10 +87,20 @@ impl Mux {
         }
     }
 
-    /// Unreturned bytes that a new stream sends at most, although the peer would take more.
+    /// Unreturned bytes from which on a stream sends no more, although the peer would take them.
+    /// A stream that is beyond it already waits until enough came back.
     pub fn set_in_flight(&mut self, bytes: u32) {
         // Less would never be returned.
         self.in_flight = bytes.max(2 * MUX_RETURN);
+    }
+
+    /// Bytes that a stream may send now: its credit, and no more than may be in flight.
+    pub(super) fn may_send(&mut self, key: StreamKey) -> u32 {
+        let in_flight = self.in_flight;
+        let window = self.peer_limits.map_or(0, |(_, window)| window);
+        let credit = self.stream(key).map_or(0, |stream| stream.credit);
+        let unreturned = window.saturating_sub(credit);
+        credit.min(in_flight.saturating_sub(unreturned))
     }
 
     pub(super) fn end(&mut self, reason: Reason) {
@@ -126,12 +136,11 @@ impl Mux {
             return Err(OpenError::UsedUp);
         }
         let (streams, window) = self.peer_limits.ok_or(OpenError::Blocked)?;
-        let credit = window.min(self.in_flight);
         if ever >= streams {
             return Err(OpenError::Blocked);
         }
         self.unseen += 1;
-        Ok(self.insert(Stream::new(0, true, credit, self.config.window)))
+        Ok(self.insert(Stream::new(0, true, window, self.config.window)))
     }
 
     /// The next stream that the peer opened.
@@ -144,6 +153,7 @@ impl Mux {
     pub fn send(&mut self, key: StreamKey, chunk: &mut Bytes) -> Result<(), SendError> {
         let closed = self.closed;
         let bound = self.config.send_queue;
+        let may_send = self.may_send(key);
         let Some(stream) = self.stream(key) else {
             return Err(SendError::Ended);
         };
@@ -161,7 +171,7 @@ impl Mux {
         }
         let room = bound
             .saturating_sub(stream.send_queue.len())
-            .min(stream.credit as usize);
+            .min(may_send as usize);
         if room == 0 {
             stream.interest.add(Interest::SEND);
             return Err(SendError::Blocked);
@@ -171,7 +181,7 @@ impl Mux {
         } else {
             std::mem::take(chunk)
         };
-        // `taken` is at most `credit` long.
+        // `taken` is at most `may_send` long, and that is at most `credit`.
         stream.credit -= taken.len() as u32;
         stream.send_queue.push(taken);
         self.schedule(key);

@@ -129,8 +129,8 @@ impl Mux {
         if last {
             stream.sending = Sending::Ended;
         }
-        let room = stream.send_queue.len() < wake_below && stream.credit > 0;
-        if room {
+        let room = stream.send_queue.len() < wake_below;
+        if room && self.may_send(key) > 0 {
             self.notify(key, Interest::SEND);
         }
         self.schedule(key);
