@@ -17,17 +17,18 @@ struct Worked {
     error: Option<io::Error>,
 }
 
-/// Asks on `connections` open connections; what happens during `warmup` does not count.
+/// Asks on `connections` open connections after a silence, at least once; what happens during
+/// `warmup` does not count.
 pub async fn ask(
     door: &Door,
     connections: usize,
-    warmup: Duration,
-    time: Duration,
+    [silence, warmup, time]: [Duration; 3],
 ) -> Result<Latency> {
     let mut pipes = Vec::with_capacity(connections);
     for _ in 0..connections {
         pipes.push(open(door).await.during("load: dial")?);
     }
+    tokio::time::sleep(silence).await;
     let started = Instant::now();
     let mut workers = JoinSet::new();
     for mut pipe in pipes {
@@ -37,7 +38,7 @@ pub async fn ask(
                 errors: 0,
                 error: None,
             };
-            while started.elapsed() < warmup + time {
+            loop {
                 let sent = Instant::now();
                 if let Err(error) = round_trip(&mut pipe).await {
                     worked.errors += 1;
@@ -46,6 +47,9 @@ pub async fn ask(
                 }
                 if started.elapsed() >= warmup {
                     worked.nanos.push(nanos(sent));
+                }
+                if started.elapsed() >= warmup + time {
+                    break;
                 }
             }
             worked

@@ -29,6 +29,8 @@ pub enum Job {
     /// Round trips on open connections, each connection one after another.
     Ask {
         connections: usize,
+        /// Nothing is asked for so long after the connections are open.
+        silence: f64,
         warmup: f64,
         seconds: f64,
     },
@@ -48,8 +50,11 @@ impl Job {
     pub fn length(&self) -> Duration {
         Duration::from_secs_f64(match self {
             Self::Ask {
-                warmup, seconds, ..
-            } => warmup + seconds,
+                silence,
+                warmup,
+                seconds,
+                ..
+            } => silence + warmup + seconds,
             Self::Bulk(bulk) => bulk.warmup + bulk.seconds,
             Self::Dial { seconds, .. } => *seconds,
             Self::Hold { .. } => 0.0,
@@ -66,13 +71,12 @@ pub async fn run(door: &str, job: &str) -> Result<()> {
     let result = match job {
         Job::Ask {
             connections,
+            silence,
             warmup,
             seconds,
         } => {
-            let warmup = Duration::from_secs_f64(warmup);
-            let latency =
-                ask::ask(&door, connections, warmup, Duration::from_secs_f64(seconds)).await;
-            serde_json::to_string(&latency?)
+            let times = [silence, warmup, seconds].map(Duration::from_secs_f64);
+            serde_json::to_string(&ask::ask(&door, connections, times).await?)
         }
         Job::Bulk(bulk) => serde_json::to_string(&bulk.run(&door).await?),
         Job::Dial { workers, seconds } => {

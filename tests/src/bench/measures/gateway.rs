@@ -31,6 +31,7 @@ pub async fn run(turn: &mut Turn<'_>) -> Result<Vec<Value>> {
     };
     let ask = Job::Ask {
         connections: 1,
+        silence: 0.0,
         warmup: 0.1,
         seconds,
     };

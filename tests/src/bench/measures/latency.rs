@@ -6,6 +6,7 @@ use super::super::load::bulk::{Bulk, Direction, Moved};
 use super::super::peers::Chain;
 use super::super::stats::Latency;
 use super::{Turn, Value, result};
+use towline_proto::limits::COMPANY;
 
 /// How many workers dial at once.
 const WORKERS: usize = 16;
@@ -15,6 +16,7 @@ const BESIDE: f64 = 0.3;
 pub async fn ask(turn: &mut Turn<'_>, chain: &mut Chain) -> Result<Vec<Value>> {
     let job = Job::Ask {
         connections: 1,
+        silence: 0.0,
         warmup: 0.1,
         seconds: turn.times.latency,
     };
@@ -42,6 +44,7 @@ pub async fn ask_beside_bulk(turn: &mut Turn<'_>, chain: &mut Chain) -> Result<V
     let mut beside = turn.generator(&chain.door, &bulk)?;
     let job = Job::Ask {
         connections: 1,
+        silence: 0.0,
         warmup: BESIDE,
         seconds,
     };
@@ -50,6 +53,28 @@ pub async fn ask_beside_bulk(turn: &mut Turn<'_>, chain: &mut Chain) -> Result<V
     let mut values = percentiles(turn, &latency, "")?;
     values.push(turn.value("bulk", "MB/s", moved.rate()));
     Ok(values)
+}
+
+/// The first question after a time in which bulk was alone on its link.
+pub async fn ask_after_bulk_alone(turn: &mut Turn<'_>, chain: &mut Chain) -> Result<Vec<Value>> {
+    let silence = COMPANY.as_secs_f64() + BESIDE;
+    let bulk = Job::Bulk(Bulk {
+        direction: Direction::Down,
+        streams: 1,
+        warmup: 0.0,
+        seconds: silence + BESIDE,
+    });
+    let mut beside = turn.generator(&chain.door, &bulk)?;
+    let job = Job::Ask {
+        connections: 1,
+        silence,
+        warmup: 0.0,
+        seconds: 0.0,
+    };
+    let latency: Latency = turn.load(&chain.door, &job).await?;
+    let _: Moved = result(&mut beside, bulk.length()).await?;
+    note_errors(turn, &latency);
+    Ok(vec![turn.value("", "us", latency.p50)])
 }
 
 pub async fn connects(turn: &mut Turn<'_>, chain: &mut Chain) -> Result<Vec<Value>> {

@@ -128,6 +128,7 @@ async fn measure(turn: &mut Turn<'_>, chain: &Chain) -> Result<Vec<Value>> {
     let mut beside = turn.generator(&chain.door, &bulk)?;
     let ask = Job::Ask {
         connections: CLIENTS,
+        silence: 0.0,
         warmup,
         seconds,
     };

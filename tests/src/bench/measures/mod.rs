@@ -49,7 +49,9 @@ pub enum Kind {
     AttestedDial,
     /// Every kubelet of many nodes verified at start, and again.
     AttestAll,
-    /// The same beside a bulk download.
+    /// The first round trip beside a bulk download that was alone until then.
+    AskAfterBulkAlone,
+    /// Round trips beside a bulk download.
     AskBesideBulk,
     /// Bulk bytes, and processor time for them.
     Bulk {
@@ -94,6 +96,7 @@ pub fn all(options: &Options) -> Vec<Measure> {
     add("dial".into(), Kind::Dial);
     add("ask".into(), Kind::Ask);
     add("ask-beside-bulk".into(), Kind::AskBesideBulk);
+    add("ask-after-bulk-alone".into(), Kind::AskAfterBulkAlone);
     add("connects".into(), Kind::Connects);
     for (word, what) in [
         ("speaks-first", What::SpeaksFirst),
@@ -140,7 +143,7 @@ impl Kind {
             Self::Stalled { readers } => readers == 1 || !peer.is_konnectivity(),
             Self::LongPath(cell) => cell.suits(peer),
             Self::MemoryDials => peer.name != "direct" && !peer.is_jumbo(),
-            Self::MemoryLinks | Self::Reconnect(_) => {
+            Self::AskAfterBulkAlone | Self::MemoryLinks | Self::Reconnect(_) => {
                 peer.carrier().is_some() && !peer.is_jumbo() && !peer.speaks_grpc()
             }
             // The carrier makes no difference; one peer stands for all.
@@ -156,7 +159,12 @@ impl Kind {
     pub fn shares_chain(self) -> bool {
         matches!(
             self,
-            Self::Ask | Self::AskBesideBulk | Self::Bulk { .. } | Self::Connects | Self::Dial
+            Self::Ask
+                | Self::AskAfterBulkAlone
+                | Self::AskBesideBulk
+                | Self::Bulk { .. }
+                | Self::Connects
+                | Self::Dial
         )
     }
 }
@@ -189,6 +197,7 @@ impl Turn<'_> {
         match self.measure.kind {
             Kind::Ask => latency::ask(self, shared?).await,
             Kind::AskBesideBulk => latency::ask_beside_bulk(self, shared?).await,
+            Kind::AskAfterBulkAlone => latency::ask_after_bulk_alone(self, shared?).await,
             Kind::AttestAll => attest::all(self).await,
             Kind::AttestedDial => attest::dial(self).await,
             Kind::AuditedDial => audit::run(self).await,

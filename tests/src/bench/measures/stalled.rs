@@ -23,6 +23,7 @@ pub async fn run(turn: &mut Turn<'_>, readers: usize) -> Result<Vec<Value>> {
     let chain = turn.chain().await?;
     let ask = Job::Ask {
         connections: 1,
+        silence: 0.0,
         warmup: 0.1,
         seconds: turn.times.stalled,
     };
