@@ -13,6 +13,7 @@ use towline_link::quic::Congestion;
 use towline_proto::limits;
 use towline_proto::target::{Class, Target};
 
+use crate::enrol::flags::EnrolArgs;
 use crate::konnectivity::args::KonnectivityArgs;
 use crate::reach::CarrierMode;
 
@@ -41,7 +42,7 @@ pub struct Args {
         long,
         env = "TOWLINE_CERT",
         value_name = "FILE",
-        required_unless_present = "compatibility"
+        required_unless_present_any = ["compatibility", "enrol"]
     )]
     pub cert: Option<PathBuf>,
 
@@ -50,7 +51,7 @@ pub struct Args {
         long,
         env = "TOWLINE_KEY",
         value_name = "FILE",
-        required_unless_present = "compatibility"
+        required_unless_present_any = ["compatibility", "enrol"]
     )]
     pub key: Option<PathBuf>,
 
@@ -59,9 +60,13 @@ pub struct Args {
         long,
         env = "TOWLINE_SERVER_CA",
         value_name = "FILE",
-        required_unless_present = "compatibility"
+        required_unless_present_any = ["compatibility", "enrol"]
     )]
     pub server_ca: Option<PathBuf>,
+
+    /// How the certificate is got.
+    #[command(flatten)]
+    pub enrol: EnrolArgs,
 
     /// Servers that are refused although they verify: identities, or serial:HEX, one a line
     #[arg(long, env = "TOWLINE_DENY_LIST", value_name = "FILE")]
@@ -160,7 +165,8 @@ pub struct Args {
     #[arg(long, env = "TOWLINE_HEALTH_BIND", value_name = "IP:PORT")]
     pub health_bind: Option<SocketAddr>,
 
-    /// Where is kept what must survive a restart: which servers have spoken towline/1
+    /// Where is kept what must survive a restart: with --enrol this node's key and certificate,
+    /// with --compatibility which servers have spoken towline/1
     #[arg(long, env = "TOWLINE_STATE_DIR", value_name = "DIRECTORY")]
     pub state_dir: Option<PathBuf>,
 

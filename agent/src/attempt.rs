@@ -69,6 +69,8 @@ pub(crate) enum Purpose {
     Suspect,
     /// Our identity changed.
     Replace,
+    /// Our certificate was renewed, and the link's is about to end.
+    Succeed,
 }
 
 /// Why an attempt gave no link.

@@ -22,6 +22,9 @@ use towline_proto::target::{Class, Classes, Target};
 
 use crate::args::Args;
 use crate::attempt::random;
+use crate::enrol::Enrolling;
+use crate::enrol::flags::EnrolFlagError;
+use crate::enrol::start::{enrolled, enrolling};
 use crate::konnectivity::args::KonnectivityArgs;
 use crate::konnectivity::config::{LegacyConfig, LegacyConfigError, Listeners};
 use crate::policy::{Policy, Rules};
@@ -35,6 +38,9 @@ pub enum ConfigError {
     /// A certificate, key, trust file or deny list.
     #[error(transparent)]
     Trust(#[from] TrustError),
+    /// The flags of enrolment.
+    #[error(transparent)]
+    Enrol(#[from] EnrolFlagError),
     /// The proxy.
     #[error(transparent)]
     Proxy(#[from] ProxyError),
@@ -145,6 +151,9 @@ pub struct Compatible {
 pub struct Config {
     /// Who we are; only the compatibility profile can do without.
     pub identity: Option<OwnIdentity>,
+    /// Who sees to the certificate, where the agent itself does. Without an identity it has to
+    /// get one first.
+    pub enrolling: Option<Arc<Enrolling>>,
     /// The compatibility profile, where it is asked for.
     pub compatible: Option<Compatible>,
     /// Where links go.
@@ -279,12 +288,16 @@ impl Config {
             ..quic::Options::default()
         };
         quic.check()?;
-        let identity = identity(
-            &args.servers,
-            (args.cert, args.key, args.server_ca),
-            args.deny_list,
-            now,
-        )?;
+        let enrolling = enrolling(&args, proxy.as_ref())?;
+        let identity = match &enrolling {
+            Some(enrolling) => enrolled(enrolling, now)?,
+            None => identity(
+                &args.servers,
+                (args.cert, args.key, args.server_ca),
+                args.deny_list,
+                now,
+            )?,
+        };
         let level = args.konnectivity.klog.level();
         let log_level = match level {
             Some(level) if args.log_level == LogFilter::default() => {
@@ -319,6 +332,7 @@ impl Config {
         };
         Ok(Self {
             identity,
+            enrolling,
             reach: ReachConfig {
                 servers: args.servers,
                 carrier: args.carrier,
@@ -361,6 +375,9 @@ impl Config {
         ) {
             (Some(identity), _) => identity.trust.identity().to_string(),
             (None, Some(legacy)) => format!("legacy agent {:?}", legacy.agent_id),
+            (None, None) if self.enrolling.is_some() => {
+                "a node without a certificate yet, which will enrol".to_owned()
+            }
             (None, None) => "nobody".to_owned(),
         }
     }

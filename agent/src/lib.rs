@@ -4,7 +4,7 @@
 //! order), [`reconnect`] (one keeper per server) with [`reach`] (one attempt), [`serve`] (one
 //! dial), [`policy`] (which targets this node may reach; pure) and [`connect`] (the kernel).
 //! Beside them: [`trust`] and [`reload`] (certificate files), [`links`], [`status`] and
-//! [`metrics`] (what is shown). [`konnectivity`] is the legacy mode.
+//! [`metrics`] (what is shown), [`enrol`] (the node's own certificate). [`konnectivity`] is the legacy mode.
 
 pub mod args;
 pub mod attempt;
@@ -12,6 +12,7 @@ mod attempts;
 pub mod config;
 pub mod connect;
 mod daemon;
+pub mod enrol;
 mod farewell;
 pub mod judged;
 pub mod konnectivity;

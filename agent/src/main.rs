@@ -9,7 +9,9 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use towline_agent::args::Args;
 use towline_agent::config::Config;
 use towline_agent::connect::KernelNetwork;
+use towline_agent::enrol::waiting::Waiting;
 use towline_agent::run::Agent;
+use towline_link::process::admin::AdminError;
 use towline_link::process::exit::Exit;
 use towline_link::process::runtime::{self, Workers};
 use towline_link::process::signal::{ServiceManager, Signals, until_ended};
@@ -52,13 +54,24 @@ fn main() -> Exit {
     exit
 }
 
-async fn run(config: Config, manager: ServiceManager) -> Exit {
+async fn run(mut config: Config, manager: ServiceManager) -> Exit {
     let mut signals = match Signals::install() {
         Ok(signals) => signals,
         Err(error) => return fail(Exit::Runtime, &error),
     };
     for note in config.compatible.iter().flat_map(|profile| &profile.notes) {
         warn!("{note}");
+    }
+    match enrolled(&mut config, &mut signals, &manager).await {
+        Ok(true) => {}
+        Ok(false) => {
+            info!("stopped before there was a certificate");
+            return Exit::Success;
+        }
+        Err(error) => {
+            error!(%error, "cannot start");
+            return Exit::Runtime;
+        }
     }
     info!(identity = %config.who(), reach = ?config.reach, policy = ?config.policy, "starting");
     let agent = match Agent::start(config, Arc::new(KernelNetwork::default())).await {
@@ -87,6 +100,23 @@ async fn run(config: Config, manager: ServiceManager) -> Exit {
             Exit::Runtime
         }
     }
+}
+
+/// Waits for the first certificate, where one is needed; false when we are told to stop.
+async fn enrolled(
+    config: &mut Config,
+    signals: &mut Signals,
+    manager: &ServiceManager,
+) -> Result<bool, AdminError> {
+    let Some(waiting) = Waiting::begin(config)? else {
+        return Ok(true);
+    };
+    info!("no certificate yet, enrolling");
+    let (daemon, readiness, stage) = (waiting.daemon(), waiting.readiness(), waiting.stage());
+    let got = waiting.certificate();
+    let got = until_ended(signals, manager, &*daemon, &readiness, stage, got);
+    config.identity = got.await;
+    Ok(config.identity.is_some())
 }
 
 fn fail(exit: Exit, error: &dyn std::error::Error) -> Exit {

@@ -8,6 +8,8 @@
 //!   the link speaks first. A restarted server is met long before the silence counts as death.
 //! - New files are in force: the server is verified again; a new identity of ours means a new
 //!   link.
+//! - Our certificate was renewed: the link stays, and is replaced in the last part of the life of
+//!   the certificate that it was made with; its dials have until that one's end.
 //!
 //! A new link always takes over before the old one is drained, so dials never meet a gap that we
 //! could have avoided.
@@ -20,12 +22,13 @@ use tokio::time::Instant;
 use towline_link::carrier::CarrierKind;
 use towline_link::driver::{Link, LinkState};
 use towline_link::process::drain::DrainWatch;
+use towline_pki::Serial;
 use towline_proto::limits;
 use towline_proto::reason::Reason;
 use towline_proto::target::Target;
 use tracing::{debug, info, warn};
 
-use crate::attempt::{AttemptError, Greeted, Keeping, Purpose};
+use crate::attempt::{AttemptError, Greeted, Keeping, Purpose, jitter};
 use crate::attempts::Attempts;
 use crate::farewell::farewell;
 use crate::links::Slot;
@@ -35,15 +38,49 @@ use crate::trust::Snapshot;
 struct Current {
     link: Link,
     kind: CarrierKind,
-    /// The files it was made with.
+    /// The files in force when it was last judged.
     trust: Arc<Snapshot>,
+    /// The certificate that the server knows it by.
+    shown: Shown,
     since: Instant,
     /// Bytes received at the last look, and when that number last changed.
     received: u64,
     heard: Instant,
 }
 
+/// What the server judges the life of a link by.
+struct Shown {
+    serial: Serial,
+    not_after: SystemTime,
+    /// When a link with a newer certificate takes over.
+    succeed_at: SystemTime,
+}
+
+impl Shown {
+    /// In the last tenth of its life, and not in the last twentieth; by chance, so that the links
+    /// of a cluster do not move together.
+    fn new(trust: &Snapshot) -> Self {
+        let leaf = trust.material.credentials().leaf();
+        let life = leaf.not_after.duration_since(leaf.not_before);
+        let life = life.unwrap_or_default();
+        let rest = life / 20 + jitter(life / 20);
+        Self {
+            serial: leaf.serial.clone(),
+            not_after: leaf.not_after,
+            succeed_at: leaf.not_after.checked_sub(rest).unwrap_or(leaf.not_before),
+        }
+    }
+
+    /// How long dials of its link may still go on: in order as long as the certificate lives.
+    fn dials_have(&self, least: Duration, now: SystemTime) -> Duration {
+        let left = self.not_after.duration_since(now).unwrap_or_default();
+        let left = left.saturating_sub(2 * limits::PEER_SILENT);
+        left.min(limits::DRAIN_TIMEOUT_MAX).max(least)
+    }
+}
+
 enum Event {
+    Succeed,
     Attempted(Purpose, Result<Greeted, AttemptError>),
     Link(LinkState),
     Look,
@@ -96,6 +133,7 @@ impl Keeper {
                 Some(ended) = self.links.join_next() => Event::Ended(ended.unwrap_or(Reason::Aborted)),
                 Ok(()) = files.changed() => Event::Files,
                 () = tokio::time::sleep(LOOK), if self.wants_looks() => Event::Look,
+                () = until_succeeded(self.current.as_ref(), &self.keeping) => Event::Succeed,
             };
             match event {
                 Event::Stop => break,
@@ -108,6 +146,7 @@ impl Keeper {
                 }
                 Event::Files => self.files_replaced(),
                 Event::Look => self.look(),
+                Event::Succeed => self.succeed(),
             }
         }
         self.attempts.clear();
@@ -189,13 +228,20 @@ impl Keeper {
             received: link.carrier().stats().received_bytes,
             link: link.clone(),
             kind,
+            shown: Shown::new(&trust),
             trust,
             since: now,
             heard: now,
         });
         self.slot.set_current(link.clone(), welcome.software);
         if let Some(old) = old {
-            old.link.drain(Reason::Moved, self.keeping.drain_timeout);
+            let least = self.keeping.drain_timeout;
+            let renewed = purpose == Purpose::Succeed;
+            let deadline = match renewed {
+                true => old.shown.dials_have(least, SystemTime::now()),
+                false => least,
+            };
+            old.link.drain(Reason::Moved, deadline);
         }
         let serve = Arc::clone(&self.keeping.serve).run(link, self.drain.guard());
         self.links.spawn(async move {
@@ -277,6 +323,15 @@ impl Keeper {
         }
     }
 
+    /// The certificate that the link was made with is about to end, and there is a newer one.
+    fn succeed(&mut self) {
+        self.attempts.forget(Purpose::Probe);
+        if !self.attempts.any() {
+            info!(server = %self.slot.server(), "the link moves to the renewed certificate");
+            self.attempts.plan(Purpose::Succeed, Duration::ZERO);
+        }
+    }
+
     // ---- silence ---------------------------------------------------------------------------
 
     fn wants_looks(&self) -> bool {
@@ -305,6 +360,26 @@ impl Keeper {
 
 /// How often a quic link is looked at for silence.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// Resolves when the link has to be replaced by one with the renewed certificate.
+async fn until_succeeded(current: Option<&Current>, keeping: &Keeping) {
+    let Some(current) = current else {
+        return std::future::pending().await;
+    };
+    loop {
+        let newest = keeping.trust.current();
+        let newer = newest.material.credentials().leaf().serial != current.shown.serial;
+        match current.shown.succeed_at.duration_since(SystemTime::now()) {
+            Err(_) if newer => return tokio::time::sleep(SUCCEED_PAUSE).await,
+            Err(_) => tokio::time::sleep(SUCCEED_PAUSE).await,
+            // The wall clock may be set.
+            Ok(wait) => tokio::time::sleep(wait.clamp(SUCCEED_PAUSE, limits::EXPIRY_LOOK)).await,
+        }
+    }
+}
+
+/// Between two looks, and between two attempts, at the end of a certificate's life.
+const SUCCEED_PAUSE: Duration = Duration::from_millis(250);
 
 async fn changed(current: Option<&Current>) -> LinkState {
     let Some(current) = current else {

@@ -93,6 +93,7 @@ impl Agent {
     pub async fn start(config: Config, network: Arc<dyn Network>) -> Result<Self, StartError> {
         let Config {
             identity,
+            enrolling,
             compatible,
             reach,
             policy,
@@ -147,6 +148,9 @@ impl Agent {
             memory: CarrierMemory::default(),
             addresses: ServerAddresses::default(),
         });
+        if let Some(enrolling) = &enrolling {
+            enrolling.metrics().register(&mut registry);
+        }
         let first = identity.as_ref().map(|identity| &identity.trust);
         let serve = Arc::new(Serve::new(
             serve,
@@ -233,6 +237,10 @@ impl Agent {
         let running = readiness.condition("running", "starting");
         let mut tasks = JoinSet::new();
         let streams = legacy.as_ref().map(|_| servers);
+        if let (Some(enrolling), Some(trust), Some(reloader)) = (&enrolling, &trust, &reloader) {
+            let keeping = Arc::clone(enrolling).keep(Arc::clone(trust), reloader.handle());
+            tasks.spawn(keeping);
+        }
         tasks.spawn(expiry::warn_in_time(expiries));
         tasks.spawn(follow_links(links.clone(), streams.clone(), linked));
         tasks.spawn(follow_stage(drain.view(), running));
@@ -246,6 +254,7 @@ impl Agent {
             links: links.clone(),
             serve: Arc::clone(&serve),
             trust,
+            enrolling,
             legacy: streams,
             reach,
             stage: drain.view(),

@@ -6,6 +6,8 @@ use serde::Serialize;
 use towline_link::process::drain::DrainView;
 use towline_proto::id::InstanceId;
 
+use crate::enrol::Enrolling;
+use crate::enrol::metrics::EnrolmentStatus;
 use crate::konnectivity::servers::{LegacyServerStatus, LegacyServers};
 use crate::links::{Links, ServerStatus};
 use crate::reach::Reach;
@@ -19,6 +21,9 @@ pub struct Status {
     pub identity: Option<String>,
     /// Serial number of our certificate.
     pub serial: Option<String>,
+    /// Where the certificate comes from, when the agent sees to it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enrolment: Option<EnrolmentStatus>,
     /// This process.
     pub instance: String,
     /// What runs here.
@@ -100,6 +105,8 @@ pub struct Sources {
     pub serve: std::sync::Arc<Serve>,
     /// Files.
     pub trust: Option<std::sync::Arc<Trust>>,
+    /// Who sees to the certificate.
+    pub enrolling: Option<std::sync::Arc<Enrolling>>,
     /// Streams to legacy servers.
     pub legacy: Option<LegacyServers>,
     /// UDP socket.
@@ -125,6 +132,7 @@ impl Sources {
         Status {
             identity: trust.map(|trust| trust.identity().to_string()),
             serial: trust.map(|trust| trust.material.credentials().leaf().serial.to_string()),
+            enrolment: self.enrolling.as_ref().map(|enrolling| enrolling.status()),
             instance: self.instance.to_string(),
             software: crate::attempt::SOFTWARE,
             stage: self.stage.stage().as_str(),

@@ -3,6 +3,7 @@
 //! Every question about a chain goes to `verify`; the signatures are checked by rustls, in the
 //! form of TLS 1.3 only. The refusal goes back in the words that make the right alert.
 
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -91,6 +92,52 @@ impl ClientCertVerifier for PeerVerifier {
     }
 }
 
+/// For enrolment alone: whoever shows a certificate is checked as a peer, and who has none yet is
+/// let through to prove the name otherwise.
+#[derive(Debug)]
+pub(crate) struct MayShow(pub(crate) Arc<PeerVerifier>);
+
+impl ClientCertVerifier for MayShow {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, TlsFailure> {
+        self.0.verify_client_cert(end_entity, intermediates, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsFailure> {
+        Err(tls12_is_off())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsFailure> {
+        self.0.signature(message, cert, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.schemes()
+    }
+}
+
 impl ServerCertVerifier for PeerVerifier {
     fn verify_server_cert(
         &self,
@@ -127,6 +174,6 @@ impl ServerCertVerifier for PeerVerifier {
     }
 }
 
-fn tls12_is_off() -> TlsFailure {
+pub(crate) fn tls12_is_off() -> TlsFailure {
     TlsFailure::General("TLS 1.2 is not spoken here".into())
 }

@@ -5,10 +5,10 @@
 //! (whether a kubelet is the one of its node), [`revoke`] (the deny list), [`credentials`]
 //! (our own key and chain), [`tls`] (every TLS configuration of Towline), [`rotate`] (the files of
 //! a daemon as one snapshot), [`web`] (servers known by name alone), [`chain`] (clients known by
-//! their authority alone). The other half signs: [`role`] (what each role may hold),
-//! [`authority`] and [`mint`] (certificates), [`ledger`] (what was
-//! issued), [`request`] (signing requests), [`key`] (key pairs),
-//! [`seal`] (signatures for later proof).
+//! their authority alone), [`first_contact`] (servers seen for the first time). The other half
+//! signs: [`role`] (what each role may hold), [`authority`] and [`mint`] (certificates), [`ledger`]
+//! (what was issued), [`request`] (signing requests), [`join`] (one-time tokens of new nodes),
+//! [`key`] (key pairs), [`seal`] (signatures for later proof).
 //!
 //! For people: [`survey`] (every certificate in a place), [`lint`] (what is wrong with one), [`yaml`]
 //! (files that operators write).
@@ -23,12 +23,14 @@ pub mod credentials;
 pub mod date;
 mod der;
 mod either;
+pub mod first_contact;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod gateway;
 mod handshake;
 pub mod identity;
 pub mod inspect;
+pub mod join;
 pub mod key;
 pub mod kubelet;
 pub mod ledger;
@@ -55,9 +57,11 @@ pub use anchors::{Anchors, AnchorsError};
 pub use authority::{Authority, AuthorityError, AuthoritySpec, Issue, IssueError, Issued};
 pub use chain::ChainVerifier;
 pub use credentials::{Credentials, CredentialsError};
+pub use first_contact::FirstContact;
 pub use gateway::{GatewayError, GatewayFiles, GatewayMaterial};
 pub use identity::{Identity, IdentityError};
 pub use inspect::{Certificate, CertificateError, Leaf, LeafError, Usage};
+pub use join::{JoinFile, JoinToken};
 pub use key::{KeyKind, PrivateKey, PublicKey};
 pub use ledger::{Ledger, LedgerError};
 pub use mint::LeafSpec;

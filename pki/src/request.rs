@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use rcgen::{CertificateParams, DistinguishedName, DnType, SanType};
+use rustls_pki_types::CertificateSigningRequestDer;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
@@ -45,6 +46,12 @@ pub struct RequestSpec {
 impl RequestSpec {
     /// Makes the request for a key. Returns PEM.
     pub fn make(&self, key: &PrivateKey) -> Result<String, RequestError> {
+        self.make_der(key)
+            .map(|der| pem::write_request(&CertificateSigningRequestDer::from(der)))
+    }
+
+    /// The same as DER.
+    pub fn make_der(&self, key: &PrivateKey) -> Result<Vec<u8>, RequestError> {
         let mut params = CertificateParams::default();
         let mut name = DistinguishedName::new();
         for (kind, text) in [
@@ -73,7 +80,7 @@ impl RequestSpec {
         let request = params
             .serialize_request(key.pair())
             .map_err(|_| RequestError::Make)?;
-        Ok(pem::write_request(request.der()))
+        Ok(request.der().to_vec())
     }
 }
 
@@ -108,11 +115,17 @@ pub enum RequestError {
 impl Request {
     /// Makes a request for a key. `common_name` is a hint for people only. Returns PEM.
     pub fn make(key: &PrivateKey, common_name: &str) -> Result<String, RequestError> {
+        Self::make_der(key, common_name)
+            .map(|der| pem::write_request(&CertificateSigningRequestDer::from(der)))
+    }
+
+    /// The same as DER.
+    pub fn make_der(key: &PrivateKey, common_name: &str) -> Result<Vec<u8>, RequestError> {
         let spec = RequestSpec {
             common_name: common_name.chars().take(NAME_CHARS).collect(),
             ..RequestSpec::default()
         };
-        spec.make(key)
+        spec.make_der(key)
     }
 
     /// Reads and checks a file.
@@ -125,7 +138,12 @@ impl Request {
 
     /// Reads and checks PEM text.
     pub fn parse(text: &[u8]) -> Result<Self, RequestError> {
-        read(&pem::request(text)?, |request, public_key| {
+        Self::parse_der(&pem::request(text)?)
+    }
+
+    /// Reads and checks DER.
+    pub fn parse_der(der: &[u8]) -> Result<Self, RequestError> {
+        read(der, |request, public_key| {
             let info = &request.certification_request_info;
             let mut asked = vec![format!("subject {}", escape(&info.subject.to_string()))];
             for extension in request.requested_extensions().into_iter().flatten() {

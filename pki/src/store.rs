@@ -35,7 +35,7 @@ pub enum StoreError {
     #[error("{path}: {source}", path = path.display())]
     Pem { path: PathBuf, source: PemError },
     #[error(
-        "{path}: mode {mode:04o} lets others at the private key; run `chmod 0600 {path}`",
+        "{path}: mode {mode:04o} lets others at the secret in it; run `chmod 0600 {path}`",
         path = path.display()
     )]
     PublicKeyFile { path: PathBuf, mode: u32 },
@@ -107,6 +107,15 @@ pub fn read_revocation_lists(
 /// The private key of a PEM file that only its owner (and perhaps its group) can read. The mode
 /// is that of the file that was opened, behind any symbolic link.
 pub fn read_private_key(path: &Path) -> Result<PrivateKeyDer<'static>, StoreError> {
+    let text = read_secret(path)?;
+    pem::private_key(text.expose()).map_err(|source| StoreError::Pem {
+        path: path.into(),
+        source,
+    })
+}
+
+/// The whole of a secret file that only its owner (and perhaps its group) can read.
+pub fn read_secret(path: &Path) -> Result<Secret, StoreError> {
     let failed = |source| StoreError::Read {
         path: path.into(),
         source,
@@ -119,11 +128,7 @@ pub fn read_private_key(path: &Path) -> Result<PrivateKeyDer<'static>, StoreErro
             mode,
         });
     }
-    let text = Secret::new(read_bounded(file, path)?);
-    pem::private_key(text.expose()).map_err(|source| StoreError::Pem {
-        path: path.into(),
-        source,
-    })
+    Ok(Secret::new(read_bounded(file, path)?))
 }
 
 /// Every file below a directory, by name, without the temporary ones of our own writes. Symbolic
@@ -199,6 +204,18 @@ pub fn replace_pair(
     sync_directory_of(key).map_err(failed)
 }
 
+/// Removes a file; one that is not there is no error.
+pub fn remove(path: &Path) -> Result<(), StoreError> {
+    let removed = fs::remove_file(path).and_then(|()| sync_directory_of(path));
+    match removed {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StoreError::Write {
+            path: path.into(),
+            source,
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// Makes a directory that only its owner can enter, and its parents.
 pub fn make_private_directory(path: &Path) -> Result<(), StoreError> {
     use std::os::unix::fs::DirBuilderExt;
@@ -244,7 +261,7 @@ fn directory_of(path: &Path) -> &Path {
     }
 }
 
-fn sync_directory_of(path: &Path) -> io::Result<()> {
+pub(crate) fn sync_directory_of(path: &Path) -> io::Result<()> {
     File::open(directory_of(path)).and_then(|directory| directory.sync_all())
 }
 

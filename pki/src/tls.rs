@@ -23,13 +23,16 @@ use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use towline_proto::limits;
 use towline_proto::target::Host;
-use towline_proto::version::ALPN_LINK;
+use towline_proto::version::{ALPN_ENROL, ALPN_LINK};
 
 use crate::chain::ChainVerifier;
 use crate::credentials::Credentials;
 use crate::either::Either;
+use crate::first_contact::FirstContact;
 use crate::gateway::{FrontEndVerifier, Serving};
+use crate::handshake::MayShow;
 use crate::kubelet::{KubeletCheck, KubeletClient};
 use crate::presented::Looker;
 use crate::verify::PeerVerifier;
@@ -59,6 +62,47 @@ pub fn link_client(
     peers: Arc<PeerVerifier>,
 ) -> Result<Arc<ClientConfig>, TlsError> {
     client(own.presented().clone(), peers, ALPN_LINK)
+}
+
+/// The server's end of enrolment. Who shows a certificate must be an agent that `peers` takes;
+/// who shows none proves the name by a token. `authorities` go out behind our own chain, for
+/// agents that know no more of them than a hash.
+///
+/// Over TCP only: no QUIC listener is ever given this configuration.
+pub fn enrol_server(
+    own: &Credentials,
+    authorities: &[CertificateDer<'static>],
+    peers: Arc<PeerVerifier>,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let presented = own.presented();
+    let mut shown = presented.cert.clone();
+    for authority in authorities {
+        if !shown.contains(authority) {
+            shown.push(authority.clone());
+        }
+    }
+    shown.truncate(limits::CHAIN_CERTIFICATES);
+    let shown = CertifiedKey::new(shown, Arc::clone(&presented.key));
+    server(
+        single(Arc::new(shown)),
+        Arc::new(MayShow(peers)),
+        &[ALPN_ENROL],
+    )
+}
+
+/// An agent's end of enrolment; `own` only where the certificate is what proves the name.
+pub fn enrol_client(
+    own: Option<&Credentials>,
+    servers: Arc<FirstContact>,
+) -> Result<Arc<ClientConfig>, TlsError> {
+    let builder = client_builder(servers)?;
+    let config = match own {
+        Some(own) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(
+            Arc::clone(own.presented()),
+        ))),
+        None => builder.with_no_client_auth(),
+    };
+    Ok(finish_client(config, ALPN_ENROL))
 }
 
 /// The door over TCP. Front ends must prove who they are.
@@ -265,6 +309,17 @@ pub mod presenting {
                 Ok(finish_client(builder.with_no_client_auth(), ALPN_LINK))
             }
         }
+    }
+
+    /// A client that offers this protocol instead, whichever it is.
+    pub fn client_of(
+        own: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+        peers: Arc<PeerVerifier>,
+        alpn: &[&[u8]],
+    ) -> Result<Arc<ClientConfig>, TlsError> {
+        let mut config = ClientConfig::clone(&*link_client(own, peers)?);
+        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+        Ok(Arc::new(config))
     }
 
     /// A link server that presents this chain and key.

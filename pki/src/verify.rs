@@ -109,6 +109,11 @@ impl PeerVerifier {
         &self.anchors
     }
 
+    /// Who is refused although it verifies.
+    pub fn deny_list(&self) -> &DenyList {
+        &self.deny
+    }
+
     /// Checks what a peer presented, leaf first.
     pub fn verify(
         &self,

@@ -36,6 +36,11 @@ impl<'a> Reader<'a> {
         self.rest.is_empty()
     }
 
+    /// How many bytes are left.
+    pub fn len(&self) -> usize {
+        self.rest.len()
+    }
+
     /// The next `len` bytes.
     pub fn take(&mut self, len: usize, what: &'static str) -> Result<&'a [u8], CodecError> {
         let (head, rest) = self

@@ -5,7 +5,7 @@
 //!
 //! Reading order: [`id`] and [`target`] (the nouns), [`reason`] (why something ended),
 //! [`limits`] (every bound), [`codec`] and [`control`] (messages of the control stream),
-//! [`dial`] (first bytes of a dial stream), [`session`] (one link's life), [`mux`] (streams
+//! [`dial`] (first bytes of a dial stream), [`enrol`] (a certificate for a node), [`session`] (one link's life), [`mux`] (streams
 //! over one TLS connection), [`backoff`] (when to try again), [`address`] (what no dial may
 //! reach), [`policy`] with [`pattern`] (which dials are allowed), [`http1`] and [`kubelet`] (what
 //! the gateway has to know of requests to kubelets), [`konnectivity`] (what the doors for its front
@@ -16,6 +16,7 @@ pub mod backoff;
 pub mod codec;
 pub mod control;
 pub mod dial;
+pub mod enrol;
 pub mod http1;
 pub mod id;
 pub mod konnectivity;

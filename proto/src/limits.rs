@@ -1,10 +1,13 @@
 //! Every bound of the wire and of both daemons, each with its unit, its reason and what happens
 //! at it. Relations between them are asserted at compile time at the end of the file.
 
+mod enrol;
 mod relations;
 mod signing;
 
 pub use signing::*;
+
+pub use enrol::*;
 
 use std::time::Duration;
 
@@ -572,7 +575,7 @@ pub const KUBE_EVENT_BYTES: usize = 1024 * 1024;
 /// After this time the API server ends a watch by itself; it is begun anew.
 pub const KUBE_WATCH: Duration = Duration::from_secs(300);
 /// Connections to the Kubernetes API that wait for the next request. Overflow: closed.
-pub const KUBE_IDLE: usize = 2;
+pub const KUBE_IDLE: usize = 32;
 /// Leases that are counted. Overflow: further ones are not.
 pub const KUBE_LEASES: usize = 1024;
 /// A bearer token, bytes. Overflow: an error.

@@ -2,6 +2,8 @@
 
 /// ALPN of a link, on both carriers.
 pub const ALPN_LINK: &[u8] = b"towline/1";
+/// ALPN of enrolment, on TLS over TCP only.
+pub const ALPN_ENROL: &[u8] = b"towline-enrol/1";
 
 /// Versions of the control stream that this build speaks, lowest and highest.
 pub const VERSION_MIN: u16 = 1;

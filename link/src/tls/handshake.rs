@@ -201,8 +201,20 @@ pub async fn meet(
     config: Arc<rustls::ClientConfig>,
     proxy: Option<&HttpProxy>,
 ) -> Result<Met, ConnectError> {
+    let after = limits::HANDSHAKE_TIMEOUT;
+    Box::pin(meet_within(after, server, name, config, proxy)).await
+}
+
+/// The same within another time.
+pub async fn meet_within(
+    after: Duration,
+    server: &Target,
+    name: ServerName<'static>,
+    config: Arc<rustls::ClientConfig>,
+    proxy: Option<&HttpProxy>,
+) -> Result<Met, ConnectError> {
     let text = server.to_string();
-    in_time(&text, async {
+    within(after, &text, async {
         let tcp = match proxy {
             Some(proxy) => tunnel::open(proxy, server).await?,
             None => addresses::connect(&server.host.to_string(), server.port()).await?,
@@ -290,8 +302,18 @@ fn flight(greeting: Duration) -> Flight {
     }
 }
 
-async fn in_time<T>(peer: &str, attempt: impl Future<Output = T>) -> Result<T, ConnectError> {
-    let after = limits::HANDSHAKE_TIMEOUT;
+fn in_time<T>(
+    peer: &str,
+    attempt: impl Future<Output = T>,
+) -> impl Future<Output = Result<T, ConnectError>> {
+    within(limits::HANDSHAKE_TIMEOUT, peer, attempt)
+}
+
+async fn within<T>(
+    after: Duration,
+    peer: &str,
+    attempt: impl Future<Output = T>,
+) -> Result<T, ConnectError> {
     timeout(after, attempt)
         .await
         .map_err(|_| ConnectError::Timeout {
@@ -344,7 +366,9 @@ where
     })
 }
 
-fn handshake_error(peer: &str, error: &io::Error) -> ConnectError {
+/// What an error of a TLS stream means, during its handshake and behind it: in TLS 1.3 a server says
+/// what it thinks of our certificate only there.
+pub fn handshake_error(peer: &str, error: &io::Error) -> ConnectError {
     let server = peer.to_owned();
     if let Some(source) = PeerError::from_io(error) {
         return ConnectError::Peer { server, source };

@@ -20,7 +20,9 @@ pub(crate) mod socket;
 mod stream;
 mod tunnel;
 
-pub use handshake::{Arrived, Met, accept, accept_on, connect, connect_on, meet};
+pub use handshake::{
+    Arrived, Met, accept, accept_on, connect, connect_on, handshake_error, meet, meet_within,
+};
 pub use proxy::{HttpProxy, ProxyError};
 
 use towline_proto::limits;

@@ -3,6 +3,15 @@
 use super::*;
 
 const _: () = {
+    assert!(ENROL_REQUEST_BYTES <= u16::MAX as usize);
+    assert!(ENROL_REPLY_BYTES <= u16::MAX as usize);
+    assert!(ENROL_ANSWER.as_secs() > 2 * KUBE_REQUEST.as_secs());
+    assert!(
+        ENROL_ATTEMPT.as_secs()
+            > ENROL_WAIT.as_secs() + ENROL_READ.as_secs() + ENROL_ANSWER.as_secs()
+    );
+    assert!(ENROL_PLACES_PER_ADDRESS < ENROL_PLACES);
+    assert!(ENROL_REVIEWS <= KUBE_IDLE);
     assert!(AUDIT_TEXT_BYTES * 16 + AUDIT_COMMAND_BYTES < AUDIT_LINE_BYTES);
     assert!(AUDIT_BATCH < AUDIT_QUEUE);
     assert!(AUDIT_GATHER.as_millis() < AUDIT_SYNC.as_millis());

@@ -1,0 +1,62 @@
+//! Bounds of enrolment.
+
+use std::time::Duration;
+
+use super::{CERTIFICATE_BYTES, KUBE_TOKEN_BYTES};
+
+/// An enrolment request, payload bytes: a signing request, a token, a name. Overflow: refused.
+pub const ENROL_REQUEST_BYTES: usize = CERTIFICATE_BYTES + KUBE_TOKEN_BYTES + 1024;
+/// An enrolment answer, payload bytes. Overflow: the agent takes it for no answer.
+pub const ENROL_REPLY_BYTES: usize = 60 * 1024;
+/// Text in a refusal, bytes. Overflow: cut by the server, a protocol error at the agent.
+pub const ENROL_TEXT_BYTES: usize = 256;
+/// Enrolments that the server works on at once: handshake, review, signature. Overflow: the
+/// connection waits, without any TLS state.
+pub const ENROL_PLACES: usize = 128;
+/// Of those, for one address: a quarter is always left for others. Overflow: waits.
+pub const ENROL_PLACES_PER_ADDRESS: usize = ENROL_PLACES / 4 * 3;
+/// Connections that wait for such a place. Overflow: refused at once, the agent tries again.
+pub const ENROL_WAITING: usize = 8192;
+/// How long a connection waits for its place. Overflow: closed, the agent tries again.
+pub const ENROL_WAIT: Duration = Duration::from_secs(60);
+/// From the place to the whole request: handshake and bytes. Overflow: closed; who is slow holds a
+/// place for no longer than this.
+pub const ENROL_READ: Duration = Duration::from_secs(5);
+/// From the request to the answer, and for writing it. Above `KUBE_REQUEST` twice.
+pub const ENROL_ANSWER: Duration = Duration::from_secs(30);
+/// The agent's time for one attempt at one server: its waiting, its work, and some.
+pub const ENROL_ATTEMPT: Duration = Duration::from_secs(110);
+/// Reviews of tokens and reads of Pods and Nodes at once. Overflow: they wait in their places.
+pub const ENROL_REVIEWS: usize = 32;
+/// Refused proofs of one address in a minute; more are closed before their handshake until the
+/// minute is over.
+pub const ENROL_REFUSALS: u32 = 120;
+/// See [`ENROL_REFUSALS`].
+pub const ENROL_REFUSALS_IN: Duration = Duration::from_secs(60);
+/// Addresses whose refusals are counted. Overflow: counting begins anew.
+pub const ENROL_ADDRESSES: usize = 16_384;
+/// Tokens that are remembered with the key they were used for. Overflow: the oldest is forgotten.
+pub const ENROL_TOKENS: usize = 32_768;
+/// How long. Longer than a projected token lives unless somebody asked for more.
+pub const ENROL_TOKEN_MEMORY: Duration = Duration::from_secs(24 * 3600);
+/// Life of a certificate from enrolment, unless a flag says otherwise.
+pub const ENROL_LIFE: Duration = Duration::from_secs(24 * 3600);
+/// Shortest and longest life that the flag takes.
+pub const ENROL_LIFE_RANGE: (Duration, Duration) =
+    (Duration::from_secs(60), Duration::from_secs(30 * 24 * 3600));
+/// Names in the ledger of one server. Overflow: a new name is refused until others end.
+pub const ENROL_NAMES: usize = 65_536;
+/// Bytes of the ledger after which it is written anew without what has ended.
+pub const ENROL_LEDGER_BYTES: u64 = 8 * 1024 * 1024;
+/// Lines that are written to the ledger together, with one wait for the disk.
+pub const ENROL_LEDGER_BATCH: usize = 256;
+/// Join tokens in one file. Overflow: the file is refused.
+pub const JOIN_TOKENS: usize = 16_384;
+/// A join token as text, bytes. Overflow: refused.
+pub const JOIN_TOKEN_BYTES: usize = 1024;
+/// Authorities that a join token names. Overflow: refused.
+pub const JOIN_AUTHORITIES: usize = 4;
+/// Longest life of a join token.
+pub const JOIN_LIFE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+/// First and longest pause between two attempts of an agent to enrol.
+pub const ENROL_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
