@@ -317,10 +317,10 @@ pub const PROBE_EVERY: Duration = Duration::from_secs(10);
 pub const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Silence of an agent's heartbeats after which other links are preferred: one heartbeat late.
 pub const LINK_DOUBTED: Duration = Duration::from_millis(4_500);
-/// After the answer to CONNECT, how long bytes of a target that speaks first are held back so
-/// that the front end reads the answer alone. Ends with the front end's first byte, which nearly
-/// every front end sends at once; long enough for one that does not on a busy machine.
-pub const ANSWER_ALONE: Duration = Duration::from_millis(25);
+/// After the answer to CONNECT, how long the front end's first byte is waited for, which nearly
+/// every front end sends at once. Overflow: it is looked whether it has read the answer, and bytes
+/// of a target that speaks first wait for that.
+pub const ANSWER_ALONE: Duration = Duration::from_millis(5);
 /// How often certificates of front ends with live connections are checked again.
 pub const DOOR_CHECK: Duration = Duration::from_secs(30);
 /// Bytes of a refused front end that are read and dropped so that it can read the answer.

@@ -40,6 +40,10 @@ pub trait FrontEnd: LocalEnd {
     fn is_gone(&self) -> bool;
     /// Resolves when the socket has bytes, or an end. Cancel-safe.
     fn readable(&self) -> impl Future<Output = ()> + Send;
+    /// The answer of 200, as this kind of connection needs it.
+    fn established(&self) -> &'static [u8];
+    /// Resolves when it is known that the front end has read the answer, or that it never will be.
+    fn answer_read(&self) -> impl Future<Output = ()> + Send;
 }
 
 /// What all connections of the doors share.
@@ -308,13 +312,24 @@ async fn untrusted(certified: &mut Option<FrontEndGuard>) -> Reason {
     }
 }
 
-/// Says 200 and gives the front end the chance to read it alone, before bytes of a target that
-/// speaks first are written.
+/// Says 200 and lets the front end read it alone, before bytes of a target that speaks first are
+/// written. Nearly every front end speaks at once, which shows that it has read.
 async fn establish<S: FrontEnd>(stream: &mut S, nothing_kept: bool) -> Option<()> {
-    stream.write_all(status::ESTABLISHED).await.ok()?;
+    if !nothing_kept {
+        stream.write_all(status::ESTABLISHED).await.ok()?;
+        stream.flush().await.ok()?;
+        return Some(());
+    }
+    stream.write_all(stream.established()).await.ok()?;
     stream.flush().await.ok()?;
-    if nothing_kept {
-        let _ = tokio::time::timeout(limits::ANSWER_ALONE, stream.readable()).await;
+    if tokio::time::timeout(limits::ANSWER_ALONE, stream.readable())
+        .await
+        .is_err()
+    {
+        tokio::select! {
+            () = stream.readable() => {}
+            () = stream.answer_read() => {}
+        }
     }
     Some(())
 }

@@ -3,6 +3,7 @@
 //! [`Ask`](crate::dial::Ask) and what it gets back into bytes, a status line or a packet; nothing
 //! behind it knows which door a dial came through.
 
+mod alone;
 pub mod connect;
 pub mod front_ends;
 pub mod grpc;

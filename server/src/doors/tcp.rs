@@ -17,6 +17,7 @@ use towline_proto::limits;
 
 use super::connect::{Desk, FrontEnd, Visit, serve};
 use super::front_ends::FrontEnds;
+use super::status;
 use crate::caller::Caller;
 use crate::dial::Door;
 use crate::trust::Trust;
@@ -30,6 +31,15 @@ impl FrontEnd for TlsStream<TcpStream> {
 
     async fn readable(&self) {
         let _ = self.get_ref().0.readable().await;
+    }
+
+    fn established(&self) -> &'static [u8] {
+        status::ESTABLISHED
+    }
+
+    async fn answer_read(&self) {
+        // Not to be seen over TCP. The answer is a TLS record of its own, and a client that reads
+        // record by record, as Go's does, reads it alone.
     }
 }
 

@@ -11,6 +11,7 @@ use towline_link::process::drain::DrainWatch;
 use towline_link::process::ratelimit::RateLimited;
 use towline_link::process::unix::{AllowedUids, UnixSocket};
 
+use super::alone;
 use super::connect::{Desk, FrontEnd, Visit, serve};
 use crate::caller::Caller;
 use crate::dial::Door;
@@ -29,6 +30,14 @@ impl FrontEnd for UnixStream {
 
     async fn readable(&self) {
         let _ = UnixStream::readable(self).await;
+    }
+
+    fn established(&self) -> &'static [u8] {
+        &alone::ANSWER
+    }
+
+    async fn answer_read(&self) {
+        alone::until_read(self).await;
     }
 }
 
