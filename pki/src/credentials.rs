@@ -59,7 +59,8 @@ pub enum CredentialsError {
     },
     #[error(
         "certificate {number} did not issue the one before it; the file must begin with the \
-         certificate of this key, followed by its issuer, and so on"
+         certificate of this key, followed by its issuer, and so on; `towline-pki export pem` puts \
+         them in order"
     )]
     Order { number: usize },
     #[error("is of {identity}, which is not of role {expected}")]

@@ -1,7 +1,7 @@
 //! PEM: a reader that forgives form and a writer that does not use that freedom.
 //!
-//! The reader takes CRLF, a missing last newline, text before and between blocks, and kinds of
-//! blocks that it does not know. It refuses a block that does not end, bytes that are no base64,
+//! The reader takes CRLF, a missing last newline, text before and between blocks, kinds of blocks
+//! that it does not know, and the accidents that [`crate::pem_lines`] puts straight. It refuses a block that does not end, bytes that are no base64,
 //! and a file without the block that was asked for. Encrypted keys are refused by name.
 
 use rustls_pki_types::pem::{Error as DecodeError, PemObject, SectionKind};
@@ -9,6 +9,7 @@ use rustls_pki_types::{
     CertificateDer, CertificateRevocationListDer, CertificateSigningRequestDer, PrivateKeyDer,
 };
 
+use crate::pem_lines;
 use crate::secret::Secret;
 
 /// Why a text holds no usable PEM.
@@ -112,6 +113,19 @@ pub fn write_public_key(der: &[u8]) -> String {
     block("PUBLIC KEY", der)
 }
 
+/// Whether there is a private key in the text, of any kind, whole or not.
+pub fn holds_private_key(text: &[u8]) -> bool {
+    contains(text, b"PRIVATE KEY-----")
+}
+
+/// Revocation lists as text, in the order given.
+pub fn write_revocation_lists(lists: &[CertificateRevocationListDer<'_>]) -> String {
+    lists
+        .iter()
+        .map(|der| block("X509 CRL", der.as_ref()))
+        .collect()
+}
+
 /// Certificates as text, in the order given.
 pub fn write_certificates(chain: &[CertificateDer<'_>]) -> String {
     chain
@@ -131,7 +145,11 @@ pub fn write_request(der: &[u8]) -> String {
 }
 
 fn sections(text: &[u8]) -> Result<Vec<(SectionKind, Vec<u8>)>, PemError> {
-    <(SectionKind, Vec<u8>)>::pem_slice_iter(text)
+    let lines = pem_lines::straighten(text);
+    if pem_lines::is_cut_off(lines.text()) {
+        return Err(PemError::CutOff);
+    }
+    <(SectionKind, Vec<u8>)>::pem_slice_iter(lines.text())
         .collect::<Result<_, _>>()
         .map_err(|error| match error {
             DecodeError::MissingSectionEnd { .. } => PemError::CutOff,
@@ -145,6 +163,10 @@ fn missing(wanted: &'static str, text: &[u8]) -> PemError {
         None => "; the file is empty",
         // SEQUENCE with a long length: what every certificate and key begins with in DER.
         Some(0x30) => "; it looks like DER, convert it with `openssl ... -inform DER`",
+        Some(0xff | 0xfe) => "; it looks like UTF-16, save it as UTF-8",
+        _ if contains(text, b"-----BEGIN PKCS7") => {
+            "; it holds PKCS#7, take it apart with `openssl pkcs7 -print_certs`"
+        }
         _ => "",
     };
     PemError::Missing { wanted, hint }
@@ -205,6 +227,9 @@ mod tests {
             format!("{text}\n\n\n"),
             format!("subject=/CN=x\nissuer=/CN=y\n{text}trailing words\n"),
             format!("-----BEGIN EC PARAMETERS-----\nBggq\n-----END EC PARAMETERS-----\n{text}"),
+            format!("\u{feff}{text}"),
+            text.replace('\n', "\r"),
+            text.lines().map(|line| format!("    {line}  \n")).collect(),
         ] {
             assert_eq!(
                 certificates(variant.as_bytes()).unwrap(),
@@ -212,6 +237,20 @@ mod tests {
                 "{variant}"
             );
         }
+    }
+
+    #[test]
+    fn no_block_is_lost_where_files_were_put_behind_each_other() {
+        let text = pem();
+        let glued = format!("{}{text}", text.trim_end());
+        assert_eq!(certificates(glued.as_bytes()).unwrap().len(), 2);
+        let marked = format!("{text}\u{feff}{text}");
+        assert_eq!(certificates(marked.as_bytes()).unwrap().len(), 2);
+        let cut = &text[..text.len() / 2];
+        assert_eq!(
+            certificates(format!("{cut}\n{text}").as_bytes()),
+            Err(PemError::CutOff)
+        );
     }
 
     #[test]

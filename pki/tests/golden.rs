@@ -100,6 +100,26 @@ const STORIES: &[(&str, &[&str], &[&str])] = &[
         ],
     ),
     (
+        "export",
+        &[
+            PROD,
+            "issue --dir prod server cp-1 --dns cp.example",
+            "issue --dir prod client api",
+        ],
+        &[
+            "export pem --cert server-cp-1.crt --chain prod/issuers/servers.crt",
+            "export pem --cert server-cp-1.crt --key server-cp-1.key --out both.pem",
+            "export pem --cert server-cp-1.crt --out chain.pem -o json",
+            "export secret towline-server -n kube-system --cert server-cp-1.crt --key server-cp-1.key",
+            "export config-map towline-trust -n kube-system --from prod/trust/agents.pem",
+            "export config-map towline-trust --from prod/trust/agents.pem -o json",
+            "export config-map towline-trust --from server-cp-1.key",
+            "export kubeconfig --server https://api.example:6443 --ca prod/trust/servers.pem --cert client-api.crt --key client-api.key",
+            "export egress-selector --unix /run/towline/door.sock",
+            "export egress-selector --url https://cp.example:8090 --ca /pki/servers.pem --client-cert /pki/a.crt --client-key /pki/a.key --selections cluster,controlplane",
+        ],
+    ),
+    (
         "audit-key",
         &[],
         &["audit-key", "audit-key --out . -o json"],
@@ -183,6 +203,7 @@ fn one_shape(args: &str, answer: &tool::Answer) {
 /// Without what differs from run to run.
 fn timeless(text: &str) -> String {
     let mut out = String::new();
+    let text = without_blocks(text);
     for line in text.lines() {
         let line = line.split_inclusive(|c: char| !word(c));
         for part in line {
@@ -199,6 +220,19 @@ fn timeless(text: &str) -> String {
     out.lines().map(seconds).collect()
 }
 
+/// What stands inside PEM blocks differs, also in length.
+fn without_blocks(text: &str) -> String {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("-----BEGIN ") {
+        let (label, inside) = after.split_once("-----").unwrap_or((after, ""));
+        let (_, after) = inside.split_once("-----END ").unwrap_or(("", ""));
+        let _ = write!(out, "{before}-----BEGIN {label}-----BASE64-----END ");
+        rest = after;
+    }
+    out + rest
+}
+
 fn word(c: char) -> bool {
     c.is_ascii_alphanumeric() || "-:+/=".contains(c)
 }
@@ -208,6 +242,11 @@ fn replaced(text: &str) -> String {
         text.get(range)
             .is_some_and(|part| part.bytes().all(|b| b.is_ascii_digit()))
     };
+    let base64 = |c: char| c.is_ascii_alphanumeric() || "+/=".contains(c);
+    if text.len() > 100 && text.chars().all(base64) && text.chars().any(|c| c.is_ascii_uppercase())
+    {
+        return "BASE64".into();
+    }
     if text.len() == 20 && digits(0..4) && digits(5..7) && text.ends_with('Z') {
         return "TIME----------------".into();
     }

@@ -2,14 +2,15 @@
 //! at it. Relations between them are asserted at compile time at the end of the file.
 
 mod enrol;
+mod paper;
 mod relations;
 mod signing;
 
-pub use signing::*;
+use std::time::Duration;
 
 pub use enrol::*;
-
-use std::time::Duration;
+pub use paper::*;
+pub use signing::*;
 
 // ---- session -------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ use towline_pki::{
 pub(crate) mod answer;
 pub(crate) mod ask;
 pub(crate) mod audit_key;
+pub(crate) mod export;
 pub(crate) mod gateway_issuer;
 pub(crate) mod init;
 pub(crate) mod inspect;
