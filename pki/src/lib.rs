@@ -10,7 +10,7 @@
 //! (what was issued), [`request`] (signing requests), [`join`] (one-time tokens of new nodes),
 //! [`key`] (key pairs), [`seal`] (signatures for later proof).
 //!
-//! For people: [`survey`] (every certificate in a place), [`lint`] (what is wrong with one), [`yaml`]
+//! For people: [`survey`] (every certificate in a place), [`probe`] (a server that is dialled), [`lint`] (what is wrong with one), [`yaml`]
 //! (files that operators write).
 //!
 //! Files are touched in [`store`] only. Nobody here reads the clock: `now` is an argument. No
@@ -43,6 +43,7 @@ pub mod pem;
 mod pem_lines;
 pub mod pkcs8;
 pub mod presented;
+pub mod probe;
 pub mod request;
 pub mod revoke;
 pub mod role;

@@ -41,7 +41,7 @@ pub enum OrderError {
         "holds {count} leaves ({subjects}): a chain has one; give each its file, or name its key"
     )]
     ManyLeaves { count: usize, subjects: String },
-    #[error("holds no certificate of that private key ({subjects})")]
+    #[error("the private key and the certificate do not belong together ({subjects})")]
     NotOfKey { subjects: String },
 }
 

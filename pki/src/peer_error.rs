@@ -101,6 +101,54 @@ impl PeerError {
         }
     }
 
+    /// What to do about it, one sentence, for the person who asked.
+    pub const fn fix(&self) -> &'static str {
+        match self {
+            PeerError::NoCertificate => "give the peer a certificate: `towline-pki issue`",
+            PeerError::LongChain { .. } | PeerError::TooLarge { .. } => {
+                "present the certificate and the issuers below the anchor, nothing else: \
+                 `towline-pki export pem` puts a chain in order"
+            }
+            PeerError::BadCertificate { .. } => {
+                "issue it anew; `towline-pki inspect` shows what is in it"
+            }
+            PeerError::UnknownIssuer => {
+                "compare its issuer with the trust file of its role: agents are signed by another \
+                 issuer than servers, clients and operators; during a change of authority the \
+                 file holds both"
+            }
+            PeerError::AnchorNotValid => {
+                "put the authority's successor into the trust file and issue anew from it"
+            }
+            PeerError::Expired { .. } => {
+                "renew it: `towline-pki renew`; where an issuer in the chain has ended, change the \
+                 authority"
+            }
+            PeerError::NotYetValid { .. } => "compare the clocks of this machine and the signer's",
+            PeerError::WrongUsage { .. } => {
+                "issue it anew for the role that it must have: servers need serverAuth, all others \
+                 clientAuth"
+            }
+            PeerError::NoIdentity
+            | PeerError::ManyIdentities { .. }
+            | PeerError::BadIdentity { .. } => {
+                "issue it anew with `towline-pki issue`: exactly one URI name, the identity"
+            }
+            PeerError::WrongCluster { .. } => {
+                "see which cluster is meant: identities of another one are refused, whoever signed \
+                 them"
+            }
+            PeerError::WrongRole { .. } => {
+                "use the certificate of the role that is expected here, or ask for the role that \
+                 it has"
+            }
+            PeerError::Denied { .. } | PeerError::Revoked => {
+                "if the denial is meant, issue a new certificate with a new key; if not, take the \
+                 line out of the deny list"
+            }
+        }
+    }
+
     /// The refusal that a failed handshake of **our** verifier carries. `None` when the handshake
     /// failed for another cause, for example because the peer refused us.
     pub fn from_rustls(error: &TlsFailure) -> Option<Self> {

@@ -22,6 +22,8 @@ pub enum PemError {
     },
     #[error("holds {count} private keys; it must hold one")]
     ManyKeys { count: usize },
+    #[error("{count} bytes follow the private key inside its block: the file is damaged")]
+    Trailing { count: usize },
     #[error("a block begins but does not end: the file is cut off")]
     CutOff,
     #[error("a block is not base64: the file is damaged")]
@@ -59,7 +61,10 @@ pub fn private_key(text: &[u8]) -> Result<PrivateKeyDer<'static>, PemError> {
         .collect();
     let count = keys.len();
     match (keys.pop(), count) {
-        (Some(key), 1) => Ok(key),
+        (Some(key), 1) => match bytes_behind(key.secret_der()) {
+            0 => Ok(key),
+            count => Err(PemError::Trailing { count }),
+        },
         (None, _) => Err(missing("PRIVATE KEY", text)),
         _ => Err(PemError::ManyKeys { count }),
     }
@@ -142,6 +147,18 @@ pub fn write_private_key(pkcs8: &[u8]) -> Secret {
 /// A certificate signing request as text.
 pub fn write_request(der: &[u8]) -> String {
     block("CERTIFICATE REQUEST", der)
+}
+
+/// How many bytes stand behind the one element that a key is.
+fn bytes_behind(der: &[u8]) -> usize {
+    let (length, rest) = match der {
+        [0x30, 0x82, high, low, rest @ ..] => (u32::from_be_bytes([0, 0, *high, *low]), rest),
+        [0x30, 0x81, length, rest @ ..] => (u32::from(*length), rest),
+        [0x30, length, rest @ ..] if *length < 0x80 => (u32::from(*length), rest),
+        _ => return 0,
+    };
+    rest.len()
+        .saturating_sub(usize::try_from(length).unwrap_or(usize::MAX))
 }
 
 fn sections(text: &[u8]) -> Result<Vec<(SectionKind, Vec<u8>)>, PemError> {

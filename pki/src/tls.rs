@@ -13,7 +13,7 @@
 use std::sync::{Arc, LazyLock};
 
 use rustls::client::danger::ServerCertVerifier;
-use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::client::{ResolvesClientCert, Resumption, WebPkiServerVerifier};
 use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
 use rustls::crypto::hash::Output;
 use rustls::crypto::{CryptoProvider, GetRandomFailed};
@@ -170,6 +170,29 @@ pub(crate) fn looking_client(looker: Arc<Looker>) -> Result<Arc<ClientConfig>, T
     config.alpn_protocols = [ALPN_LINK, b"h2", ALPN_HTTP11].map(<[u8]>::to_vec).to_vec();
     config.resumption = Resumption::disabled();
     config.enable_early_data = false;
+    Ok(Arc::new(config))
+}
+
+/// A handshake that goes to its end so that people see what comes of it: [`crate::probe`]. Of
+/// `ours` it is spoken as agents speak: TLS 1.3, no name sent.
+pub(crate) fn probing_client(
+    verifier: Arc<dyn ServerCertVerifier>,
+    own: Arc<dyn ResolvesClientCert>,
+    alpn: &[&[u8]],
+    ours: bool,
+) -> Result<Arc<ClientConfig>, TlsError> {
+    let builder = match ours {
+        true => client_builder(verifier)?,
+        false => ClientConfig::builder_with_provider(kubelet_provider())
+            .with_protocol_versions(&[&TLS13, &TLS12])?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier),
+    };
+    let mut config = builder.with_client_cert_resolver(own);
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    config.resumption = Resumption::disabled();
+    config.enable_early_data = false;
+    config.enable_sni = !ours;
     Ok(Arc::new(config))
 }
 

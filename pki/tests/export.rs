@@ -115,7 +115,7 @@ fn pem_is_put_in_order_and_key_s_form_is_made_one() {
     tool.refused(
         "export pem --cert server-cp-1.crt --key client-kube-apiserver.key",
         3,
-        &["server-cp-1.crt", "no certificate of that private key"],
+        &["server-cp-1.crt", "do not belong together"],
     );
     tool.refused(
         "export pem --cert prod/issuers/servers.crt",
@@ -155,7 +155,7 @@ fn keys_of_every_form_become_pkcs8_that_openssl_reads() {
                 "req -x509 -new -key {name}.key -days 9 -subj /CN={name} -out {name}.crt -addext basicConstraints=CA:FALSE"
             ),
         );
-        let key = tool.dir.path(&format!("{name}.key"));
+        let key = tool.dir.path(format!("{name}.key"));
         fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
         let made = tool.ok(&format!("export pem --cert {name}.crt --key {name}.key"));
         assert!(

@@ -23,6 +23,12 @@ pub(crate) enum AskError {
 
 /// The chain that the server presents, leaf first.
 pub(crate) fn certificates(target: &Target) -> Result<Vec<CertificateDer<'static>>, AskError> {
+    let mut stream = connect(target)?;
+    presented_by(&mut stream, &target.host).map_err(AskError::NotTls)
+}
+
+/// A connection whose reads and writes do not wait for ever.
+pub(crate) fn connect(target: &Target) -> Result<TcpStream, AskError> {
     let host = match &target.host {
         Host::Ip(ip) => ip.to_string(),
         Host::Name(name) => name.to_string(),
@@ -33,15 +39,13 @@ pub(crate) fn certificates(target: &Target) -> Result<Vec<CertificateDer<'static
     let mut last = io::Error::from(io::ErrorKind::NotFound);
     for address in addresses {
         match TcpStream::connect_timeout(&address, PATIENCE) {
-            Ok(stream) => return read(stream, &target.host),
+            Ok(stream) => {
+                let _ = stream.set_read_timeout(Some(PATIENCE));
+                let _ = stream.set_write_timeout(Some(PATIENCE));
+                return Ok(stream);
+            }
             Err(error) => last = error,
         }
     }
     Err(AskError::Unreachable(last))
-}
-
-fn read(mut stream: TcpStream, host: &Host) -> Result<Vec<CertificateDer<'static>>, AskError> {
-    let _ = stream.set_read_timeout(Some(PATIENCE));
-    let _ = stream.set_write_timeout(Some(PATIENCE));
-    presented_by(&mut stream, host).map_err(AskError::NotTls)
 }

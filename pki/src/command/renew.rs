@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use serde_json::json;
+use towline_pki::order::order;
 use towline_pki::store::{self, Replace};
 use towline_pki::{Issue, KeyKind, Leaf, PrivateKey, date};
 
@@ -66,6 +67,11 @@ pub(crate) fn run(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
             .map_err(|error| Failure::file(format!("{}: {error}", key_path.display())))?,
         false => PrivateKey::generate(args.key_kind).map_err(Failure::failed)?,
     };
+    if args.keep_key {
+        // A certificate for a key of somebody else would be no renewal.
+        order(std::slice::from_ref(&der), Some(&key.public()))
+            .map_err(|error| Failure::file(format!("{}: {error}", key_path.display())))?;
+    }
     let issue = Issue {
         identity,
         dns: old.dns_sans.clone(),

@@ -34,8 +34,14 @@ impl Tool {
     }
 
     pub fn run(&self, args: &str) -> Answer {
+        let args: Vec<&str> = args.split_whitespace().collect();
+        self.run_with(&args)
+    }
+
+    /// For arguments with blanks in them.
+    pub fn run_with(&self, args: &[&str]) -> Answer {
         let output: Output = Command::new(env!("CARGO_BIN_EXE_towline-pki"))
-            .args(args.split_whitespace())
+            .args(args)
             .current_dir(self.dir.root())
             .env_remove("TOWLINE_PKI_DIR")
             .output()

@@ -3,3 +3,6 @@
 /// The entries of one Secret or ConfigMap together, bytes: what Kubernetes stores of a Secret.
 /// Overflow: nothing is written.
 pub const OBJECT_BYTES: usize = 1024 * 1024;
+/// Records of a server that are read after our goodbye, in `verify HOST:PORT`: session tickets,
+/// greetings, the end. Overflow: whether it takes our certificate is not known.
+pub const PROBE_READS: usize = 64;

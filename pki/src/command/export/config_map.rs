@@ -5,9 +5,9 @@ use std::str::FromStr;
 use std::time::SystemTime;
 
 use towline_pki::manifest::{self, DataKey, Meta, Namespace, ObjectName, WordError};
-use towline_pki::{Certificate, pem, store};
+use towline_pki::{pem, store};
 
-use super::{Content, EXIT_CODES, Failure, Place, Shown};
+use super::{Content, EXIT_CODES, Failure, Place, Shown, read_whole};
 use crate::command::answer::Answer;
 
 const EXAMPLES: &str = "\
@@ -100,10 +100,9 @@ pub(super) fn public(entry: &Entry, shown: &mut Shown, now: SystemTime) -> Resul
     if let Ok(lists) = pem::revocation_lists(&text) {
         return Ok(pem::write_revocation_lists(&lists));
     }
-    let all = pem::certificates(&text).map_err(|error| named(&error))?;
-    for (index, der) in all.iter().enumerate() {
-        Certificate::parse(der.as_ref())
-            .map_err(|error| named(&format!("certificate {}: {error}", index + 1)))?;
+    pem::certificates(&text).map_err(|error| named(&error))?;
+    let all = read_whole(place)?;
+    for der in &all {
         shown.certificate(place, der.as_ref(), now);
     }
     Ok(pem::write_certificates(&all))

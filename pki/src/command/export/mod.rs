@@ -7,6 +7,7 @@ use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use rustls_pki_types::CertificateDer;
 use serde_json::{Value, json};
 use towline_pki::order::{Chain, order};
 use towline_pki::pkcs8::pkcs8;
@@ -192,6 +193,18 @@ fn read_key(path: &Path) -> Result<Key, Failure> {
     })
 }
 
+/// Every certificate of a file, none of them damaged.
+fn read_whole(path: &Path) -> Result<Vec<CertificateDer<'static>>, Failure> {
+    let all = store::read_certificates(path)?;
+    for (index, der) in all.iter().enumerate() {
+        Certificate::parse(der.as_ref()).map_err(|error| {
+            let number = index + 1;
+            Failure::file(format!("{}: certificate {number}: {error}", path.display()))
+        })?;
+    }
+    Ok(all)
+}
+
 /// A leaf with what is above it, out of its file and others.
 fn read_chain(
     cert: &Path,
@@ -200,9 +213,9 @@ fn read_chain(
     shown: &mut Shown,
     now: SystemTime,
 ) -> Result<Chain, Failure> {
-    let mut all = store::read_certificates(cert)?;
+    let mut all = read_whole(cert)?;
     for path in above {
-        all.extend(store::read_certificates(path)?);
+        all.extend(read_whole(path)?);
     }
     let chain = order(&all, key.map(|key| &key.public))
         .map_err(|error| Failure::file(format!("{}: {error}", cert.display())))?;
