@@ -20,6 +20,7 @@ use crate::audit::trail::OnFailure;
 use crate::compat::KonnectivityArgs;
 use crate::compat::args::DoorMode;
 use crate::config::CarrierMode;
+use crate::csr::SigningArgs;
 use crate::gateway::flags::GatewayArgs;
 
 /// The control plane's end of the line: gives kube-apiserver a byte pipe to any node.
@@ -156,6 +157,9 @@ pub struct Args {
     /// The kubelet gateway
     #[command(flatten)]
     pub gateway: GatewayArgs,
+
+    #[command(flatten)]
+    pub signing: SigningArgs,
 
     /// Service prefixes of the cluster
     #[arg(

@@ -85,7 +85,7 @@ pub fn within(prefixes: &[IpNet], ip: IpAddr) -> bool {
 }
 
 /// `service.namespace.svc`, with or without the cluster's domain behind it.
-fn is_cluster_local(name: &str) -> bool {
+pub fn is_cluster_local(name: &str) -> bool {
     name.split('.').nth(2) == Some("svc")
 }
 

@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use towline_pki::VerifiedPeer;
 use towline_proto::address;
 use towline_proto::control::Hello;
+use towline_proto::id::Name;
 
 use crate::classify::Prefixes;
 use crate::grants::Grants;
@@ -38,6 +39,19 @@ impl FileDirectory {
             grants: ArcSwapOption::from(grants.map(Arc::new)),
             prefixes,
         }
+    }
+
+    /// Whether the grants file gives this (canonical) address to this agent.
+    pub fn gives(&self, name: &Name, ip: IpAddr) -> bool {
+        let grants = self.grants.load();
+        let given = |grants: &Arc<Grants>| grants.of(name).addresses.contains(&ip);
+        grants.as_ref().is_some_and(given)
+    }
+
+    /// Whether the grants file gives this (canonical) address to anybody.
+    pub fn gives_away(&self, ip: IpAddr) -> bool {
+        let grants = self.grants.load();
+        grants.as_ref().is_some_and(|grants| grants.has_address(ip))
     }
 
     /// After a reload of the file.

@@ -136,6 +136,12 @@ impl Grants {
         Ok(grants)
     }
 
+    /// Whether any entry has this (canonical) address.
+    pub fn has_address(&self, ip: IpAddr) -> bool {
+        let mut all = self.agents.iter().flat_map(|entry| &entry.addresses);
+        all.any(|given| address::canonical(*given) == ip)
+    }
+
     /// What the file gives to an agent.
     pub fn of(&self, name: &Name) -> Route {
         let mut route = Route::default();

@@ -18,6 +18,7 @@ pub mod classify;
 pub mod compat;
 pub mod config;
 pub mod control;
+pub mod csr;
 pub mod dial;
 pub mod dial_ids;
 pub mod directory;

@@ -16,14 +16,15 @@ use std::time::SystemTime;
 
 use towline_link::driver::{Link, LinkState};
 use towline_link::quic::{OptionsError, QuicListener};
-use towline_pki::Files;
 use towline_pki::gateway::{GatewayError, GatewayMaterial};
 use towline_pki::kubelet::{KubeletFiles, KubeletTrust, KubeletTrustError};
+use towline_pki::{AuthorityError, Files};
 use towline_proto::limits;
 use towline_proto::reason::Reason;
 
 use crate::agents::Agents;
 use crate::attest::Attestor;
+use crate::csr::SigningFiles;
 use crate::directory::{Directory, FileDirectory};
 use crate::doors::front_ends::FrontEnds;
 use crate::gateway::Gateway;
@@ -51,6 +52,9 @@ pub enum ReloadError {
     /// The kubelet gateway's.
     #[error(transparent)]
     Gateway(#[from] GatewayError),
+    /// The authority of the approver.
+    #[error("--kubelet-serving-signer-certificate: {0}")]
+    Signing(#[from] AuthorityError),
     /// A defect.
     #[error("quic: {0}")]
     Quic(#[from] OptionsError),
@@ -101,6 +105,8 @@ pub struct Reloader {
     pub attestor: Arc<Attestor>,
     /// The kubelet gateway, when there is one.
     pub gateway: Option<Arc<Gateway>>,
+    /// By what signing requests are signed.
+    pub signing: SigningFiles,
     /// Judges live dials again when grants change.
     pub policy: Arc<InForce>,
 }
@@ -113,7 +119,8 @@ impl Reloader {
         let kubelets = self.kubelets.iter().flat_map(KubeletFiles::paths);
         let gateway = self.gateway.iter().flat_map(|one| one.files().paths());
         let files = own.chain(legacy).chain(&self.grants).chain(kubelets);
-        files.chain(gateway).cloned().collect()
+        let signing = self.signing.paths();
+        files.chain(gateway).chain(signing).cloned().collect()
     }
 
     /// Reads the files and puts them in force.
@@ -138,6 +145,7 @@ impl Reloader {
             Some(gateway) => Some((gateway, GatewayMaterial::load(gateway.files(), now)?)),
             None => None,
         };
+        let signing = self.signing.read(now)?;
         if let (Some(trust), Some(snapshot)) = (&self.trust, own) {
             trust.replace(snapshot)?;
             let snapshot = trust.snapshot();
@@ -159,6 +167,7 @@ impl Reloader {
         if let Some((gateway, material)) = gateway {
             gateway.replace(Arc::new(material));
         }
+        self.signing.replace(signing);
         let mut changed = self.verify_again(now);
         changed.links += legacy_ended;
         self.agents.regrant(|peer| self.directory.route(peer));

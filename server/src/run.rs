@@ -22,6 +22,8 @@ use towline_link::process::ready::Readiness;
 use towline_link::process::reload::{self, ReloadMetrics};
 use towline_link::process::watch::{Seen, Watch};
 use towline_link::quic::QuicListener;
+use towline_pki::Identity;
+use towline_proto::id::Role;
 use towline_proto::limits;
 use towline_proto::reason::Reason;
 
@@ -33,6 +35,9 @@ use crate::audit::writer::Trail;
 use crate::compat::running::Running;
 use crate::config::Config;
 use crate::control::Control;
+use crate::csr::serving::Denied;
+use crate::csr::told::SigningMetrics;
+use crate::csr::{Around, Signing};
 use crate::dial::{Dialer, Gates};
 use crate::dial_ids::DialIds;
 use crate::directory::FileDirectory;
@@ -111,6 +116,7 @@ impl Server {
             kubelets,
             gateway,
             policy,
+            signing,
             dials,
             audit,
             memory_budget,
@@ -182,6 +188,7 @@ impl Server {
         attested.register(&mut registry);
         let kubelet_files = kubelets.trust.as_ref().map(|(files, _)| files.clone());
         let port = prefixes.kubelet_port;
+        let cluster = prefixes.clone();
         let attestor = Attestor::new(kubelets, port, Arc::clone(&ids), attested);
         let reporter = Reporter {
             attestor: Arc::clone(&attestor),
@@ -229,6 +236,19 @@ impl Server {
             });
         }
         let front_ends = FrontEnds::default();
+        let signing_metrics = SigningMetrics::default();
+        signing_metrics.register(&mut registry);
+        let signing = signing.map(|config| {
+            let around = Around {
+                agents: Arc::clone(&agents),
+                directory: Arc::clone(&directory),
+                prefixes: cluster,
+                denied: denied_agents(trust.clone()),
+                audit: audit.clone(),
+            };
+            Signing::new(config, around, signing_metrics)
+        });
+        let signing_files = signing.as_ref().map(Signing::files).unwrap_or_default();
 
         // Agents come in.
         let mut serving = JoinSet::new();
@@ -296,6 +316,7 @@ impl Server {
             kubelets: kubelet_files,
             attestor: Arc::clone(&attestor),
             gateway: gateway.clone(),
+            signing: signing_files.clone(),
         });
         let watch = Watch::since(reloader.paths(), seen);
         let counted = ReloadMetrics::register(&mut registry);
@@ -318,6 +339,7 @@ impl Server {
                 let snapshot = trust.as_ref().map(Trust::snapshot);
                 let mut all = snapshot.map_or_else(Vec::new, |own| own.material.expiries());
                 all.extend(attestor.expiries());
+                all.extend(signing_files.expiries());
                 all.extend(gateway.iter().flat_map(|gateway| gateway.expiries()));
                 all
             })
@@ -346,6 +368,9 @@ impl Server {
         tasks.spawn(reporter.clone().keep_ready(verified));
         tasks.spawn(attestor.keep(Arc::clone(&agents), drain.view()));
         tasks.spawn(expiry::warn_in_time(source));
+        if let Some(signing) = signing {
+            signing.start(&mut tasks);
+        }
         let legacy = compat.as_ref().map(|compat| compat.route.agents.clone());
         let linked_agents = Arc::clone(&agents);
         tasks.spawn(ready::keep(agents, legacy, drain.view(), linked, new_dials));
@@ -521,4 +546,16 @@ async fn supervise(mut serving: JoinSet<()>, drain: Drain, failed: Arc<OnceLock<
             drain.force();
         }
     }
+}
+
+/// Whether a node's agent is on the deny list in force; nobody is without an identity of our own.
+fn denied_agents(trust: Option<Trust>) -> Denied {
+    Box::new(move |node| {
+        let Some(snapshot) = trust.as_ref().map(Trust::snapshot) else {
+            return false;
+        };
+        let cluster = snapshot.identity().cluster.clone();
+        let agent = Identity::new(cluster, Role::Agent, node.clone());
+        snapshot.agents.deny_list().has_identity(&agent)
+    })
 }

@@ -9,6 +9,8 @@ use towline_proto::address::{self, Refusal};
 use towline_proto::id::Name;
 use towline_proto::limits;
 use towline_proto::target::HostName;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer;
 
 use super::request::{NODE_USER, NODES_GROUP};
 use crate::authority::Authority;
@@ -99,6 +101,18 @@ pub enum ServingIssueError {
     /// The crypto library.
     #[error(transparent)]
     Mint(#[from] MintError),
+}
+
+/// Whether the first certificate of this PEM bears the signature of this authority.
+pub fn issued_by(pem: &[u8], authority: &Authority) -> bool {
+    let check = || {
+        let leaf = pem::certificates(pem).ok()?.into_iter().next()?;
+        let (_, leaf) = X509Certificate::from_der(leaf.as_ref()).ok()?;
+        let (_, issuer) = X509Certificate::from_der(authority.der().as_ref()).ok()?;
+        let signed = leaf.verify_signature(Some(issuer.public_key())).is_ok();
+        Some(signed && leaf.issuer().as_raw() == issuer.subject().as_raw())
+    };
+    check().unwrap_or(false)
 }
 
 impl ServingSpec {

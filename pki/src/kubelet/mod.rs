@@ -35,7 +35,7 @@ pub use cause::Cause;
 pub use client::{KubeletClient, KubeletClientError};
 pub use crl::{RevocationListError, RevocationLists};
 pub use handshake::KubeletCheck;
-pub use issue::{ServingIssueError, ServingIssued, ServingSpec};
+pub use issue::{ServingIssueError, ServingIssued, ServingSpec, issued_by};
 pub use request::{NODE_USER, NODES_GROUP, ServingRefusal, ServingRequest};
 
 /// Who has to answer.

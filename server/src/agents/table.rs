@@ -136,6 +136,17 @@ impl Agents {
         inner.known.values().map(|k| Arc::clone(&k.node)).collect()
     }
 
+    /// The agent that is granted this (canonical) address.
+    pub fn holder(&self, ip: IpAddr) -> Option<Name> {
+        self.lock().holders.get(&ip).cloned()
+    }
+
+    /// Whether there is, or was not long ago, an agent of this name.
+    pub fn knows(&self, name: &str) -> bool {
+        let name: Result<Name, _> = name.parse();
+        name.is_ok_and(|name| self.lock().known.contains_key(&name))
+    }
+
     /// The first of an agent's own addresses, if it has any.
     pub fn address_of(&self, name: &Name) -> Option<IpAddr> {
         let inner = self.lock();

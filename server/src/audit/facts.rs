@@ -13,6 +13,7 @@ use towline_proto::policy::RuleTag;
 use towline_proto::reason::Reason;
 use towline_proto::target::{Class, Target};
 
+use super::signing::SigningEvent;
 use crate::attest::Attestation;
 use crate::caller::Caller;
 use crate::dial::Door;
@@ -72,6 +73,8 @@ pub enum Event {
     },
     /// A request passed the gateway, or was refused there.
     Request(Box<RequestEvent>),
+    /// Something was decided about a signing request of the Kubernetes API.
+    Signing(Box<SigningEvent>),
     /// A front end asked for something that is no dial.
     BadRequest {
         /// Where.
@@ -101,6 +104,7 @@ impl Event {
             Event::Start { .. } => "start",
             Event::End { .. } => "end",
             Event::Request(_) => "request",
+            Event::Signing(_) => "signing",
             Event::BadRequest { .. } => "bad-request",
             Event::Refused { .. } => "refused",
         }

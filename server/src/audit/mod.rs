@@ -21,6 +21,7 @@ pub mod open;
 pub mod record;
 pub mod report;
 pub mod requests;
+pub mod signing;
 pub mod store;
 pub mod tail;
 pub mod text;

@@ -9,6 +9,7 @@ use towline_proto::limits;
 use super::chain::Head;
 use super::facts::{Event, Facts, Timed};
 use super::requests::{self, Commands};
+use super::signing;
 use super::text::Fields;
 use crate::attest::Attestation;
 use crate::caller::Caller;
@@ -67,6 +68,11 @@ impl Teller {
                 let mut fields = self.begin(timed.at, "request");
                 fields.shown("id", self.id(request.dial), TEXT);
                 requests::add(&mut fields, request, self.commands);
+                fields
+            }
+            Event::Signing(event) => {
+                let mut fields = self.begin(event.at, "signing");
+                signing::add(&mut fields, event);
                 fields
             }
             Event::BadRequest {

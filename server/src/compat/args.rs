@@ -320,7 +320,6 @@ impl KonnectivityArgs {
                 "--authentication-audience",
                 self.authentication_audience.is_some(),
             ),
-            of("--kubeconfig", self.kubeconfig.is_some()),
             of("--proxy-strategies", self.proxy_strategies.is_some()),
             of(
                 "--enable-lease-controller",

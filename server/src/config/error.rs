@@ -13,6 +13,7 @@ use towline_proto::limits;
 
 use crate::attest::Mode;
 use crate::compat::ProfileError;
+use crate::csr::SigningError;
 use crate::gateway::flags::GatewayFlagError;
 use crate::grants::GrantsError;
 use crate::trust::TrustError;
@@ -130,6 +131,9 @@ pub enum ConfigError {
     /// Two sockets for one door.
     #[error("--door-unix and --uds-name exclude each other")]
     TwoSockets,
+    /// The approver of signing requests.
+    #[error(transparent)]
+    Signing(#[from] SigningError),
     /// Values that QUIC cannot run with.
     #[error("--quic-payload: {0}")]
     Quic(#[from] quic::OptionsError),

@@ -2,6 +2,7 @@
 //! reads the environment.
 
 mod error;
+mod signing;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -30,6 +31,7 @@ use crate::audit::open::{AuditConfig, Place};
 use crate::classify::Prefixes;
 use crate::compat::Profile;
 use crate::compat::args::DoorMode;
+use crate::csr::SigningConfig;
 use crate::dial::DialOptions;
 use crate::doors::Speaks;
 use crate::gateway::GatewayConfig;
@@ -94,6 +96,8 @@ pub struct Config {
     pub prefixes: Prefixes,
     /// The grants file and what was in it.
     pub grants: Option<(PathBuf, Grants)>,
+    /// Who decides about signing requests of the Kubernetes API.
+    pub signing: Option<SigningConfig>,
     /// How kubelets are verified.
     pub kubelets: KubeletConfig,
     /// The kubelet gateway.
@@ -224,11 +228,13 @@ impl Config {
             args.kubelet_crls,
         )?;
         let gateway_files = args.gateway.files(verification, args.deny_list.clone())?;
+        let issuer = args.signing.issuer_files()?;
         let own_paths = files.iter().flat_map(Files::paths);
         let legacy_paths = compat.iter().flat_map(|profile| profile.files.paths());
         let watched: Vec<PathBuf> = own_paths
             .chain(legacy_paths)
             .chain(&args.grants)
+            .chain(issuer.iter().flat_map(|files| [&files.cert, &files.key]))
             .chain(kubelet_files.iter().flat_map(KubeletFiles::paths))
             .chain(gateway_files.iter().flat_map(GatewayFiles::paths))
             .cloned()
@@ -291,6 +297,9 @@ impl Config {
             }
             (None, None) => None,
         };
+        let env = |name: &str| std::env::var(name).ok();
+        let (flags, known) = (&args.konnectivity, &args.advertise);
+        let signing = signing::signing(args.signing, flags, known, &env, now)?;
         let profile = compat.as_ref();
         let health = profile
             .and_then(|profile| profile.health)
@@ -336,6 +345,7 @@ impl Config {
                 node: args.node_prefixes,
             },
             grants,
+            signing,
             dials: DialOptions {
                 timeout: args.dial_timeout.into(),
                 per_link: args.max_dials,

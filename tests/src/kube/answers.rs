@@ -4,7 +4,9 @@ use std::collections::HashMap;
 
 use serde_json::{Value, json};
 
-use super::leases::{Refused, selected};
+use super::leases::{Change, Refused, selected};
+use super::objects::{self, Kind};
+use super::signing;
 use super::{Mood, State, Token};
 
 const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/";
@@ -21,9 +23,33 @@ pub(crate) struct Asked {
 /// What is to be sent.
 pub(crate) enum Answer {
     Whole(u16, Value),
-    /// Namespace, selector, version.
-    Watch(String, String, u64),
+    /// What, from which version on.
+    Watch(Watched, u64),
     Nothing,
+}
+
+/// What is watched.
+pub(crate) enum Watched {
+    /// Namespace and label selector.
+    Leases(String, String),
+    /// Kind and field selector.
+    Objects(Kind, String),
+}
+
+impl Watched {
+    pub(crate) fn since(&self, state: &State, version: u64) -> Option<Vec<Change>> {
+        match self {
+            Watched::Leases(namespace, _) => state.leases.since(version, namespace),
+            Watched::Objects(kind, _) => state.objects.since(version, *kind),
+        }
+    }
+
+    pub(crate) fn selects(&self, object: &Value) -> bool {
+        match self {
+            Watched::Leases(_, selector) => selected(selector, object),
+            Watched::Objects(_, selector) => objects::selected(selector, object),
+        }
+    }
 }
 
 pub(crate) fn status(code: u16, reason: &str, message: &str) -> Value {
@@ -33,7 +59,7 @@ pub(crate) fn status(code: u16, reason: &str, message: &str) -> Value {
     })
 }
 
-fn refused((code, reason, message): Refused) -> Answer {
+pub(crate) fn refused((code, reason, message): Refused) -> Answer {
     Answer::Whole(code, status(code, reason, &message))
 }
 
@@ -53,6 +79,9 @@ pub(crate) fn answer(state: &mut State, asked: &Asked, name: Option<&str>) -> An
     }
     if asked.path == REVIEWS && asked.verb == "POST" {
         return Answer::Whole(201, review(state, &asked.body));
+    }
+    if let Some(answer) = signing::answer(state, asked, name.unwrap_or_default()) {
+        return answer;
     }
     match asked
         .path
@@ -87,7 +116,7 @@ fn leases(state: &mut State, asked: &Asked, namespace: &str, name: Option<&str>)
             let version = version
                 .and_then(|version| version.parse().ok())
                 .unwrap_or(0);
-            return Answer::Watch(namespace.to_owned(), selector, version);
+            return Answer::Watch(Watched::Leases(namespace.to_owned(), selector), version);
         }
         ("GET", None) => {
             let mut items = state.leases.all(namespace);

@@ -20,8 +20,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use super::Shared;
-use super::answers::{Answer, Asked, answer, status};
-use super::leases::selected;
+use super::answers::{Answer, Asked, Watched, answer, status};
 
 /// A whole body, or the lines of a watch.
 pub(crate) enum Out {
@@ -94,9 +93,9 @@ async fn serve(request: Request<Incoming>, shared: Arc<Shared>, certified: bool)
     match answered {
         Answer::Whole(code, body) => respond(code, Out::Whole(Some(body.to_string().into()))),
         Answer::Nothing => std::future::pending().await,
-        Answer::Watch(namespace, selector, version) => {
+        Answer::Watch(watched, version) => {
             let (sender, lines) = mpsc::channel(16);
-            tokio::spawn(watch(shared, namespace, selector, version, sender));
+            tokio::spawn(watch(shared, watched, version, sender));
             respond(200, Out::Lines(lines))
         }
     }
@@ -113,8 +112,7 @@ fn respond(code: u16, body: Out) -> Response<Out> {
 /// Ends when the reader is gone, when it fell behind, or when it is cut.
 async fn watch(
     shared: Arc<Shared>,
-    namespace: String,
-    selector: String,
+    watched: Watched,
     mut version: u64,
     lines: mpsc::Sender<Bytes>,
 ) {
@@ -122,7 +120,7 @@ async fn watch(
     let mut cut = shared.cut.subscribe();
     loop {
         changed.borrow_and_update();
-        let changes = shared.lock().leases.since(version, &namespace);
+        let changes = watched.since(&shared.lock(), version);
         let Some(changes) = changes else {
             let gone = status(410, "Expired", "too old resource version");
             let line = json!({"type": "ERROR", "object": gone});
@@ -131,7 +129,7 @@ async fn watch(
         };
         for change in changes {
             version = change.version;
-            if selected(&selector, &change.object) {
+            if watched.selects(&change.object) {
                 let line = json!({"type": change.kind, "object": change.object});
                 if lines.send(format!("{line}\n").into()).await.is_err() {
                     return;

@@ -1,10 +1,12 @@
 //! A fake Kubernetes API over real TLS: TokenReview and Leases as the real one has them (resource
-//! versions, conflicts, preconditions, label selectors, watches that end and fall behind), and
-//! switches for what a real one does only on a bad day.
+//! versions, conflicts, preconditions, label selectors, watches that end and fall behind), signing
+//! requests and Nodes with their subresources and rights (see [`signing`]), and switches for what a real one does only on a bad day.
 
 mod answers;
 mod http;
 mod leases;
+mod objects;
+pub mod signing;
 
 use std::collections::HashMap;
 use std::io;
@@ -21,6 +23,8 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::authority::{Authority, Pair};
 use crate::scratch::Scratch;
 use leases::Store;
+use objects::Objects;
+use signing::Rights;
 
 pub use leases::Stored;
 
@@ -55,6 +59,8 @@ pub(crate) struct State {
     /// Tokens that a TokenReview knows.
     tokens: HashMap<String, Token>,
     leases: Store,
+    objects: Objects,
+    rights: Rights,
     mood: Mood,
     /// Verb and path of every request, oldest first.
     requests: Vec<String>,
@@ -120,6 +126,8 @@ impl FakeKube {
                 callers: HashMap::new(),
                 tokens: HashMap::new(),
                 leases: Store::default(),
+                objects: Objects::default(),
+                rights: Rights::default(),
                 mood: Mood::Good,
                 requests: Vec::new(),
                 connections: 0,
@@ -209,7 +217,9 @@ impl FakeKube {
 
     /// Forgets what happened so far: a watch from an old version is told that it fell behind.
     pub fn compact(&self) {
-        self.shared.lock().leases.compact();
+        let mut state = self.shared.lock();
+        state.leases.compact();
+        state.objects.compact();
     }
 
     /// Ends all watches that run.

@@ -1,0 +1,271 @@
+//! A request from the watch to its end: read, judged, approved or denied, signed.
+//!
+//! Several servers may do this at once. Each write names the version that was read, so the second
+//! to write is refused with a conflict, reads again, and finds the work done.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::task::JoinSet;
+use towline_link::kube::KubeError;
+use towline_link::kube::csr::{Decision, SigningRequest, SigningRequests, encoded};
+use towline_link::kube::follow::Told as Followed;
+use towline_proto::limits;
+
+use super::office::{Office, Refusal, Verdict};
+use super::queue::{Queue, Turn};
+use super::told::{Outcome, Told};
+
+/// After this time an approved request that nobody signed is an alarm.
+const UNSIGNED: Duration = Duration::from_secs(120);
+
+/// What is to be done with a request after a look at it.
+enum Next {
+    /// Nothing.
+    Done,
+    /// Another look after some time, or when a node changes.
+    Later(Option<String>),
+    /// Another look at once: somebody was faster.
+    Again,
+}
+
+/// See the head of this file.
+pub struct Desk<O> {
+    office: O,
+    requests: SigningRequests,
+    queue: Queue,
+    told: Told,
+}
+
+impl<O: Office> Desk<O> {
+    /// Nothing is asked yet.
+    pub fn new(office: O, requests: SigningRequests, told: Told) -> Arc<Self> {
+        Arc::new(Self {
+            office,
+            requests,
+            queue: Queue::default(),
+            told,
+        })
+    }
+
+    /// Works until the task is dropped.
+    pub async fn run(self: Arc<Self>) {
+        let mut workers = JoinSet::new();
+        for _ in 0..limits::CSR_WORKERS {
+            workers.spawn(Arc::clone(&self).work());
+        }
+        loop {
+            tokio::select! {
+                () = self.follow() => {}
+                // What did not fit is in the next list.
+                () = self.queue.room.notified() => {}
+                Some(ended) = workers.join_next() => {
+                    if let Err(error) = ended {
+                        tracing::error!(%error, "a worker on signing requests failed; another takes its place");
+                    }
+                    workers.spawn(Arc::clone(&self).work());
+                }
+            }
+        }
+    }
+
+    /// A node's names or addresses changed.
+    pub fn node_changed(&self, node: &str) {
+        self.queue.node_changed(node);
+    }
+
+    /// All nodes were looked at.
+    pub fn all_changed(&self) {
+        self.queue.all_changed();
+    }
+
+    async fn follow(&self) {
+        let collection = self.requests.of(self.office.signer());
+        collection
+            .follow::<SigningRequest>(|told| match told {
+                Followed::Begins => self.queue.begins(),
+                Followed::Listed => self.queue.listed(),
+                Followed::Page(items) => items.iter().for_each(|item| self.seen(item)),
+                Followed::Is(item) => self.seen(&item),
+                Followed::Was(item) => self.queue.forget(&item.metadata.name),
+                Followed::Failed(error, _) => self.told.api("follow", error),
+            })
+            .await;
+    }
+
+    fn seen(&self, request: &SigningRequest) {
+        // A selector that an API server does not know of would select everything.
+        if request.spec.signer_name != self.office.signer() || self.is_done(request) {
+            self.queue.forget(&request.metadata.name);
+        } else if !self.queue.look(&request.metadata.name) {
+            tracing::warn!(
+                signer = self.office.word(),
+                most = limits::CSR_PENDING,
+                "more signing requests wait than are kept in mind"
+            );
+        }
+        self.count();
+    }
+
+    fn count(&self) {
+        let metrics = self.told.metrics();
+        metrics.pending(self.office.word(), self.queue.len());
+    }
+
+    fn is_done(&self, request: &SigningRequest) -> bool {
+        request.is(Decision::Denied)
+            || request.is(Decision::Failed)
+            || (!self.office.signs() && request.certificate().is_some())
+    }
+
+    async fn work(self: Arc<Self>) {
+        loop {
+            let turn = self.queue.take().await;
+            match self.look(&turn).await {
+                Ok(Next::Done) => self.queue.done(&turn),
+                Ok(Next::Later(node)) => {
+                    self.queue.later(&turn, limits::CSR_AGAIN, false, node);
+                }
+                Ok(Next::Again) => self.queue.later(&turn, Duration::ZERO, false, None),
+                Err((_, error)) if error.is_not_found() => self.queue.done(&turn),
+                // Somebody was faster. If that goes on, it is not at once any more.
+                Err((_, error)) if error.is_conflict() => {
+                    let pause = if turn.failures == 0 {
+                        Duration::ZERO
+                    } else {
+                        pause(turn.failures)
+                    };
+                    self.queue.later(&turn, pause, true, None);
+                }
+                Err((call, error)) => {
+                    self.told.api(call, &error);
+                    self.queue.later(&turn, pause(turn.failures), true, None);
+                }
+            }
+            self.count();
+        }
+    }
+
+    async fn look(&self, turn: &Turn) -> Result<Next, (&'static str, KubeError)> {
+        let read = self.requests.get(&turn.name).await;
+        let request = read.map_err(|error| ("get", error))?;
+        if request.spec.signer_name != self.office.signer() || self.is_done(&request) {
+            return Ok(Next::Done);
+        }
+        if let Some(pem) = request.certificate() {
+            if self.office.signs() && !self.office.is_ours(&pem) {
+                let text = "somebody else signs these requests too, and only one may: turn the \
+                            controller manager's signer off, or leave \
+                            --kubelet-serving-signer-certificate out";
+                self.told.alarm(&request, Outcome::Foreign, text);
+            }
+            return Ok(Next::Done);
+        }
+        if !self.told.may_act() {
+            return Ok(Next::Later(None));
+        }
+        match (request.is(Decision::Approved), self.office.signs()) {
+            (false, _) => self.decide(request).await,
+            (true, true) => self.sign(request).await,
+            (true, false) => {
+                if turn.known >= UNSIGNED {
+                    let text = "a signing request is approved, and nobody signs it: is the \
+                                signer of the controller manager on (--cluster-signing-cert-file \
+                                and -key-file, controller csrsigning)?";
+                    self.told.alarm(&request, Outcome::Unsigned, text);
+                }
+                Ok(Next::Later(None))
+            }
+        }
+    }
+
+    async fn decide(&self, mut request: SigningRequest) -> Result<Next, (&'static str, KubeError)> {
+        match self.office.judge(&request) {
+            Verdict::Sound(sound) => {
+                let subject = self.office.subject(&sound);
+                let message = format!("these are names and addresses of node {}", subject.node);
+                request.decide(Decision::Approved, "TowlineApproved", &message);
+                let written = self.requests.approval(&request).await;
+                let written = written.map_err(|error| ("approve", error))?;
+                self.told.approved(&written, &subject);
+                Ok(Next::Again)
+            }
+            Verdict::Never(refusal) => {
+                request.decide(Decision::Denied, refusal.word, &message(&refusal));
+                let written = self.requests.approval(&request).await;
+                let written = written.map_err(|error| ("deny", error))?;
+                self.told.refused(&written, Outcome::Denied, &refusal);
+                Ok(Next::Done)
+            }
+            Verdict::NotYet(refusal) => {
+                self.told.refused(&request, Outcome::Waiting, &refusal);
+                Ok(Next::Later(node_of(&request)))
+            }
+            Verdict::NotOurs(refusal) => {
+                self.told.refused(&request, Outcome::NotOurs, &refusal);
+                Ok(Next::Later(None))
+            }
+        }
+    }
+
+    /// It is approved, by us or by somebody else: what is signed has to be right all the same.
+    async fn sign(&self, mut request: SigningRequest) -> Result<Next, (&'static str, KubeError)> {
+        let failed = match self.office.judge(&request) {
+            Verdict::Sound(sound) => {
+                match self.office.sign(&request, &sound, SystemTime::now()) {
+                    Ok(signed) => {
+                        request.status.certificate = Some(encoded(signed.pem.as_bytes()));
+                        let written = self.requests.status(&request).await;
+                        let written = written.map_err(|error| ("sign", error))?;
+                        let subject = self.office.subject(&sound);
+                        self.told.signed(&written, &subject, &signed);
+                        return Ok(Next::Done);
+                    }
+                    // Our own authority is at fault: that can be mended.
+                    Err(refusal) => {
+                        self.told.refused(&request, Outcome::Waiting, &refusal);
+                        return Ok(Next::Later(None));
+                    }
+                }
+            }
+            Verdict::NotYet(refusal) => {
+                self.told.refused(&request, Outcome::Waiting, &refusal);
+                return Ok(Next::Later(node_of(&request)));
+            }
+            Verdict::Never(refusal) | Verdict::NotOurs(refusal) => refusal,
+        };
+        request.decide(Decision::Failed, failed.word, &message(&failed));
+        let written = self.requests.status(&request).await;
+        let written = written.map_err(|error| ("fail", error))?;
+        self.told.refused(&written, Outcome::Failed, &failed);
+        Ok(Next::Done)
+    }
+}
+
+fn message(refusal: &Refusal) -> String {
+    format!("{}; {}", refusal.cause, refusal.fix)
+}
+
+/// The node whose changes a request waits for.
+fn node_of(request: &SigningRequest) -> Option<String> {
+    let user = &request.spec.username;
+    let node = user.strip_prefix(towline_pki::kubelet::NODE_USER)?;
+    Some(node.chars().take(limits::HOST_BYTES).collect())
+}
+
+fn pause(failures: u32) -> Duration {
+    let (first, longest) = limits::CSR_RETRY;
+    first.saturating_mul(1 << failures.min(10)).min(longest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_their_bound() {
+        assert_eq!(pause(0), limits::CSR_RETRY.0);
+        assert!(pause(3) > pause(2));
+        assert_eq!(pause(u32::MAX), limits::CSR_RETRY.1);
+    }
+}

@@ -1,0 +1,151 @@
+//! Everything that is done about signing requests, as one value for `run`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+use towline_link::kube::csr::SigningRequests;
+use towline_link::kube::follow::{Collection, Told as Followed};
+use towline_link::kube::node::{self, Node};
+use towline_pki::{Authority, AuthorityError, Expiry};
+use towline_proto::limits;
+
+use super::book::Book;
+use super::desk::Desk;
+use super::flags::SigningConfig;
+use super::issuer::Issuer;
+use super::names::NodeNames;
+use super::serving::{Denied, Serving};
+use super::told::{SigningMetrics, Told};
+use crate::agents::Agents;
+use crate::audit::trail::Audit;
+use crate::classify::Prefixes;
+use crate::directory::FileDirectory;
+
+/// What it needs of the rest of the server.
+pub struct Around {
+    /// Who is linked.
+    pub agents: Arc<Agents>,
+    /// What is granted.
+    pub directory: Arc<FileDirectory>,
+    /// The cluster's addresses.
+    pub prefixes: Prefixes,
+    /// Whether a node's agent is on the deny list.
+    pub denied: Denied,
+    /// The trail.
+    pub audit: Audit,
+}
+
+/// See the head of this file.
+pub struct Signing {
+    serving: Arc<Desk<Serving>>,
+    nodes: Collection,
+    book: Arc<Book>,
+    metrics: SigningMetrics,
+    issuer: Option<Arc<Issuer>>,
+}
+
+/// What a reload needs: outlives the start, costs nothing.
+#[derive(Clone, Default)]
+pub struct SigningFiles(Option<Arc<Issuer>>);
+
+impl SigningFiles {
+    /// Every file.
+    pub fn paths(&self) -> impl Iterator<Item = &PathBuf> {
+        self.0.iter().flat_map(|issuer| issuer.paths())
+    }
+
+    /// When they end.
+    pub fn expiries(&self) -> impl Iterator<Item = Expiry> {
+        self.0.iter().map(|issuer| issuer.expiry())
+    }
+
+    /// Reads them.
+    pub fn read(&self, now: std::time::SystemTime) -> Result<Option<Authority>, AuthorityError> {
+        self.0
+            .as_ref()
+            .map(|issuer| issuer.read_again(now))
+            .transpose()
+    }
+
+    /// Puts them in force.
+    pub fn replace(&self, authority: Option<Authority>) {
+        if let (Some(issuer), Some(authority)) = (&self.0, authority) {
+            issuer.replace(authority);
+        }
+    }
+}
+
+impl Signing {
+    /// Nothing is asked of the API yet.
+    pub fn new(config: SigningConfig, around: Around, metrics: SigningMetrics) -> Self {
+        let book = Arc::new(Book::default());
+        let names = NodeNames {
+            book: Arc::clone(&book),
+            agents: around.agents,
+            directory: around.directory,
+            prefixes: around.prefixes,
+            control_plane: config.control_plane,
+            control_plane_names: config.control_plane_names,
+            domains: config.domains,
+        };
+        let office = Serving::new(names, around.denied, config.issuer.clone());
+        let told = Told::new("kubelet-serving", metrics.clone(), around.audit);
+        let requests = SigningRequests::new(config.client.clone());
+        Self {
+            serving: Desk::new(office, requests, told),
+            nodes: node::all(config.client),
+            book,
+            metrics,
+            issuer: config.issuer,
+        }
+    }
+
+    /// For reloads.
+    pub fn files(&self) -> SigningFiles {
+        SigningFiles(self.issuer.clone())
+    }
+
+    /// Works until the tasks are dropped.
+    pub fn start(self, tasks: &mut JoinSet<()>) {
+        tasks.spawn(Arc::clone(&self.serving).run());
+        tasks.spawn(self.follow_nodes());
+    }
+
+    async fn follow_nodes(self) {
+        let Self {
+            serving,
+            nodes,
+            book,
+            metrics,
+            ..
+        } = self;
+        nodes
+            .follow::<Node>(|told| {
+                let is = |node: &Node| match book.is(node) {
+                    Some(true) => serving.node_changed(&node.metadata.name),
+                    Some(false) => {}
+                    None => tracing::error!(
+                        most = limits::KUBE_NODES,
+                        "more Nodes than are kept in mind: requests of the others wait"
+                    ),
+                };
+                match told {
+                    Followed::Begins => book.begins(),
+                    Followed::Listed => {
+                        book.listed();
+                        serving.all_changed();
+                    }
+                    Followed::Page(items) => items.iter().for_each(is),
+                    Followed::Is(node) => is(&node),
+                    Followed::Was(node) => book.was(&node),
+                    Followed::Failed(error, pause) => {
+                        metrics.failed("nodes");
+                        let text = towline_link::error::detail(error);
+                        tracing::warn!(retry_in = ?pause, "Nodes are not followed, what was known of them counts: {text}");
+                    }
+                }
+            })
+            .await;
+    }
+}
