@@ -14,8 +14,9 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use crate::date;
 use crate::identity::Identity;
 use crate::inspect::{Certificate, CertificateError, Leaf, Usage};
-use crate::key::{KeyError, PrivateKey, PublicKey};
+use crate::key::{KeyError, PrivateKey, PublicKey, UnlockError};
 use crate::mint::{self, Body, LeafSpec, MintError, NAME_CHARS, Signer};
+use crate::passphrase::Passphrases;
 use crate::pem;
 use crate::role::{BACKDATE, NameRefusal, Profile};
 use crate::secret::Secret;
@@ -79,10 +80,21 @@ pub enum AuthorityError {
     Mismatch { subject: String },
     #[error("authority {subject} must not have authorities below it (path length 0)")]
     PathLength { subject: String },
+    #[error(
+        "an authority cannot outlive the one above it, and {subject} ends at {}; ask for less or \
+         renew that one first",
+        date::text(*not_after)
+    )]
+    Outlives {
+        subject: String,
+        not_after: SystemTime,
+    },
     #[error(transparent)]
     Key(#[from] KeyError),
     #[error(transparent)]
     Mint(#[from] MintError),
+    #[error(transparent)]
+    Unlock(#[from] UnlockError),
 }
 
 /// One certificate to be issued by the rules.
@@ -189,13 +201,39 @@ impl Authority {
         })
     }
 
+    /// As [`load`](Self::load), and opens an encrypted key.
+    pub fn unlock(
+        cert: &Path,
+        key: &Path,
+        passphrases: &mut Passphrases,
+        now: SystemTime,
+    ) -> Result<Self, AuthorityError> {
+        let der = store::read_certificates(cert)?.swap_remove(0);
+        let key_pair = PrivateKey::unlock(key, passphrases)?;
+        Self::of(der, key_pair, now).map_err(|source| AuthorityError::In {
+            path: match source {
+                AuthorityError::Mismatch { .. } => key.into(),
+                _ => cert.into(),
+            },
+            source: Box::new(source),
+        })
+    }
+
     /// As [`load`](Self::load), from memory.
     pub fn new(
         der: CertificateDer<'static>,
         key: &PrivateKeyDer<'_>,
         now: SystemTime,
     ) -> Result<Self, AuthorityError> {
-        let authority = Self::assemble(der, PrivateKey::from_der(key)?)?;
+        Self::of(der, PrivateKey::from_der(key)?, now)
+    }
+
+    fn of(
+        der: CertificateDer<'static>,
+        key: PrivateKey,
+        now: SystemTime,
+    ) -> Result<Self, AuthorityError> {
+        let authority = Self::assemble(der, key)?;
         let certificate = &authority.certificate;
         let subject = || certificate.subject.clone();
         if date::seconds(now) < date::seconds(certificate.not_before) {
@@ -247,6 +285,11 @@ impl Authority {
     /// Its certificate as PEM.
     pub fn to_pem(&self) -> String {
         pem::write_certificates(std::slice::from_ref(&self.der))
+    }
+
+    /// Its key.
+    pub fn key(&self) -> &PrivateKey {
+        &self.key
     }
 
     /// Its private key as PEM.
@@ -353,7 +396,7 @@ impl Authority {
         mint::certificate(&self.signer(), body)
     }
 
-    fn signer(&self) -> Signer<'_> {
+    pub(crate) fn signer(&self) -> Signer<'_> {
         Signer {
             name_der: &self.certificate.subject_der,
             key_id: &self.key_id,
@@ -363,7 +406,7 @@ impl Authority {
 }
 
 impl AuthoritySpec {
-    fn subject(&self, public_key: &PublicKey) -> Vec<u8> {
+    pub(crate) fn subject(&self, public_key: &PublicKey) -> Vec<u8> {
         let hash: String = public_key.id()[..4]
             .iter()
             .map(|byte| format!("{byte:02x}"))
@@ -375,7 +418,7 @@ impl AuthoritySpec {
         mint::name(organisation, &format!("{} {hash}", self.purpose))
     }
 
-    fn body<'a>(&self, subject_der: &'a [u8], public_key: &'a PublicKey) -> Body<'a> {
+    pub(crate) fn body<'a>(&self, subject_der: &'a [u8], public_key: &'a PublicKey) -> Body<'a> {
         Body {
             subject_der,
             public_key,

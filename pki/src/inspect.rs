@@ -160,6 +160,16 @@ impl Certificate {
         Ok(certificate)
     }
 
+    /// SubjectPublicKeyInfo, DER.
+    pub fn public_key(&self) -> &[u8] {
+        &self.public_key_der
+    }
+
+    /// The subject as it is encoded: what another certificate names as its issuer.
+    pub fn subject_der(&self) -> &[u8] {
+        &self.subject_der
+    }
+
     fn read_extensions(&mut self, read: &X509Certificate<'_>) -> Result<(), CertificateError> {
         read.extensions_map()
             .map_err(|_| CertificateError::Extension)?;

@@ -1,16 +1,21 @@
 //! Key pairs: which kinds there are, making one, reading one, and the public half of one.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use rcgen::{KeyPair, PublicKeyData, SigningKey};
-use rustls_pki_types::PrivateKeyDer;
+use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use x509_parser::prelude::FromDer;
 use x509_parser::public_key::PublicKey as ParsedKey;
 use x509_parser::x509::SubjectPublicKeyInfo;
+use zeroize::Zeroize;
 
+use crate::encrypted::{self, EncryptedKeyError};
+use crate::passphrase::{PassphraseError, Passphrases};
 use crate::pem;
 use crate::secret::Secret;
+use crate::store::{self, KeyFile, StoreError};
 use crate::tls;
 
 /// The smallest RSA modulus that is accepted or made, in bits.
@@ -24,17 +29,20 @@ pub enum KeyKind {
     EcdsaP256,
     EcdsaP384,
     Ed25519,
+    /// Leaves only: below what authorities that outlive 2030 should have.
     Rsa2048,
+    Rsa3072,
     Rsa4096,
 }
 
 impl KeyKind {
     /// Every kind, the default first.
-    pub const ALL: [KeyKind; 5] = [
+    pub const ALL: [KeyKind; 6] = [
         KeyKind::EcdsaP256,
         KeyKind::EcdsaP384,
         KeyKind::Ed25519,
         KeyKind::Rsa2048,
+        KeyKind::Rsa3072,
         KeyKind::Rsa4096,
     ];
 
@@ -45,8 +53,32 @@ impl KeyKind {
             KeyKind::EcdsaP384 => "ecdsa-p384",
             KeyKind::Ed25519 => "ed25519",
             KeyKind::Rsa2048 => "rsa-2048",
+            KeyKind::Rsa3072 => "rsa-3072",
             KeyKind::Rsa4096 => "rsa-4096",
         }
+    }
+
+    /// The kind of a key as certificates name it; the default for what is not made here.
+    pub fn like(described: &str) -> Self {
+        let matching = |kind: &KeyKind| kind.describe() == described;
+        KeyKind::ALL.into_iter().find(matching).unwrap_or_default()
+    }
+
+    const fn describe(self) -> &'static str {
+        match self {
+            KeyKind::EcdsaP256 => "ECDSA P-256",
+            KeyKind::EcdsaP384 => "ECDSA P-384",
+            KeyKind::Ed25519 => "Ed25519",
+            KeyKind::Rsa2048 => "RSA 2048",
+            KeyKind::Rsa3072 => "RSA 3072",
+            KeyKind::Rsa4096 => "RSA 4096",
+        }
+    }
+
+    /// Whether an authority may be made with it: authorities live for ten years, and RSA of 2048
+    /// bits is not counted as strong for so long.
+    pub const fn fits_authority(self) -> bool {
+        !matches!(self, KeyKind::Rsa2048)
     }
 }
 
@@ -58,7 +90,9 @@ impl fmt::Display for KeyKind {
 
 /// A word that names no kind of key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown kind of key: use ecdsa-p256, ecdsa-p384, ed25519, rsa-2048 or rsa-4096")]
+#[error(
+    "unknown key algorithm: use ecdsa-p256, ecdsa-p384, ed25519, rsa-2048, rsa-3072 or rsa-4096"
+)]
 pub struct UnknownKeyKind;
 
 impl FromStr for KeyKind {
@@ -86,6 +120,19 @@ pub enum KeyError {
     Sign,
 }
 
+/// Why a key file does not open. Every message names the file.
+#[derive(Debug, thiserror::Error)]
+pub enum UnlockError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Passphrase(#[from] PassphraseError),
+    #[error("{path}: the passphrase is wrong", path = path.display())]
+    WrongPassphrase { path: PathBuf },
+    #[error("{path}: {cause}", path = path.display())]
+    In { path: PathBuf, cause: String },
+}
+
 /// A private key that can sign.
 pub struct PrivateKey(KeyPair);
 
@@ -98,6 +145,9 @@ impl PrivateKey {
             KeyKind::Ed25519 => KeyPair::generate_for(&rcgen::PKCS_ED25519),
             KeyKind::Rsa2048 => {
                 KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048)
+            }
+            KeyKind::Rsa3072 => {
+                KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_3072)
             }
             KeyKind::Rsa4096 => {
                 KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_4096)
@@ -113,9 +163,40 @@ impl PrivateKey {
             .map_err(|_| KeyError::Unusable)
     }
 
+    /// Reads a key file that others cannot read, encrypted or not.
+    pub fn unlock(path: &Path, passphrases: &mut Passphrases) -> Result<Self, UnlockError> {
+        let failed = |cause: &dyn fmt::Display| UnlockError::In {
+            path: path.into(),
+            cause: cause.to_string(),
+        };
+        match store::read_key_file(path)? {
+            KeyFile::Plain(der) => Self::from_der(&der).map_err(|error| failed(&error)),
+            KeyFile::Encrypted(sealed) => {
+                // Nobody is asked for the passphrase of what cannot be opened.
+                encrypted::check(&sealed).map_err(|error| failed(&error))?;
+                let passphrase = passphrases.open(path)?;
+                let pkcs8 =
+                    encrypted::decrypt(&sealed, passphrase).map_err(|error| match error {
+                        EncryptedKeyError::WrongPassphrase => {
+                            UnlockError::WrongPassphrase { path: path.into() }
+                        }
+                        other => failed(&other),
+                    })?;
+                let der = PrivatePkcs8KeyDer::from(pkcs8.expose());
+                Self::from_der(&der.into()).map_err(|error| failed(&error))
+            }
+        }
+    }
+
     /// PKCS#8, for a file.
     pub fn to_pem(&self) -> Secret {
         pem::write_private_key(self.0.serialized_der())
+    }
+
+    /// PKCS#8 under a passphrase, for a file.
+    pub fn to_encrypted_pem(&self, passphrase: &Secret) -> Result<Secret, EncryptedKeyError> {
+        let der = encrypted::encrypt(self.0.serialized_der(), passphrase)?;
+        Ok(pem::write_encrypted_key(&der))
     }
 
     /// PKCS#8, for the TLS library.
@@ -153,6 +234,12 @@ impl PrivateKey {
 
     pub(crate) fn pair(&self) -> &KeyPair {
         &self.0
+    }
+}
+
+impl Drop for PrivateKey {
+    fn drop(&mut self) {
+        self.0.zeroize();
     }
 }
 
@@ -278,10 +365,11 @@ mod tests {
 
     #[test]
     fn every_kind_is_made_described_and_read_back() {
-        let expected = ["ECDSA P-256", "ECDSA P-384", "Ed25519", "RSA 2048"];
-        for (kind, name) in KeyKind::ALL.into_iter().zip(expected) {
+        for kind in KeyKind::ALL {
             let key = PrivateKey::generate(kind).unwrap();
-            assert_eq!(key.public().describe(), name);
+            assert_eq!(key.public().describe(), kind.describe());
+            assert_eq!(KeyKind::like(&key.public().describe()), kind);
+            assert_eq!(kind.as_str().parse(), Ok(kind));
             assert!(PublicKey::from_der(key.public().der()).is_ok());
             let pem = key.to_pem();
             let der = crate::pem::private_key(pem.expose()).unwrap();

@@ -6,9 +6,11 @@
 //! (our own key and chain), [`tls`] (every TLS configuration of Towline), [`rotate`] (the files of
 //! a daemon as one snapshot), [`web`] (servers known by name alone), [`chain`] (clients known by
 //! their authority alone), [`first_contact`] (servers seen for the first time). The other half
-//! signs: [`role`] (what each role may hold), [`authority`] and [`mint`] (certificates), [`ledger`]
-//! (what was issued), [`request`] (signing requests), [`join`] (one-time tokens of new nodes),
-//! [`key`] (key pairs), [`seal`] (signatures for later proof).
+//! signs: [`role`] (what each role may hold), [`authority`] and [`mint`] (certificates),
+//! [`hierarchy`] (a cluster's authorities and their succession), [`ledger`] (what was issued),
+//! [`request`] (signing requests), [`join`] (one-time tokens of new nodes), [`key`] (key pairs),
+//! [`encrypted`] and [`passphrase`] (keys under a passphrase), [`seal`] (signatures for later
+//! proof).
 //!
 //! For people: [`survey`] (every certificate in a place), [`probe`] (a server that is dialled), [`lint`] (what is wrong with one), [`yaml`]
 //! (files that operators write).
@@ -23,11 +25,13 @@ pub mod credentials;
 pub mod date;
 mod der;
 mod either;
+pub mod encrypted;
 pub mod first_contact;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod gateway;
 mod handshake;
+pub mod hierarchy;
 pub mod identity;
 pub mod inspect;
 pub mod join;
@@ -38,6 +42,7 @@ pub mod lint;
 pub mod manifest;
 pub mod mint;
 pub mod order;
+pub mod passphrase;
 pub mod peer_error;
 pub mod pem;
 mod pem_lines;
@@ -64,12 +69,14 @@ pub use chain::ChainVerifier;
 pub use credentials::{Credentials, CredentialsError};
 pub use first_contact::FirstContact;
 pub use gateway::{GatewayError, GatewayFiles, GatewayMaterial};
+pub use hierarchy::{Generation, Layout, Seat};
 pub use identity::{Identity, IdentityError};
 pub use inspect::{Certificate, CertificateError, Leaf, LeafError, Usage};
 pub use join::{JoinFile, JoinToken};
-pub use key::{KeyKind, PrivateKey, PublicKey};
+pub use key::{KeyKind, PrivateKey, PublicKey, UnlockError};
 pub use ledger::{Ledger, LedgerError};
 pub use mint::LeafSpec;
+pub use passphrase::{PassphraseError, PassphraseSource, Passphrases};
 pub use peer_error::PeerError;
 pub use request::{Request, RequestError, RequestSpec};
 pub use revoke::{DenyList, DenyListError};

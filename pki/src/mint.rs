@@ -102,6 +102,26 @@ pub(crate) fn certificate(
     ])))
 }
 
+/// A signing request (RFC 2986) that asks for these extensions.
+pub(crate) fn request(
+    subject_der: &[u8],
+    key: &PrivateKey,
+    extensions: &[Vec<u8>],
+) -> Result<Vec<u8>, MintError> {
+    let algorithm = key.signature_algorithm()?;
+    let asked = sequence(&[&extensions.concat()]);
+    let attribute = sequence(&[EXTENSION_REQUEST, &element(0x31, &asked)]);
+    let public_key = key.public();
+    let info = sequence(&[
+        &positive_integer(&[]),
+        subject_der,
+        public_key.der(),
+        &element(0xa0, &attribute),
+    ]);
+    let signature = key.sign(&info)?;
+    Ok(sequence(&[&info, algorithm, &bit_string(0, &signature)]))
+}
+
 /// The extensions of a leaf. Key usage is signing only: TLS 1.3 needs no other.
 pub(crate) fn leaf_extensions(spec: &LeafSpec) -> Vec<Vec<u8>> {
     // Bit 0, digitalSignature.
@@ -206,6 +226,9 @@ fn random_serial() -> Result<[u8; SERIAL_BYTES], MintError> {
     Ok(serial)
 }
 
+const EXTENSION_REQUEST: &[u8] = &[
+    0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x09, 0x0e,
+];
 const BASIC_CONSTRAINTS: &[u8] = &[0x06, 0x03, 0x55, 0x1d, 0x13];
 const KEY_USAGE: &[u8] = &[0x06, 0x03, 0x55, 0x1d, 0x0f];
 const EXTENDED_KEY_USAGE: &[u8] = &[0x06, 0x03, 0x55, 0x1d, 0x25];

@@ -1,8 +1,9 @@
 //! PEM: a reader that forgives form and a writer that does not use that freedom.
 //!
 //! The reader takes CRLF, a missing last newline, text before and between blocks, kinds of blocks
-//! that it does not know, and the accidents that [`crate::pem_lines`] puts straight. It refuses a block that does not end, bytes that are no base64,
-//! and a file without the block that was asked for. Encrypted keys are refused by name.
+//! that it does not know, and the accidents that [`crate::pem_lines`] puts straight. It refuses a
+//! block that does not end, bytes that are no base64, and a file without the block that was asked
+//! for. An encrypted key is never taken for a plain one.
 
 use rustls_pki_types::pem::{Error as DecodeError, PemObject, SectionKind};
 use rustls_pki_types::{
@@ -11,6 +12,8 @@ use rustls_pki_types::{
 
 use crate::pem_lines;
 use crate::secret::Secret;
+
+const ENCRYPTED: &str = "ENCRYPTED PRIVATE KEY";
 
 /// Why a text holds no usable PEM.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -31,10 +34,15 @@ pub enum PemError {
     #[error("a line that begins a block is malformed")]
     BadStart,
     #[error(
-        "the private key is encrypted; decrypt it first, for example with \
-         `openssl pkey -in FILE -out NEW` under umask 077"
+        "the private key is encrypted, and nobody is there to ask for its passphrase; decrypt it, \
+         for example with `openssl pkey -in FILE -out NEW` under umask 077"
     )]
     Encrypted,
+    #[error(
+        "the private key is encrypted in the traditional format; convert it with `openssl pkcs8 \
+         -topk8 -v2 aes-256-cbc -in FILE -out NEW` under umask 077"
+    )]
+    TraditionalEncryption,
 }
 
 /// Every certificate, in the order of the text. At least one.
@@ -52,7 +60,10 @@ pub fn certificates(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemErro
 
 /// The one private key: PKCS#8, PKCS#1 or SEC1.
 pub fn private_key(text: &[u8]) -> Result<PrivateKeyDer<'static>, PemError> {
-    if contains(text, b"ENCRYPTED PRIVATE KEY") || contains(text, b"Proc-Type: 4,ENCRYPTED") {
+    if contains(text, b"Proc-Type: 4,ENCRYPTED") {
+        return Err(PemError::TraditionalEncryption);
+    }
+    if contains(text, ENCRYPTED.as_bytes()) {
         return Err(PemError::Encrypted);
     }
     let mut keys: Vec<PrivateKeyDer<'static>> = sections(text)?
@@ -67,6 +78,32 @@ pub fn private_key(text: &[u8]) -> Result<PrivateKeyDer<'static>, PemError> {
         },
         (None, _) => Err(missing("PRIVATE KEY", text)),
         _ => Err(PemError::ManyKeys { count }),
+    }
+}
+
+/// The one encrypted private key (EncryptedPrivateKeyInfo, DER); `None` when no key in the text
+/// is encrypted that way.
+pub fn encrypted_key(text: &[u8]) -> Result<Option<Vec<u8>>, PemError> {
+    let needle = ENCRYPTED.as_bytes();
+    if !contains(text, needle) {
+        return Ok(None);
+    }
+    // The decoder knows no such label. What is relabelled here is not secret, and is never taken
+    // for a plain key.
+    let mut relabelled = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest
+        .windows(needle.len())
+        .position(|window| window == needle)
+    {
+        relabelled.extend_from_slice(rest.get(..at).unwrap_or_default());
+        relabelled.extend_from_slice(b"PRIVATE KEY");
+        rest = rest.get(at + needle.len()..).unwrap_or_default();
+    }
+    relabelled.extend_from_slice(rest);
+    match private_key(&relabelled)? {
+        PrivateKeyDer::Pkcs8(der) => Ok(Some(der.secret_pkcs8_der().to_vec())),
+        _ => Err(missing(ENCRYPTED, text)),
     }
 }
 
@@ -142,6 +179,11 @@ pub fn write_certificates(chain: &[CertificateDer<'_>]) -> String {
 /// A PKCS#8 key as text.
 pub fn write_private_key(pkcs8: &[u8]) -> Secret {
     Secret::new(block("PRIVATE KEY", pkcs8).into_bytes())
+}
+
+/// An encrypted PKCS#8 key as text.
+pub fn write_encrypted_key(der: &[u8]) -> Secret {
+    Secret::new(block(ENCRYPTED, der).into_bytes())
 }
 
 /// A certificate signing request as text.
@@ -292,6 +334,16 @@ mod tests {
             private_key(locked.as_bytes()),
             Err(PemError::Encrypted)
         ));
+        assert_eq!(encrypted_key(locked.as_bytes()), Ok(Some(b"x".to_vec())));
+        let plain = block("PRIVATE KEY", b"x");
+        assert_eq!(encrypted_key(plain.as_bytes()), Ok(None));
+        let both = [locked.clone(), plain].concat();
+        assert!(matches!(
+            encrypted_key(both.as_bytes()),
+            Err(PemError::ManyKeys { count: 2 })
+        ));
+        let cut = &locked[..locked.len() - 20];
+        assert_eq!(encrypted_key(cut.as_bytes()), Err(PemError::CutOff));
         let two = [block("PRIVATE KEY", b"x"), block("PRIVATE KEY", b"y")].concat();
         assert!(matches!(
             private_key(two.as_bytes()),

@@ -116,19 +116,58 @@ pub fn read_private_key(path: &Path) -> Result<PrivateKeyDer<'static>, StoreErro
 
 /// The whole of a secret file that only its owner (and perhaps its group) can read.
 pub fn read_secret(path: &Path) -> Result<Secret, StoreError> {
+    Ok(Secret::new(read_bounded(open_secret(path)?, path)?))
+}
+
+/// The private key of such a file, encrypted or not.
+#[derive(Debug)]
+pub enum KeyFile {
+    /// As it is used.
+    Plain(PrivateKeyDer<'static>),
+    /// To be opened by [`crate::encrypted::decrypt`].
+    Encrypted(Vec<u8>),
+}
+
+/// As [`read_private_key`], and takes an encrypted key as well.
+pub fn read_key_file(path: &Path) -> Result<KeyFile, StoreError> {
+    let text = read_secret(path)?;
+    let read = match pem::encrypted_key(text.expose()) {
+        Ok(Some(sealed)) => Ok(KeyFile::Encrypted(sealed)),
+        Ok(None) => pem::private_key(text.expose()).map(KeyFile::Plain),
+        Err(error) => Err(error),
+    };
+    read.map_err(|source| StoreError::Pem {
+        path: path.into(),
+        source,
+    })
+}
+
+/// A file that others cannot read, opened. What is no regular file (a pipe) has no such modes.
+pub(crate) fn open_secret(path: &Path) -> Result<File, StoreError> {
     let failed = |source| StoreError::Read {
         path: path.into(),
         source,
     };
     let file = File::open(path).map_err(failed)?;
-    let mode = file.metadata().map_err(failed)?.mode() & 0o7777;
-    if mode & FORBIDDEN_KEY_BITS != 0 {
+    let metadata = file.metadata().map_err(failed)?;
+    let mode = metadata.mode() & 0o7777;
+    if metadata.is_file() && mode & FORBIDDEN_KEY_BITS != 0 {
         return Err(StoreError::PublicKeyFile {
             path: path.into(),
             mode,
         });
     }
-    Ok(Secret::new(read_bounded(file, path)?))
+    Ok(file)
+}
+
+/// An open descriptor of this process, as the kernel shows it.
+pub(crate) fn open_descriptor(number: u32) -> io::Result<File> {
+    File::open(format!("/proc/self/fd/{number}"))
+}
+
+/// The terminal that this process was started from.
+pub(crate) fn open_terminal() -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).open("/dev/tty")
 }
 
 /// Every file below a directory, by name, without the temporary ones of our own writes. Symbolic
@@ -204,16 +243,31 @@ pub fn replace_pair(
     sync_directory_of(key).map_err(failed)
 }
 
-/// Removes a file; one that is not there is no error.
+/// Gives a file a second name, which must be free: a copy that takes one step.
+pub fn link(from: &Path, to: &Path) -> Result<(), StoreError> {
+    place(to, || fs::hard_link(from, to))
+}
+
+/// Gives a file another name, over whatever had it.
+pub fn rename(from: &Path, to: &Path) -> Result<(), StoreError> {
+    place(to, || fs::rename(from, to))
+}
+
+/// Removes a file. It is no error when there is none.
 pub fn remove(path: &Path) -> Result<(), StoreError> {
-    let removed = fs::remove_file(path).and_then(|()| sync_directory_of(path));
-    match removed {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StoreError::Write {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        _ => place(path, || fs::remove_file(path)),
+    }
+}
+
+fn place(path: &Path, change: impl FnOnce() -> io::Result<()>) -> Result<(), StoreError> {
+    change()
+        .and_then(|()| sync_directory_of(path))
+        .map_err(|source| StoreError::Write {
             path: path.into(),
             source,
-        }),
-        _ => Ok(()),
-    }
+        })
 }
 
 /// Makes a directory that only its owner can enter, and its parents.

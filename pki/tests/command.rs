@@ -68,7 +68,7 @@ fn init_never_overwrites_and_says_what_to_do() {
         2,
         &["must be less"],
     );
-    tool.refused("init x --cluster c --key-kind dsa", 2, &["ecdsa-p256"]);
+    tool.refused("init x --cluster c --key-algorithm dsa", 2, &["ecdsa-p256"]);
 }
 
 #[test]

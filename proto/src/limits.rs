@@ -427,6 +427,15 @@ pub const GRPC_PING_TIMEOUT: Duration = Duration::from_secs(20);
 pub const CHAIN_CERTIFICATES: usize = 8;
 /// One certificate, DER bytes. Overflow: refused before it is parsed.
 pub const CERTIFICATE_BYTES: usize = 16 * 1024;
+/// Rounds of PBKDF2 with which a private key is encrypted: a third of a second for whoever knows
+/// the passphrase, for each guess of whoever does not.
+pub const KEY_ROUNDS: u32 = 600_000;
+/// Most rounds that a key file may ask for. Overflow: the file is refused before any work.
+pub const KEY_ROUNDS_MAX: u32 = 10_000_000;
+/// A passphrase, bytes. Overflow: refused.
+pub const PASSPHRASE_BYTES: usize = 1024;
+/// Shortest passphrase for a key that is to be encrypted, characters. Below: refused.
+pub const PASSPHRASE_CHARS: usize = 8;
 /// Certificates in one bundle of trust anchors. Overflow: the file is refused.
 pub const ANCHORS: usize = 64;
 /// Entries of one deny list. Overflow: the file is refused, the old list stays.

@@ -27,14 +27,14 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR", default_value = ".")]
     out: PathBuf,
     /// Kind of the key: ed25519 or ecdsa-p256
-    #[arg(long, value_name = "KIND", default_value_t = SealKey::KINDS[0])]
+    #[arg(long = "key-algorithm", alias = "key-kind", value_name = "ALGORITHM", default_value_t = SealKey::KINDS[0])]
     key_kind: KeyKind,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Answer, Failure> {
     if !SealKey::KINDS.contains(&args.key_kind) {
         return Err(Failure::usage(format!(
-            "--key-kind {}: checkpoints are signed with ed25519 or ecdsa-p256",
+            "--key-algorithm {}: checkpoints are signed with ed25519 or ecdsa-p256",
             args.key_kind
         )));
     }

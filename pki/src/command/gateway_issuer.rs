@@ -38,8 +38,13 @@ pub(crate) struct Args {
     /// Directory that `towline-pki init` made
     #[arg(long, value_name = "DIR", default_value = ".", env = "TOWLINE_PKI_DIR")]
     dir: PathBuf,
-    /// Kind of the key: ecdsa-p256, ecdsa-p384, ed25519, rsa-2048 or rsa-4096
-    #[arg(long, value_name = "KIND", default_value_t)]
+    /// Algorithm of the key: ecdsa-p256, ecdsa-p384, ed25519, rsa-3072 or rsa-4096
+    #[arg(
+        long = "key-algorithm",
+        alias = "key-kind",
+        value_name = "ALGORITHM",
+        default_value_t
+    )]
     key_kind: KeyKind,
     /// Life of the authority in days
     #[arg(long, value_name = "DAYS", default_value_t = ISSUER_LIFE.as_secs() / DAY, value_parser = clap::value_parser!(u64).range(2..=36_500))]
@@ -49,6 +54,7 @@ pub(crate) struct Args {
 const DAY: u64 = 86_400;
 
 pub(crate) fn run(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
+    super::init::fits_authority(args.key_kind)?;
     let cluster = source::read_cluster(&args.dir)?;
     let file = |name: &str| args.dir.join(name);
     let (key, cert) = (file("issuers/gateway.key"), file("issuers/gateway.crt"));

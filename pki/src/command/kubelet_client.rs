@@ -12,6 +12,7 @@ use towline_pki::store::{self, Replace};
 use towline_pki::{Authority, Certificate, KeyKind, PrivateKey, date, pem};
 
 use super::answer::{self, Answer};
+use super::unlock::Unlock;
 use super::{EXIT_CODES, Failure, paper};
 
 const EXAMPLE: &str = "\
@@ -37,6 +38,8 @@ pub(crate) struct Args {
     /// Private key of that authority
     #[arg(long, value_name = "FILE")]
     ca_key: PathBuf,
+    #[command(flatten)]
+    unlock: Unlock,
     /// The user that it is to Kubernetes
     #[arg(long, value_name = "USER", default_value = "towline-kubelet-client")]
     name: String,
@@ -49,8 +52,13 @@ pub(crate) struct Args {
     /// Directory for the two files
     #[arg(long, value_name = "DIR", default_value = ".")]
     out: PathBuf,
-    /// Kind of the key: ecdsa-p256, ecdsa-p384, ed25519, rsa-2048 or rsa-4096
-    #[arg(long, value_name = "KIND", default_value_t)]
+    /// Algorithm of the key: ecdsa-p256, ecdsa-p384, ed25519, rsa-2048, rsa-3072 or rsa-4096
+    #[arg(
+        long = "key-algorithm",
+        alias = "key-kind",
+        value_name = "ALGORITHM",
+        default_value_t
+    )]
     key_kind: KeyKind,
     /// Replace both files when they are there (renewal): each in one step, the key first
     #[arg(long)]
@@ -69,7 +77,12 @@ pub(crate) fn run(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
         paper::refuse_existing(&[&key, &cert], advice)?;
         Replace::Never
     };
-    let authority = Authority::load(&args.ca_cert, &args.ca_key, now)?;
+    let authority = Authority::unlock(
+        &args.ca_cert,
+        &args.ca_key,
+        &mut args.unlock.passphrases(),
+        now,
+    )?;
     let private = PrivateKey::generate(args.key_kind).map_err(Failure::failed)?;
     let spec = KubeletClientSpec {
         user: args.name.clone(),

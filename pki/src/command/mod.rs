@@ -5,9 +5,10 @@ use std::fmt;
 use towline_pki::store::StoreError;
 use towline_pki::{
     AnchorsError, AuthorityError, CertificateError, DenyListError, IssueError, LeafError,
-    LedgerError, RequestError,
+    LedgerError, PassphraseError, RequestError, UnlockError,
 };
 
+pub(crate) mod accept;
 pub(crate) mod answer;
 pub(crate) mod ask;
 pub(crate) mod audit_key;
@@ -22,9 +23,12 @@ pub(crate) mod needs_renewal;
 pub(crate) mod paper;
 pub(crate) mod renew;
 pub(crate) mod request;
+pub(crate) mod root;
 pub(crate) mod sign;
+pub(crate) mod sign_issuer;
 pub(crate) mod source;
 pub(crate) mod status;
+pub(crate) mod unlock;
 pub(crate) mod verify;
 
 use answer::Answer;
@@ -116,7 +120,6 @@ macro_rules! file_errors {
 
 file_errors!(
     AnchorsError,
-    AuthorityError,
     CertificateError,
     DenyListError,
     LeafError,
@@ -127,6 +130,36 @@ impl From<LedgerError> for Failure {
     fn from(error: LedgerError) -> Self {
         match error {
             LedgerError::Store(error) => error.into(),
+            _ => Self::failed(error),
+        }
+    }
+}
+
+impl From<AuthorityError> for Failure {
+    fn from(error: AuthorityError) -> Self {
+        match error {
+            AuthorityError::Unlock(error) => error.into(),
+            _ => Self::file(error),
+        }
+    }
+}
+
+impl From<UnlockError> for Failure {
+    fn from(error: UnlockError) -> Self {
+        match error {
+            UnlockError::Store(error) => error.into(),
+            UnlockError::Passphrase(error) => error.into(),
+            UnlockError::WrongPassphrase { .. } => Self::failed(error),
+            UnlockError::In { .. } => Self::file(error),
+        }
+    }
+}
+
+impl From<PassphraseError> for Failure {
+    fn from(error: PassphraseError) -> Self {
+        match error {
+            PassphraseError::Store(error) => error.into(),
+            PassphraseError::Unfit { .. } => Self::file(error),
             _ => Self::failed(error),
         }
     }

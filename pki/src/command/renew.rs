@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use rustls_pki_types::CertificateDer;
 use serde_json::json;
 use towline_pki::order::order;
 use towline_pki::store::{self, Replace};
-use towline_pki::{Issue, KeyKind, Leaf, PrivateKey, date};
+use towline_pki::{Certificate, Issue, KeyKind, Leaf, PrivateKey, date};
 
 use super::answer::Answer;
 use super::source::Source;
@@ -35,12 +36,16 @@ pub(crate) struct Args {
     /// Keep the key that is there
     #[arg(long, conflicts_with = "key_kind")]
     keep_key: bool,
-    /// Kind of the new key: ecdsa-p256, ecdsa-p384, ed25519, rsa-2048 or rsa-4096
-    #[arg(long, value_name = "KIND", default_value_t)]
-    key_kind: KeyKind,
+    /// Algorithm of the new key instead of the old one's: ecdsa-p256, ecdsa-p384, ed25519, rsa-2048, rsa-3072 or rsa-4096
+    #[arg(long = "key-algorithm", alias = "key-kind", value_name = "ALGORITHM")]
+    key_kind: Option<KeyKind>,
     /// Life in days instead of the role's default
     #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u64).range(1..=36_500))]
     days: Option<u64>,
+}
+
+fn key_of(der: &CertificateDer<'_>) -> String {
+    Certificate::parse(der.as_ref()).map_or_else(|_| String::new(), |old| old.key)
 }
 
 pub(crate) fn run(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
@@ -65,7 +70,12 @@ pub(crate) fn run(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
     let key = match args.keep_key {
         true => PrivateKey::from_der(&store::read_private_key(&key_path)?)
             .map_err(|error| Failure::file(format!("{}: {error}", key_path.display())))?,
-        false => PrivateKey::generate(args.key_kind).map_err(Failure::failed)?,
+        false => {
+            let kind = args
+                .key_kind
+                .unwrap_or_else(|| KeyKind::like(&key_of(&der)));
+            PrivateKey::generate(kind).map_err(Failure::failed)?
+        }
     };
     if args.keep_key {
         // A certificate for a key of somebody else would be no renewal.

@@ -29,8 +29,13 @@ pub(crate) struct Args {
     /// Directory for the two files
     #[arg(long, value_name = "DIR", default_value = ".")]
     out: PathBuf,
-    /// Kind of the key: ecdsa-p256, ecdsa-p384, ed25519, rsa-2048 or rsa-4096
-    #[arg(long, value_name = "KIND", default_value_t)]
+    /// Algorithm of the key: ecdsa-p256, ecdsa-p384, ed25519, rsa-2048, rsa-3072 or rsa-4096
+    #[arg(
+        long = "key-algorithm",
+        alias = "key-kind",
+        value_name = "ALGORITHM",
+        default_value_t
+    )]
     key_kind: KeyKind,
 }
 

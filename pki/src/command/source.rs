@@ -4,11 +4,13 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use towline_pki::hierarchy::succession;
 use towline_pki::ledger::LEDGER_FILE;
-use towline_pki::{Authority, Ledger, store};
+use towline_pki::{Authority, Layout, Ledger, Seat, store};
 use towline_proto::id::{ClusterName, Role};
 
 use super::Failure;
+use super::unlock::Unlock;
 
 /// The flags that choose the authority.
 #[derive(clap::Args)]
@@ -29,6 +31,8 @@ pub(crate) struct Source {
     /// NAME.issued.jsonl]
     #[arg(long, value_name = "FILE")]
     pub(crate) ledger: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) unlock: Unlock,
 }
 
 /// The authority that signs, and for which cluster.
@@ -59,10 +63,11 @@ impl Source {
 
     /// Loads the issuer of certificates of this role.
     pub(crate) fn open(&self, role: Role, now: SystemTime) -> Result<Signing, Failure> {
+        let mut passphrases = self.unlock.passphrases();
         if let (Some(cert), Some(key), Some(cluster)) = (&self.ca_cert, &self.ca_key, &self.cluster)
         {
             return Ok(Signing {
-                authority: Authority::load(cert, key, now)?,
+                authority: Authority::unlock(cert, key, &mut passphrases, now)?,
                 cluster: cluster.clone(),
                 ledger: self.ledger(),
                 trust: Trust {
@@ -72,13 +77,10 @@ impl Source {
             });
         }
         let cluster = read_cluster(&self.dir)?;
-        let issuer = issuer_of(role);
+        let layout = Layout::new(&self.dir);
+        let seat = Seat::issuer_of(role);
         Ok(Signing {
-            authority: Authority::load(
-                &self.dir.join(format!("issuers/{issuer}.crt")),
-                &self.dir.join(format!("issuers/{issuer}.key")),
-                now,
-            )?,
+            authority: succession::open(&layout, seat, &mut passphrases, now)?,
             cluster,
             ledger: self.ledger(),
             trust: Trust {
@@ -89,14 +91,7 @@ impl Source {
     }
 }
 
-/// Agents have an issuer of their own, so that what signs for nodes cannot make a server.
-pub(crate) fn issuer_of(role: Role) -> &'static str {
-    match role {
-        Role::Agent => "agents",
-        Role::Server | Role::Client | Role::Operator => "servers",
-    }
-}
-
+/// The name of the cluster that a directory is of.
 pub(crate) fn read_cluster(dir: &Path) -> Result<ClusterName, Failure> {
     let path = dir.join("cluster");
     let bytes = store::read(&path).map_err(|error| {
