@@ -67,7 +67,7 @@ pub(crate) enum Purpose {
     Probe,
     /// The link is silent.
     Suspect,
-    /// Our identity changed.
+    /// Our identity changed, or the server's issuer is trusted no more.
     Replace,
     /// Our certificate was renewed, and the link's is about to end.
     Succeed,

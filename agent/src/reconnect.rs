@@ -7,9 +7,10 @@
 //! - The quic link is silent although we keep sending: an attempt beside it, dropped again when
 //!   the link speaks first. A restarted server is met long before the silence counts as death.
 //! - New files are in force: the server is verified again; a new identity of ours means a new
-//!   link.
+//!   link, and so does an issuer of the server that is no anchor any more.
 //! - Our certificate was renewed: the link stays, and is replaced in the last part of the life of
-//!   the certificate that it was made with; its dials have until that one's end.
+//!   the certificate that it was made with; its dials have until that one's end. A certificate of
+//!   another issuer is shown soon: the old issuer is about to be trusted no more.
 //!
 //! A new link always takes over before the old one is drained, so dials never meet a gap that we
 //! could have avoided.
@@ -22,7 +23,7 @@ use tokio::time::Instant;
 use towline_link::carrier::CarrierKind;
 use towline_link::driver::{Link, LinkState};
 use towline_link::process::drain::DrainWatch;
-use towline_pki::Serial;
+use towline_pki::{Certificate, PeerError, Serial};
 use towline_proto::limits;
 use towline_proto::reason::Reason;
 use towline_proto::target::Target;
@@ -51,6 +52,8 @@ struct Current {
 /// What the server judges the life of a link by.
 struct Shown {
     serial: Serial,
+    /// Key identifier of who signed it.
+    issuer: Option<Vec<u8>>,
     not_after: SystemTime,
     /// When a link with a newer certificate takes over.
     succeed_at: SystemTime,
@@ -66,9 +69,16 @@ impl Shown {
         let rest = life / 20 + jitter(life / 20);
         Self {
             serial: leaf.serial.clone(),
+            issuer: issuer_of(trust),
             not_after: leaf.not_after,
             succeed_at: leaf.not_after.checked_sub(rest).unwrap_or(leaf.not_before),
         }
+    }
+
+    /// A rotation is under way: the link with the newer certificate is wanted soon.
+    fn succeed_soon(&mut self, now: SystemTime) {
+        let pause = limits::RELINK_AFTER + jitter(limits::RELINK_SPREAD);
+        self.succeed_at = self.succeed_at.min(now + pause);
     }
 
     /// How long dials of its link may still go on: in order as long as the certificate lives.
@@ -79,12 +89,19 @@ impl Shown {
     }
 }
 
+/// By its key, because a successor may have the same name.
+fn issuer_of(trust: &Snapshot) -> Option<Vec<u8>> {
+    let own = trust.material.credentials().chain().first()?;
+    Certificate::parse(own.as_ref()).ok()?.issuer_key_id
+}
+
 enum Event {
     Succeed,
     Attempted(Purpose, Result<Greeted, AttemptError>),
     Link(LinkState),
     Look,
     Files,
+    Doomed,
     Ended(Reason),
     Stop,
 }
@@ -98,6 +115,8 @@ pub struct Keeper {
     attempts: Attempts,
     links: JoinSet<Reason>,
     probes: Probes,
+    /// When links whose server is trusted no more are closed, replaced or not.
+    doomed: Option<Instant>,
     twin_told: bool,
     logged: Option<Reason>,
 }
@@ -113,6 +132,7 @@ impl Keeper {
             drain,
             current: None,
             links: JoinSet::new(),
+            doomed: None,
             twin_told: false,
             logged: None,
         }
@@ -132,6 +152,7 @@ impl Keeper {
                 (purpose, result) = self.attempts.ended() => Event::Attempted(purpose, result),
                 Some(ended) = self.links.join_next() => Event::Ended(ended.unwrap_or(Reason::Aborted)),
                 Ok(()) = files.changed() => Event::Files,
+                () = due(self.doomed) => Event::Doomed,
                 () = tokio::time::sleep(LOOK), if self.wants_looks() => Event::Look,
                 () = until_succeeded(self.current.as_ref(), &self.keeping) => Event::Succeed,
             };
@@ -145,6 +166,7 @@ impl Keeper {
                     self.slot.sweep();
                 }
                 Event::Files => self.files_replaced(),
+                Event::Doomed => self.close_untrusted(),
                 Event::Look => self.look(),
                 Event::Succeed => self.succeed(),
             }
@@ -308,18 +330,47 @@ impl Keeper {
             return;
         }
         let now = SystemTime::now();
+        let mut replace = false;
+        for link in self.slot.all() {
+            let Err(error) = trust.recheck(link.carrier().peer(), now) else {
+                continue;
+            };
+            // Its issuer is no anchor any more, which is how a rotation ends: the server has a new
+            // certificate by now, and gets a moment to show it. Anything else is a verdict.
+            if matches!(error, PeerError::UnknownIssuer) {
+                info!(server = %self.slot.server(), link = %link.id(), %error, "connecting anew");
+                self.doomed
+                    .get_or_insert_with(|| Instant::now() + limits::RELINK_GRACE);
+                replace = true;
+            } else {
+                warn!(server = %self.slot.server(), link = %link.id(), %error, "the server is no longer trusted, link closed");
+                link.close(error.reason());
+            }
+        }
+        if !trust.material.keeps_identity(&current.trust.material) {
+            info!(server = %self.slot.server(), identity = %trust.identity(), "our identity changed, connecting anew");
+            replace = true;
+        } else {
+            if issuer_of(&trust) != current.shown.issuer {
+                current.shown.succeed_soon(now);
+            }
+            current.trust = trust;
+        }
+        if replace {
+            self.attempts.clear();
+            self.attempts.plan(Purpose::Replace, Duration::ZERO);
+        }
+    }
+
+    fn close_untrusted(&mut self) {
+        self.doomed = None;
+        let trust = self.keeping.trust.current();
+        let now = SystemTime::now();
         for link in self.slot.all() {
             if let Err(error) = trust.recheck(link.carrier().peer(), now) {
                 warn!(server = %self.slot.server(), link = %link.id(), %error, "the server is no longer trusted, link closed");
                 link.close(error.reason());
             }
-        }
-        if trust.material.keeps_identity(&current.trust.material) {
-            current.trust = trust;
-        } else {
-            info!(server = %self.slot.server(), identity = %trust.identity(), "our identity changed, connecting anew");
-            self.attempts.clear();
-            self.attempts.plan(Purpose::Replace, Duration::ZERO);
         }
     }
 
@@ -355,6 +406,13 @@ impl Keeper {
             self.attempts.outage_began(current.heard);
             self.attempts.plan(Purpose::Suspect, Duration::ZERO);
         }
+    }
+}
+
+async fn due(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

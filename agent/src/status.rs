@@ -45,6 +45,8 @@ pub struct Status {
     pub policy: PolicyStatus,
     /// Everything loaded that ends.
     pub expiries: Vec<ExpiryStatus>,
+    /// Authorities that servers may come from; `towline-pki rotate activate` asks for them.
+    pub trust: Vec<AnchorStatus>,
 }
 
 /// See [`Status::dials`].
@@ -95,6 +97,17 @@ pub struct ExpiryStatus {
     pub path: String,
     /// Until then; negative when it is over.
     pub seconds: i64,
+}
+
+/// See [`Status::trust`].
+#[derive(Clone, Debug, Serialize)]
+pub struct AnchorStatus {
+    /// The role of those peers.
+    pub role: &'static str,
+    /// The file.
+    pub path: String,
+    /// Which it is.
+    pub sha256: String,
 }
 
 /// Everything that the document is made of.
@@ -160,6 +173,15 @@ impl Sources {
                 service_prefixes: texts(&rules.service_prefixes),
                 pod_prefixes: texts(&rules.pod_prefixes),
             },
+            trust: trust
+                .map_or_else(Vec::new, |trust| trust.material.trusted())
+                .into_iter()
+                .map(|(role, path, sha256)| AnchorStatus {
+                    role: role.as_str(),
+                    path: path.display().to_string(),
+                    sha256: sha256.to_string(),
+                })
+                .collect(),
             expiries: trust
                 .map_or_else(Vec::new, |trust| trust.material.expiries())
                 .into_iter()

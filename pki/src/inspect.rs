@@ -107,7 +107,7 @@ pub struct Certificate {
     pub(crate) public_key_der: Vec<u8>,
     pub(crate) key_id: Option<Vec<u8>>,
     /// Which key signed it, as its issuer numbers keys.
-    pub(crate) issuer_key_id: Option<Vec<u8>>,
+    pub issuer_key_id: Option<Vec<u8>>,
 }
 
 impl Certificate {

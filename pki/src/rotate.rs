@@ -5,7 +5,7 @@
 //! (the new key with the old certificate) is such an error, and the next look finds the whole.
 //! A snapshot is never changed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -14,6 +14,7 @@ use towline_proto::id::Role;
 use crate::anchors::{Anchors, AnchorsError};
 use crate::credentials::{Credentials, CredentialsError};
 use crate::revoke::{DenyList, DenyListError};
+use crate::serial::Fingerprint;
 use crate::verify::PeerVerifier;
 
 /// Which files make up a snapshot.
@@ -126,6 +127,17 @@ impl Material {
                 let what = format!("{role}-ca");
                 let (from, until) = (certificate.not_before, certificate.not_after);
                 out.push(expiry(&what, path, from, until));
+            }
+        }
+        out
+    }
+
+    /// Every authority that peers may come from: the role of those peers, the file, and which it is.
+    pub fn trusted(&self) -> Vec<(Role, &Path, Fingerprint)> {
+        let mut out = Vec::new();
+        for (role, path, verifier) in &self.verifiers {
+            for certificate in verifier.anchors().certificates() {
+                out.push((*role, path.as_path(), certificate.fingerprint));
             }
         }
         out

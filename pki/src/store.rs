@@ -262,7 +262,8 @@ pub fn remove(path: &Path) -> Result<(), StoreError> {
 }
 
 fn place(path: &Path, change: impl FnOnce() -> io::Result<()>) -> Result<(), StoreError> {
-    change()
+    may_change()
+        .and_then(|()| change())
         .and_then(|()| sync_directory_of(path))
         .map_err(|source| StoreError::Write {
             path: path.into(),
@@ -335,6 +336,7 @@ fn write_and_place(
         .open(temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;
+    may_change()?;
     match replace {
         // A link fails when the name is taken, and does so in one step; a rename would not.
         Replace::Never => fs::hard_link(temporary, path),
@@ -342,11 +344,40 @@ fn write_and_place(
     }
 }
 
+/// Tests end the program, as it were, before one of its changes.
+#[cfg(not(test))]
+fn may_change() -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(test)]
+use tests::may_change;
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
     use std::sync::atomic::{AtomicU32, Ordering};
+
+    thread_local! {
+        static LEFT: std::cell::Cell<Option<usize>> = const { std::cell::Cell::new(None) };
+    }
+
+    /// From now on this thread changes so many files and no more, as if it had crashed.
+    pub(crate) fn fail_after(changes: Option<usize>) {
+        LEFT.set(changes);
+    }
+
+    pub(super) fn may_change() -> io::Result<()> {
+        match LEFT.get() {
+            Some(0) => Err(io::Error::other("a crash, for a test")),
+            Some(left) => {
+                LEFT.set(Some(left - 1));
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
 
     /// A directory of its own for one test, removed at the end.
     pub(crate) struct Scratch(PathBuf);

@@ -92,6 +92,15 @@ pub const LOCAL_GONE: Duration = Duration::from_secs(30);
 pub const HANDSHAKES: usize = 256;
 /// One handshake, both carriers.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How soon an agent makes its links anew, at the earliest, whose new certificate is of another
+/// issuer than the link's, and over how long a fleet that was renewed at once spreads that.
+pub const RELINK_AFTER: Duration = Duration::from_secs(1);
+/// See [`RELINK_AFTER`].
+pub const RELINK_SPREAD: Duration = Duration::from_secs(5);
+/// How long a link stays whose server's issuer is trusted no more, while another one is made.
+/// With the look at the files and its spread this is less than the five seconds within which a
+/// revocation ends links; what is on a deny list is closed at once.
+pub const RELINK_GRACE: Duration = Duration::from_millis(1500);
 /// Links of one server. Overflow: new links are refused with `overloaded`.
 pub const LINKS: usize = 10_000;
 /// Head start of QUIC before TLS is started beside it (`--carrier auto`).

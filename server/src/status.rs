@@ -35,6 +35,8 @@ pub struct Status {
     pub kubelets: Summary,
     /// Everything loaded that ends.
     pub expiries: Vec<Expiry>,
+    /// Authorities that peers may come from; `towline-pki rotate activate` asks for them.
+    pub trust: Vec<Anchor>,
     /// By name.
     pub agents: Vec<Agent>,
     /// Agents that are not verified; only in the compatibility profile.
@@ -102,6 +104,17 @@ pub struct Expiry {
     pub path: String,
     /// Seconds since 1970.
     pub not_after: u64,
+}
+
+/// An authority that peers may come from.
+#[derive(Clone, Debug, Serialize)]
+pub struct Anchor {
+    /// The role of those peers.
+    pub role: &'static str,
+    /// The file.
+    pub path: String,
+    /// Which it is.
+    pub sha256: String,
 }
 
 /// One agent.
@@ -207,6 +220,16 @@ impl Source {
                     not_after: seconds(expiry.not_after),
                 })
                 .collect(),
+            trust: snapshot.as_ref().map_or_else(Vec::new, |own| {
+                let trusted = own.material.trusted().into_iter();
+                trusted
+                    .map(|(role, path, sha256)| Anchor {
+                        role: role.as_str(),
+                        path: path.display().to_string(),
+                        sha256: sha256.to_string(),
+                    })
+                    .collect()
+            }),
             agents,
             compatibility: self.compat.as_ref().map(|told| Compatibility {
                 unverified: told.unverified.clone(),

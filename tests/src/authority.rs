@@ -5,6 +5,7 @@
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
@@ -19,6 +20,42 @@ use crate::scratch::{self, Scratch};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
+/// The algorithms that keys of the product have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Algorithm {
+    EcdsaP256,
+    EcdsaP384,
+    Ed25519,
+    Rsa2048,
+    Rsa3072,
+}
+
+impl Algorithm {
+    /// All of them.
+    pub const ALL: [Algorithm; 5] = [
+        Algorithm::EcdsaP256,
+        Algorithm::EcdsaP384,
+        Algorithm::Ed25519,
+        Algorithm::Rsa2048,
+        Algorithm::Rsa3072,
+    ];
+
+    fn generate(self) -> KeyPair {
+        match self {
+            Algorithm::EcdsaP256 => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256),
+            Algorithm::EcdsaP384 => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384),
+            Algorithm::Ed25519 => KeyPair::generate_for(&rcgen::PKCS_ED25519),
+            Algorithm::Rsa2048 => {
+                KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048)
+            }
+            Algorithm::Rsa3072 => {
+                KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_3072)
+            }
+        }
+        .expect("keys can be generated")
+    }
+}
+
 /// A certificate authority of the kit.
 pub struct Ca {
     issuer: Issuer<'static, KeyPair>,
@@ -28,7 +65,16 @@ pub struct Ca {
 
 impl Ca {
     fn new(name: &str, parent: Option<&Ca>) -> Self {
-        let key = KeyPair::generate().expect("P-256 keys can be generated");
+        Self::with_key(name, parent, Algorithm::EcdsaP256)
+    }
+
+    /// An authority of its own with a key of this algorithm.
+    pub fn of(algorithm: Algorithm) -> Self {
+        Self::with_key("of another algorithm", None, algorithm)
+    }
+
+    fn with_key(name: &str, parent: Option<&Ca>, algorithm: Algorithm) -> Self {
+        let key = algorithm.generate();
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -97,6 +143,7 @@ impl Ca {
 /// operators, and the unrelated CA that signs kubelets' serving certificates.
 pub struct Authority {
     cluster: String,
+    root: Arc<Ca>,
     agents: Ca,
     others: Ca,
     kubelets: Ca,
@@ -105,12 +152,21 @@ pub struct Authority {
 impl Authority {
     /// Makes them for a cluster of this name.
     pub fn new(cluster: &str) -> Self {
-        let root = Ca::new(&format!("{cluster} root"), None);
+        Self::below(cluster, Arc::new(Ca::new(&format!("{cluster} root"), None)))
+    }
+
+    /// Another cluster's issuers below the same root, whose leaves claim to be of this cluster.
+    pub fn sibling(&self) -> Self {
+        Self::below(&self.cluster, Arc::clone(&self.root))
+    }
+
+    fn below(cluster: &str, root: Arc<Ca>) -> Self {
         Self {
             cluster: cluster.to_owned(),
             agents: Ca::new(&format!("{cluster} agents"), Some(&root)),
             others: Ca::new(&format!("{cluster} servers"), Some(&root)),
             kubelets: Ca::new(&format!("{cluster} kubelets"), None),
+            root,
         }
     }
 
@@ -152,6 +208,7 @@ impl Authority {
             ips: Vec::new(),
             names: Vec::new(),
             usages: vec![usage],
+            algorithm: Algorithm::EcdsaP256,
             not_before: now - HOUR,
             not_after: now + 12 * HOUR,
         }
@@ -168,6 +225,7 @@ impl Authority {
             ips: ips.to_vec(),
             names: vec![node.to_owned()],
             usages: vec![ExtendedKeyUsagePurpose::ServerAuth],
+            algorithm: Algorithm::EcdsaP256,
             not_before: now - HOUR,
             not_after: now + 12 * HOUR,
         }
@@ -222,6 +280,7 @@ pub struct LeafPlan<'a> {
     ips: Vec<IpAddr>,
     names: Vec<String>,
     usages: Vec<ExtendedKeyUsagePurpose>,
+    algorithm: Algorithm,
     not_before: SystemTime,
     not_after: SystemTime,
 }
@@ -267,6 +326,12 @@ impl<'a> LeafPlan<'a> {
     /// Ends its life this far from now.
     pub fn ends_in(mut self, life: Duration) -> Self {
         self.not_after = SystemTime::now() + life;
+        self
+    }
+
+    /// Gives it a key of another algorithm.
+    pub fn key(mut self, algorithm: Algorithm) -> Self {
+        self.algorithm = algorithm;
         self
     }
 
@@ -342,7 +407,7 @@ impl<'a> LeafPlan<'a> {
 
     /// Signs it with a new key.
     pub fn sign(self) -> Pair {
-        let key = KeyPair::generate().expect("P-256 keys can be generated");
+        let key = self.algorithm.generate();
         let mut params = CertificateParams::default();
         params
             .distinguished_name
@@ -418,6 +483,13 @@ impl Pair {
     /// The key.
     pub fn key(&self) -> PrivateKeyDer<'static> {
         PrivatePkcs8KeyDer::from(self.key.clone()).into()
+    }
+
+    /// Puts the root behind the issuer, as a peer does that hopes to be believed for its sake.
+    pub fn with_root(mut self, authority: &Authority) -> Self {
+        self.cert_pem.push_str(authority.root.pem());
+        self.chain.push(authority.root.der().clone());
+        self
     }
 
     /// Writes `<name>.crt` and `<name>.key`.

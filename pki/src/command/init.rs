@@ -120,7 +120,10 @@ pub(crate) fn run(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
     let made = make_issuers(args, cluster, &root, encrypt, now)?;
     write_folders(&args.dir)?;
     let issued = made.iter().map(|(_, made)| made.authority.der().as_ref());
-    Ledger::in_dir(&args.dir).record(issued, "init", now)?;
+    Ledger::in_dir(&args.dir).record(issued.clone(), "init", now)?;
+    if let Some(dir) = &args.root.root {
+        Ledger::in_dir(dir).record(issued, "init", now)?;
+    }
     // Keys before certificates, the name of the cluster last: what has it is whole.
     if let Some(key) = &root_key {
         store::write_secret(

@@ -24,6 +24,7 @@ pub(crate) mod paper;
 pub(crate) mod renew;
 pub(crate) mod request;
 pub(crate) mod root;
+pub(crate) mod rotate;
 pub(crate) mod sign;
 pub(crate) mod sign_issuer;
 pub(crate) mod source;

@@ -49,6 +49,11 @@ impl RootFlags {
         self.root.is_some() || self.root_cert.is_some()
     }
 
+    /// Whether the root is in a directory of ours, which has a ledger.
+    pub(crate) fn is_in_directory(&self) -> bool {
+        self.root_cert.is_none()
+    }
+
     /// Where the root's passphrase comes from when it has flags of its own, or when nothing is said
     /// of the other passphrase either.
     pub(crate) fn passphrases(&self, others: &Passphrases) -> Option<Passphrases> {

@@ -7,7 +7,7 @@ use rustls_pki_types::CertificateDer;
 use serde_json::json;
 use towline_pki::role::ISSUER_LIFE;
 use towline_pki::store::{self, Replace};
-use towline_pki::{Certificate, Layout, Request, Seat, date, pem};
+use towline_pki::{Certificate, Layout, Ledger, Request, Seat, date, pem};
 use towline_proto::id::ClusterName;
 
 use super::answer::{self, Answer};
@@ -80,6 +80,10 @@ pub(crate) fn run(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
         .spec(args.cluster.as_str(), now, args.issuer_days);
     let der: CertificateDer<'static> = root.certify_below(&spec, request.public_key())?;
     let made = Certificate::parse(der.as_ref())?;
+    let folder = args.root.root.as_deref().unwrap_or(".".as_ref());
+    if args.root.is_in_directory() {
+        Ledger::in_dir(folder).record([der.as_ref()], "sign-issuer", now)?;
+    }
     let text = pem::write_certificates(&[der]);
     store::write_public(&cert, &text, Replace::Never)?;
     let text = format!(

@@ -13,6 +13,7 @@
 
 pub mod accept;
 pub mod layout;
+pub mod reports;
 pub mod succession;
 
 use std::fmt;
@@ -119,23 +120,30 @@ impl Seat {
 }
 
 impl Authority {
+    /// Whether such an authority may stand below this one.
+    pub fn may_sign_below(&self, spec: &AuthoritySpec) -> Result<(), AuthorityError> {
+        let own = self.certificate();
+        if own.path_length == Some(0) {
+            return Err(AuthorityError::PathLength {
+                subject: own.subject.clone(),
+            });
+        }
+        if spec.not_after > own.not_after {
+            return Err(AuthorityError::Outlives {
+                subject: own.subject.clone(),
+                not_after: own.not_after,
+            });
+        }
+        Ok(())
+    }
+
     /// The certificate of an authority below this one, whose key is held elsewhere.
     pub fn certify_below(
         &self,
         spec: &AuthoritySpec,
         public_key: &PublicKey,
     ) -> Result<CertificateDer<'static>, AuthorityError> {
-        if self.certificate().path_length == Some(0) {
-            return Err(AuthorityError::PathLength {
-                subject: self.certificate().subject.clone(),
-            });
-        }
-        if spec.not_after > self.certificate().not_after {
-            return Err(AuthorityError::Outlives {
-                subject: self.certificate().subject.clone(),
-                not_after: self.certificate().not_after,
-            });
-        }
+        self.may_sign_below(spec)?;
         let subject = spec.subject(public_key);
         Ok(mint::certificate(
             &self.signer(),

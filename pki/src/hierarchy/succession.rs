@@ -10,6 +10,7 @@
 //! a crash between any two of them the same step, run again, does the rest; a seat can be signed
 //! with at every moment ([`open`]), and the trust bundle never holds less than is in use.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
@@ -18,11 +19,13 @@ use rustls_pki_types::CertificateDer;
 use super::accept::is_signed_by;
 use super::{Generation, Layout, Seat};
 use crate::authority::{Authority, AuthorityError};
-use crate::inspect::{Certificate, CertificateError};
-use crate::key::{PrivateKey, UnlockError};
+use crate::date;
+use crate::inspect::{Certificate, CertificateError, escape};
+use crate::key::UnlockError;
+use crate::ledger::{Ledger, LedgerError};
 use crate::passphrase::Passphrases;
 use crate::pem;
-use crate::secret::Secret;
+use crate::seal::hex;
 use crate::store::{self, Replace, StoreError};
 
 /// Why a step is not taken. Nothing was changed.
@@ -57,6 +60,8 @@ pub enum SuccessionError {
     NotSigned { seat: Seat, request: PathBuf },
     #[error("{seat} has no old authority: there is nothing to retire")]
     NoOld { seat: Seat },
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
 }
 
 /// What a seat looks like.
@@ -78,6 +83,11 @@ impl Stage {
             old_key: there(layout.key(seat, Generation::Old)),
             old_cert: there(layout.cert(seat, Generation::Old)),
         }
+    }
+
+    /// Whether the next authority has its certificate.
+    pub fn next_cert(self) -> bool {
+        self.next_cert
     }
 
     /// Whether a next authority waits.
@@ -102,22 +112,6 @@ pub fn may_prepare(layout: &Layout, seat: Seat) -> Result<Stage, SuccessionError
         }),
         (false, _) => Ok(stage),
     }
-}
-
-/// The key of the next authority: the one that an earlier run wrote, or `new`, written here.
-pub fn next_key(
-    layout: &Layout,
-    seat: Seat,
-    passphrases: &mut Passphrases,
-    new: impl FnOnce() -> Result<(PrivateKey, Secret), AuthorityError>,
-) -> Result<PrivateKey, SuccessionError> {
-    let path = layout.key(seat, Generation::Next);
-    if path.symlink_metadata().is_ok() {
-        return Ok(PrivateKey::unlock(&path, passphrases)?);
-    }
-    let (key, text) = new()?;
-    store::write_secret(&path, &text, Replace::Never)?;
-    Ok(key)
 }
 
 /// Writes the certificate of the next authority, and the trust bundle with it.
@@ -184,6 +178,14 @@ pub fn activate(
 /// The old authority is trusted no more; its files are removed, the certificate last, because it
 /// is what says that there is something left to do.
 pub fn retire(layout: &Layout, seat: Seat) -> Result<(), SuccessionError> {
+    may_retire(layout, seat)?;
+    write_trust(layout, seat, &[Generation::Current])?;
+    store::remove(&layout.key(seat, Generation::Old))?;
+    Ok(store::remove(&layout.cert(seat, Generation::Old))?)
+}
+
+/// Checks that there is an old authority, and that the new one is in its place.
+pub fn may_retire(layout: &Layout, seat: Seat) -> Result<(), SuccessionError> {
     let stage = Stage::of(layout, seat);
     if stage.has_next() {
         return Err(match stage.has_old() {
@@ -194,9 +196,7 @@ pub fn retire(layout: &Layout, seat: Seat) -> Result<(), SuccessionError> {
     if !stage.has_old() {
         return Err(SuccessionError::NoOld { seat });
     }
-    write_trust(layout, seat, &[Generation::Current])?;
-    store::remove(&layout.key(seat, Generation::Old))?;
-    Ok(store::remove(&layout.cert(seat, Generation::Old))?)
+    Ok(())
 }
 
 /// The authority that signs. In the middle of an activation the new key is in place already and
@@ -223,23 +223,57 @@ pub fn open(
     }
 }
 
-/// Certificates of `found` that the old authority signed and that have not ended.
-pub fn still_alive<'a, T>(
+/// Whether a certificate has not ended and was signed by this authority.
+pub fn is_alive_below(
     old: &CertificateDer<'_>,
-    found: impl IntoIterator<Item = &'a T>,
-    read: impl Fn(&'a T) -> (&'a Certificate, &'a CertificateDer<'static>),
+    certificate: &Certificate,
+    der: &CertificateDer<'_>,
     now: SystemTime,
-) -> Vec<&'a T> {
-    found
-        .into_iter()
-        .filter(|item| {
-            let (certificate, der) = read(item);
-            // Cheap questions first: the signature last.
-            crate::date::seconds(now) <= crate::date::seconds(certificate.not_after)
-                && der != old
-                && is_signed_by(der, old)
-        })
-        .collect()
+) -> bool {
+    // Cheap questions first: the signature last.
+    date::seconds(now) <= date::seconds(certificate.not_after)
+        && der != old
+        && is_signed_by(der, old)
+}
+
+/// What a ledger says of an authority's certificates that have not ended.
+#[derive(Debug, Default)]
+pub struct Known {
+    /// One line each: nothing newer is known of their identity.
+    pub alive: Vec<String>,
+    /// How many have a newer certificate of another authority.
+    pub replaced: usize,
+}
+
+/// Looks at a ledger.
+pub fn known_to(
+    ledger: &Ledger,
+    old: &Certificate,
+    now: SystemTime,
+) -> Result<Known, SuccessionError> {
+    let issuer = hex(old.key_id.as_deref().unwrap_or_default());
+    let entries = ledger.find(|entry| !entry.has_ended(now))?;
+    // In the order of the file: what stands further down is newer.
+    let mut newest: HashMap<&str, bool> = HashMap::new();
+    for entry in &entries {
+        if let Some(identity) = &entry.identity {
+            newest.insert(identity, entry.issuer == issuer);
+        }
+    }
+    let mut known = Known::default();
+    for entry in entries.iter().filter(|entry| entry.issuer == issuer) {
+        let identity = entry.identity.as_deref();
+        if identity.and_then(|identity| newest.get(identity)) == Some(&false) {
+            known.replaced += 1;
+        } else {
+            let name = identity.unwrap_or(&entry.subject);
+            let name = format!("{} (serial {})", escape(name), escape(&entry.serial));
+            known
+                .alive
+                .push(format!("{name} until {}", entry.not_after));
+        }
+    }
+    Ok(known)
 }
 
 /// Writes the bundle of these generations, in one step, when it is not that already.
@@ -266,3 +300,7 @@ fn write_trust(layout: &Layout, seat: Seat, generations: &[Generation]) -> Resul
 pub fn trust(layout: &Layout, seat: Seat) -> Result<(), StoreError> {
     write_trust(layout, seat, &Generation::ALL)
 }
+
+#[cfg(test)]
+#[path = "succession_tests.rs"]
+mod tests;
