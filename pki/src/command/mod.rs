@@ -18,6 +18,7 @@ pub(crate) mod init;
 pub(crate) mod inspect;
 pub(crate) mod issue;
 pub(crate) mod kubelet_client;
+pub(crate) mod kubelet_serving;
 pub(crate) mod lint;
 pub(crate) mod needs_renewal;
 pub(crate) mod paper;

@@ -17,15 +17,17 @@ use super::source::{Signing, Trust};
 /// The flags that say what goes into a certificate.
 #[derive(clap::Args)]
 pub(crate) struct Names {
-    /// DNS name; servers only (repeat or separate by commas)
+    /// DNS name; servers and kubelets only (repeat or separate by commas)
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
-    dns: Vec<String>,
-    /// IP address: of an agent's node (it is what the agent may serve), or of a server's door
+    pub(crate) dns: Vec<String>,
+    /// IP address: of an agent's node (it is what the agent may serve), or of a server's door,
+    /// or of a kubelet
     #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
-    ip: Vec<IpAddr>,
-    /// Life in days instead of the role's default (server 365, agent 90, client 365, operator 30)
+    pub(crate) ip: Vec<IpAddr>,
+    /// Life in days instead of the role's default (server 365, agent 90, client 365,
+    /// operator 30, kubelet-serving 90)
     #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u64).range(1..=36_500))]
-    days: Option<u64>,
+    pub(crate) days: Option<u64>,
 }
 
 /// Issues the certificate and writes down that it was issued.

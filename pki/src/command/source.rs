@@ -19,7 +19,7 @@ pub(crate) struct Source {
     #[arg(long, value_name = "DIR", default_value = ".", env = "TOWLINE_PKI_DIR")]
     pub(crate) dir: PathBuf,
     /// Certificate of another authority (kubeadm's, for example) instead of DIR's issuer
-    #[arg(long, value_name = "FILE", requires = "ca_key", requires = "cluster")]
+    #[arg(long, value_name = "FILE", requires = "ca_key")]
     pub(crate) ca_cert: Option<PathBuf>,
     /// Private key of that authority
     #[arg(long, value_name = "FILE", requires = "ca_cert")]
@@ -75,6 +75,11 @@ impl Source {
                     servers: cert.clone(),
                 },
             });
+        }
+        if self.ca_cert.is_some() {
+            return Err(Failure::usage(
+                "--ca-cert needs --cluster NAME: the cluster of the identities that it signs",
+            ));
         }
         let cluster = read_cluster(&self.dir)?;
         let layout = Layout::new(&self.dir);
