@@ -133,6 +133,34 @@ const STORIES: &[(&str, &[&str], &[&str])] = &[
         ],
     ),
     (
+        "rotate",
+        &[PROD, NODE],
+        &[
+            "rotate prepare agents --dir prod",
+            "rotate activate agents --dir prod",
+            "rotate activate agents --dir prod --force -o json",
+            "rotate retire agents --dir prod",
+            "rotate retire agents --dir prod --force",
+            "rotate prepare servers --dir prod -o json",
+            "rotate activate servers --dir prod --force",
+            "rotate retire servers --dir prod -o json",
+        ],
+    ),
+    (
+        "accept",
+        &["init prod --cluster prod.example --external-root"],
+        &[
+            "init root --root-only --organisation example.org",
+            "sign-issuer prod/issuers/agents.csr --issuer agents --cluster prod.example --root root",
+            "accept issuer-agents.crt --dir prod",
+            "accept issuer-agents.crt --dir prod",
+            "sign-issuer prod/issuers/servers.csr --issuer servers --cluster prod.example --root root -o json",
+            "accept issuer-servers.crt --dir prod -o json",
+            "init more --cluster more.example --external-root",
+            "init test --cluster test.example --root root",
+        ],
+    ),
+    (
         "kubelet-client",
         &[PROD],
         &[

@@ -13,8 +13,8 @@ use towline_pki::hierarchy::accept::{Expected, is_signed_by};
 use towline_pki::hierarchy::succession;
 use towline_pki::store::{self, Replace};
 use towline_pki::{
-    Anchors, Certificate, Credentials, DenyList, Generation, Layout, Passphrases, PeerVerifier,
-    PrivateKey, Request, Seat, date, pem,
+    Anchors, Certificate, Credentials, DenyList, Generation, Layout, Ledger, Passphrases,
+    PeerVerifier, PrivateKey, Request, Seat, date, pem,
 };
 use towline_proto::id::{ClusterName, Name, Role};
 
@@ -105,6 +105,7 @@ fn authority(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
         any_usage: args.any_usage,
     };
     let certificate = expected.check(&der, now).map_err(|error| named(&error))?;
+    Ledger::in_dir(&args.dir).record([der.as_ref()], "accept", now)?;
     if generation == Generation::Next {
         succession::write_next(&layout, seat, &der).map_err(Failure::file)?;
     } else {
