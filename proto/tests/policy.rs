@@ -271,6 +271,23 @@ proptest! {
     }
 
     #[test]
+    fn a_node_that_proves_nothing_is_allowed_only_what_every_node_is(
+        rules in prop::collection::vec(rule(), 0..16),
+        question in question(),
+        node in "n[0-9]",
+    ) {
+        let set = set(&rules);
+        if set.decide_unproven(&question).is_allowed() {
+            let proven = Question { node: Some(&node), ..question };
+            prop_assert!(set.decide(&proven).is_allowed());
+            prop_assert!(set.decide(&question).is_allowed());
+        }
+        if !set.asks_node() {
+            prop_assert_eq!(set.decide_unproven(&question), set.decide(&question));
+        }
+    }
+
+    #[test]
     fn order_changes_no_decision(rules in prop::collection::vec(rule(), 0..12), question in question()) {
         let mut turned = rules.clone();
         turned.reverse();

@@ -5,10 +5,11 @@ use std::io::Read;
 
 use rustls::ClientConnection;
 use rustls_pki_types::ServerName;
+use tokio::io::AsyncReadExt;
 use towline_tests::apiserver::client_config;
 use towline_tests::cluster::{Cluster, Plan, node_ip};
 use towline_tests::grpc::{GrpcFrontEnd, GrpcPipe};
-use towline_tests::scenario::expect;
+use towline_tests::scenario::{eventually, expect};
 use towline_tests::scenarios;
 use towline_tests::scratch::{self, Scratch};
 use towline_tests::target::Behaviour;
@@ -110,6 +111,60 @@ scenarios! {
         let _ = expect("the end of the dial", pipe.read_all()).await;
         let text = front.refusal(POD).await;
         assert!(text.contains("policy"), "{text}");
+    }
+
+    async fn rules_about_nodes_open_nothing_through_a_legacy_agent(carrier) {
+        let scratch = Scratch::new().expect("a folder");
+        // The first is met by no verified node but n1, the second by what may be any.
+        let rules = "version: 1\nrules:\n  \
+            - {name: by-n1, action: allow, classes: [pod], nodes: [n1]}\n  \
+            - {name: nodes, action: allow, classes: [node]}\n  \
+            - {name: not-n9, action: deny, classes: [node], ports: [22], nodes: [n9]}\n";
+        let file = scratch.write("policy.yaml", rules).expect("a file");
+        let flags = ["--policy", file.to_str().expect("a name in UTF-8"), "--allow-downgrade=true"];
+        let mut cluster = Plan::on(carrier)
+            .compatible()
+            .agents(2)
+            .server_flags(&flags)
+            .start()
+            .await;
+        let _liar = cluster.legacy("n1", "ipv4=10.244.0.5&default-route=true").await;
+        cluster.kill_agent("n1");
+        cluster.kill_agent("n2");
+        eventually("the end of the links", || async {
+            let agents = cluster.server(0).status().agents;
+            agents.iter().all(|agent| agent.links.is_empty()).then_some(())
+        }).await;
+        let node = node_ip(2);
+        for (target, word) in [
+            ("10.244.0.5:8080".to_owned(), "policy"),
+            (format!("{node}:22"), "not-n9"),
+        ] {
+            let refused = cluster.apiserver().refusal(&target).await;
+            assert_eq!(refused.status, 403, "{refused:?}");
+            assert!(refused.phrase.contains(word), "{refused:?}");
+        }
+        let audit = cluster.audit(0);
+        audit.record("the refusal", |record| record["event"] == "refused" && record["target"] == "10.244.0.5:8080").await;
+    }
+
+    async fn a_kubelet_of_nobody_is_reached_through_no_agent(carrier) {
+        let cluster = Plan::on(carrier)
+            .compatible()
+            .server_flags(&["--kubelet-verification", "enforce"])
+            .agent_flags(&["--allow-class", "other"])
+            .start()
+            .await;
+        let _impostor = cluster.target("192.0.2.7:10250", Behaviour::SpeaksFirst("impostor")).await;
+        let refused = cluster.apiserver().refusal("192.0.2.7:10250").await;
+        assert_eq!(refused.status, 502, "{refused:?}");
+        assert!(refused.phrase.contains("no known node"), "{refused:?}");
+        // Another port of it is what the profile is for.
+        let _other = cluster.target("192.0.2.7:443", Behaviour::SpeaksFirst("real")).await;
+        let mut pipe = cluster.apiserver().pipe("192.0.2.7:443").await;
+        let mut got = [0; 4];
+        expect("the answer", pipe.read_exact(&mut got)).await.expect("bytes");
+        assert_eq!(&got, b"real");
     }
 
     async fn a_legacy_agent_carries_no_kubelet_that_must_be_verified(carrier) {

@@ -185,6 +185,22 @@ impl RuleSet {
         }
     }
 
+    /// Decides for a node that proves nothing about itself, so that no rule about nodes can open
+    /// anything through it: an `allow` with a condition about nodes does not apply, and a `deny`
+    /// with one does, because it may be that very node.
+    pub fn decide_unproven(&self, question: &Question<'_>) -> Decision {
+        let first = |action| {
+            let mut rules = self.rules.iter();
+            let fits = |rule: &&Rule| rule.action == action && rule.applies_unproven(question);
+            rules.find(fits).map(|rule| rule.tag.clone())
+        };
+        match (first(Action::Deny), first(Action::Allow)) {
+            (Some(tag), _) => Decision::Denied(tag),
+            (None, Some(tag)) => Decision::Allowed(tag),
+            (None, None) => Decision::Unnamed,
+        }
+    }
+
     /// Decides, and says what else was looked at and what would change the answer.
     pub fn explain(&self, question: &Question<'_>) -> Explanation {
         explain::explain(self, question)

@@ -237,6 +237,16 @@ impl Rule {
             && self.is_for(question.asker).unwrap_or(open)
     }
 
+    /// The same where the node proves nothing; see [`super::RuleSet::decide_unproven`].
+    pub(super) fn applies_unproven(&self, question: &Question<'_>) -> bool {
+        let open = self.action == Action::Allow;
+        self.classes.has(question.class)
+            && self.is_on(question.port)
+            && self.is_to(question)
+            && (!open || self.nodes.is_empty())
+            && self.is_for(question.asker).unwrap_or(open)
+    }
+
     pub(super) fn is_on(&self, port: u16) -> bool {
         self.ports.is_empty() || self.ports.iter().any(|range| range.has(port))
     }

@@ -7,6 +7,7 @@
 //! policy or grants change. Nothing here waits for a lock or looks at bytes.
 
 mod ask;
+mod elsewhere;
 mod outcome;
 
 use std::sync::Arc;
@@ -240,7 +241,8 @@ impl Dialer {
             Ok(picked) => picked,
             Err((permit, error)) => {
                 let asked = Asked { id, ask, deadline };
-                let open = self.elsewhere(&permit, asked, turn, error, draft).await?;
+                let open = self.elsewhere(&policy, permit, asked, turn, error, draft);
+                let open = open.await?;
                 return self.still_allowed(open, round);
             }
         };
@@ -296,64 +298,9 @@ impl Dialer {
         Ok(open)
     }
 
-    /// No verified agent may be asked: perhaps a legacy one.
-    async fn elsewhere(
-        &self,
-        permit: &Permit,
-        asked: Asked<'_>,
-        turn: usize,
-        error: Box<DialError>,
-        draft: &mut Draft,
-    ) -> Result<Opened, Box<DialError>> {
-        let Some(legacy) = &self.legacy else {
-            return Err(error);
-        };
-        // Whoever proved that a target is its own keeps it, and what a rule denies stays denied.
-        if (error.agent.is_some() && !legacy.downgrade) || error.rule().is_some() {
-            return Err(error);
-        }
-        let fail = |reason, agent, detail, said| {
-            Box::new(DialError {
-                reason,
-                target: permit.target().clone(),
-                class: Some(permit.class()),
-                agent,
-                detail,
-                said,
-            })
-        };
-        let kubelet = permit.class() == Class::Kubelet
-            || permit.target().port() == self.prefixes.kubelet_port;
-        let verified_only = self.options.gateway || self.gates.attestor.mode() == Mode::Enforce;
-        if kubelet && verified_only {
-            let detail = Detail::KubeletBehindLegacy;
-            return Err(fail(Reason::KubeletUnverified, None, detail, None));
-        }
-        match legacy.dial(permit.target(), turn, asked.deadline).await {
-            None => Err(error),
-            Some(Ok(dial)) => {
-                let id = dial.through.id();
-                draft.legacy(id);
-                let live = self.live.register();
-                let judged = self.judged(permit, asked.ask, None, &live);
-                Ok(Opened {
-                    class: permit.class(),
-                    agent: Through::Legacy(id.into()),
-                    stream: dial.stream,
-                    early: Bytes::new(),
-                    on_link: OnLink::Legacy(dial.place),
-                    live,
-                    judged,
-                    rule: permit.rule().clone(),
-                    kubelet: None,
-                })
-            }
-            Some(Err((through, failure))) => {
-                draft.legacy(through.id());
-                let agent = Some(Through::Legacy(through.id().into()));
-                Err(fail(failure.reason, agent, Detail::None, failure.said))
-            }
-        }
+    /// No kubelet is reached that was not verified.
+    fn verified_only(&self) -> bool {
+        self.options.gateway || self.gates.attestor.mode() == Mode::Enforce
     }
 
     /// Puts an open dial among those that are judged again.
@@ -534,6 +481,11 @@ impl Dialer {
         deadline: Instant,
     ) -> Result<Option<Arc<Attestation>>, (Reason, Detail)> {
         if permit.class() != Class::Kubelet {
+            // Only the compatibility profile lets this class through: somebody's kubelet, maybe.
+            let kubelet = permit.target().port() == self.prefixes.kubelet_port;
+            if kubelet && permit.class() == Class::Other && self.verified_only() {
+                return Err((Reason::KubeletUnverified, Detail::KubeletOfNobody));
+            }
             return Ok(None);
         }
         let Some(node) = through.node() else {

@@ -125,6 +125,8 @@ pub enum Detail {
     Kubelet(Option<Arc<Attestation>>),
     /// A kubelet that only a legacy agent reaches, where kubelets must be verified.
     KubeletBehindLegacy,
+    /// It has the port of kubelets and is the address of no known node.
+    KubeletOfNobody,
     /// Whoever asked has given it up, or has lost the right to ask.
     GivenUp,
 }

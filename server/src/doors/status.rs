@@ -174,6 +174,12 @@ fn kubelet(error: &DialError, agent: &str) -> String {
              verified; give the node a towline-agent"
         );
     }
+    if let Detail::KubeletOfNobody = error.detail {
+        return format!(
+            "{target} is not dialled: it has the kubelets' port and belongs to no known node, so \
+             nobody can verify it; see --node-cidr"
+        );
+    }
     let found = error.kubelet();
     match found.and_then(|found| found.verdict.cause()) {
         Some(cause) => format!(

@@ -153,9 +153,11 @@ impl InForce {
         });
         let reason = if !serves {
             Reason::RouteWithdrawn
-        } else if policy
-            .check(&judged.target, judged.class, &judged.caller, name)
-            .is_err()
+        } else if match name {
+            Some(_) => policy.check(&judged.target, judged.class, &judged.caller, name),
+            None => policy.check_legacy(&judged.target, judged.class, &judged.caller),
+        }
+        .is_err()
         {
             Reason::PolicyChanged
         } else {

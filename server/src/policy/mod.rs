@@ -157,10 +157,33 @@ impl Policy {
         asker: Asker<'_>,
         node: Option<&str>,
     ) -> Result<Permit, Denial> {
+        self.judge(target, class, |rules| {
+            rules.decide(&question(target, class, asker, node))
+        })
+    }
+
+    /// The same for a legacy agent, which proves no node: no rule about nodes opens anything
+    /// through it.
+    pub fn check_legacy(
+        &self,
+        target: &Target,
+        class: Class,
+        caller: &Caller,
+    ) -> Result<Permit, Denial> {
+        let question = question(target, class, caller.asker(), None);
+        self.judge(target, class, |rules| rules.decide_unproven(&question))
+    }
+
+    fn judge(
+        &self,
+        target: &Target,
+        class: Class,
+        decide: impl FnOnce(&RuleSet) -> Decision,
+    ) -> Result<Permit, Denial> {
         if let Some(refusal) = self.refusal(&target.host, class) {
             return Err(Denial::Forbidden(refusal));
         }
-        match self.rules.decide(&question(target, class, asker, node)) {
+        match decide(&self.rules) {
             Decision::Allowed(rule) => Ok(Permit {
                 target: target.clone(),
                 class,
