@@ -377,10 +377,11 @@ fn verdict(frames: &[&[u8]]) -> Option<Violation> {
     assert_eq!(outcome.is_err(), server.closed() == Some(Reason::Protocol));
     if outcome.is_err() {
         let said = bytes_of(&mut server);
+        let limits = [4, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 100];
         assert_eq!(
             said[..],
-            [5, 0, 0, 2, 0, 0, 0, 0, 0, 24],
-            "a violation is answered by CLOSE"
+            [&limits[..], &[5, 0, 0, 2, 0, 0, 0, 0, 0, 24]].concat(),
+            "a violation is answered by CLOSE, behind our own first frame"
         );
         assert_eq!(
             server.handle(b"anything at all"),
@@ -389,6 +390,16 @@ fn verdict(frames: &[&[u8]]) -> Option<Violation> {
         );
     }
     outcome.err()
+}
+
+#[test]
+fn who_closes_at_once_is_heard() {
+    let mut server = Mux::new(config(Side::Acceptor, 1, 1024));
+    let mut agent = Mux::new(config(Side::Connector, 8, 1024));
+    server.close(Reason::Overloaded);
+    pass(&mut server, &mut agent);
+    assert_eq!(agent.closed(), Some(Reason::Overloaded));
+    assert!(bytes_of(&mut server).is_empty(), "nothing follows");
 }
 
 #[test]

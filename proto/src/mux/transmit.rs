@@ -12,16 +12,13 @@ impl Mux {
     pub fn transmit(&mut self, batch: &mut Batch, max: usize) {
         if let Some(reason) = self.closed {
             if std::mem::take(&mut self.say_close) {
+                // Also of who closes at once: without it the peer would hear of a broken rule.
+                self.transmit_limits(batch);
                 batch.push_small(Small::Close { reason });
             }
             return;
         }
-        if std::mem::take(&mut self.announce) {
-            batch.push_small(Small::Limits {
-                streams: self.announced,
-                window: self.config.window,
-            });
-        }
+        self.transmit_limits(batch);
         while batch.len() < max
             && let Some(key) = self.control.pop_front()
         {
@@ -39,6 +36,15 @@ impl Mux {
         match self.closed {
             Some(_) => self.say_close,
             None => self.announce || !self.control.is_empty() || !self.schedule.is_empty(),
+        }
+    }
+
+    fn transmit_limits(&mut self, batch: &mut Batch) {
+        if std::mem::take(&mut self.announce) {
+            batch.push_small(Small::Limits {
+                streams: self.announced,
+                window: self.config.window,
+            });
         }
     }
 
