@@ -45,7 +45,20 @@ pub enum KeysError {
         /// Its mode.
         mode: u32,
     },
-    /// Not a file that this program wrote.
+    /// Somebody else may read and replace it.
+    #[error(
+        "{} belongs to user id {owner}, not to root or to user id {us}, which runs this: run chown {us} on it, or delete it",
+        path.display()
+    )]
+    Foreign {
+        /// The file or directory.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+        /// Who we are.
+        us: u32,
+    },
+    /// Not the bytes of a key.
     #[error("{} is not a key of {expected} bytes: delete it to get a new one", path.display())]
     Malformed {
         /// The key file.
@@ -79,6 +92,8 @@ impl EndpointKeys {
             .mode(0o700)
             .create(directory)
             .map_err(io_error("create", directory))?;
+        let metadata = fs::metadata(directory).map_err(io_error("look at", directory))?;
+        owned(directory, &metadata, us())?;
         Ok(Self::from_bytes(
             &load_or_create::<RESET_BYTES>(directory, RESET_FILE)?,
             &load_or_create::<CONNECTION_ID_BYTES>(directory, CONNECTION_ID_FILE)?,
@@ -121,6 +136,22 @@ fn load_or_create<const N: usize>(directory: &Path, name: &str) -> Result<[u8; N
     }
 }
 
+fn us() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+/// Whoever owns a file can read and replace it, whatever its mode says. Root can anyhow.
+fn owned(path: &Path, metadata: &fs::Metadata, us: u32) -> Result<(), KeysError> {
+    match metadata.uid() {
+        owner if owner == us || owner == 0 => Ok(()),
+        owner => Err(KeysError::Foreign {
+            path: path.to_owned(),
+            owner,
+            us,
+        }),
+    }
+}
+
 fn load<const N: usize>(path: &Path) -> Result<[u8; N], KeysError> {
     let file = File::open(path).map_err(io_error("read", path))?;
     let metadata = file.metadata().map_err(io_error("read", path))?;
@@ -131,6 +162,7 @@ fn load<const N: usize>(path: &Path) -> Result<[u8; N], KeysError> {
             mode,
         });
     }
+    owned(path, &metadata, us())?;
     let mut bytes = Vec::with_capacity(N + 1);
     if metadata.is_file() {
         file.take(N as u64 + 1)
@@ -243,6 +275,29 @@ mod tests {
         let error = EndpointKeys::load_or_create(&scratch.0).unwrap_err();
         assert!(matches!(&error, KeysError::Exposed { mode: 0o640, .. }));
         assert!(error.to_string().contains("chmod 600"), "{error}");
+    }
+
+    #[test]
+    fn a_key_of_somebody_else_is_refused() {
+        let scratch = Scratch::new("foreign");
+        EndpointKeys::load_or_create(&scratch.0).unwrap();
+        let path = scratch.0.join(RESET_FILE);
+        let metadata = fs::metadata(&path).unwrap();
+        assert!(owned(&path, &metadata, metadata.uid()).is_ok());
+        let root = metadata.uid() == 0;
+        let judged = owned(&path, &metadata, metadata.uid() + 1);
+        assert_eq!(judged.is_ok(), root, "only root may own what others use");
+        // Given away, where we may do that.
+        let stranger = Some(metadata.uid() + 4242);
+        if std::os::unix::fs::chown(&path, stranger, None).is_ok() {
+            let error = EndpointKeys::load_or_create(&scratch.0).unwrap_err();
+            assert!(matches!(&error, KeysError::Foreign { owner, .. } if Some(*owner) == stranger));
+            assert!(error.to_string().contains("chown"), "{error}");
+            std::os::unix::fs::chown(&path, Some(metadata.uid()), None).unwrap();
+            std::os::unix::fs::chown(&scratch.0, stranger, None).unwrap();
+            let error = EndpointKeys::load_or_create(&scratch.0).unwrap_err();
+            assert!(matches!(error, KeysError::Foreign { .. }), "{error}");
+        }
     }
 
     #[test]
