@@ -55,6 +55,43 @@ async fn peers_prove_their_address_and_are_refused_when_it_is_full() {
     endpoint.connect(server, tls, &verifier).await.unwrap();
 }
 
+/// Of the places for which an address has to be proved, one address has its share.
+#[tokio::test]
+async fn one_address_has_its_share_and_no_more() {
+    let cluster = Cluster::new("prod");
+    let options = Options {
+        handshakes_per_address: 2,
+        ..few_handshakes()
+    };
+    let listener = listener_for(&cluster, options);
+    let server = listener.local_address().unwrap();
+    let endpoint = QuicEndpoint::new(Options::default()).unwrap();
+    let (tls, verifier) = cluster.agent_side(&cluster.agent("node-1"));
+    let metrics = listener.metrics();
+    let mut links = Vec::new();
+    let refused = loop {
+        match endpoint.connect(server, tls.clone(), &verifier).await {
+            Ok(link) => links.push(link),
+            Err(error) => break error,
+        }
+        let so_far = links.len() as u64;
+        until(|| metrics.verified() == so_far).await;
+    };
+    assert_eq!(refused.reason(), Reason::Overloaded, "{refused}");
+    assert_eq!((metrics.crowded(), metrics.refused()), (1, 0));
+    assert!(links.len() < 8, "{} links of eight places", links.len());
+    // Somebody else has a share of his own.
+    let elsewhere = ([127, 0, 0, 66], 0).into();
+    let other = QuicEndpoint::bind(elsewhere, Options::default()).unwrap();
+    let link = other.connect(server, tls.clone(), &verifier).await.unwrap();
+    // Who is served gives his place back.
+    for _ in 0..=links.len() {
+        listener.accept().await.unwrap();
+    }
+    links.push(endpoint.connect(server, tls, &verifier).await.unwrap());
+    drop(link);
+}
+
 /// Initial packets from addresses that never answer hold a place for the handshake's time limit,
 /// but only a quarter of the places: above it they cost one Retry and no memory.
 #[tokio::test]

@@ -11,6 +11,7 @@ use std::time::SystemTime;
 
 use rustls::server::danger::ClientCertVerifier;
 use rustls_pki_types::{CertificateDer, UnixTime};
+use towline_proto::reason::Reason;
 
 use crate::inspect::Certificate;
 use crate::tls::{self, TlsError};
@@ -42,6 +43,17 @@ impl ChainVerifier {
 
     pub(crate) fn inner(&self) -> Arc<dyn ClientCertVerifier> {
         Arc::clone(&self.0)
+    }
+}
+
+/// Why a chain does not verify, as a number.
+pub fn reason(error: &rustls::Error) -> Reason {
+    use rustls::CertificateError::{Expired, ExpiredContext};
+    match error {
+        rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. }) => {
+            Reason::CertificateEnded
+        }
+        _ => Reason::BadCertificate,
     }
 }
 

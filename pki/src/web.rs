@@ -16,7 +16,9 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use towline_proto::limits;
 
+use crate::inspect::Certificate;
 use crate::pem::{self, PemError};
+use crate::rotate::Expiry;
 use crate::store::{self, StoreError};
 use crate::tls;
 
@@ -49,7 +51,31 @@ pub enum WebError {
 
 /// Whom such a server must be signed by.
 #[derive(Clone, Debug)]
-pub struct WebRoots(Arc<RootCertStore>);
+pub struct WebRoots {
+    store: Arc<RootCertStore>,
+    lives: Vec<Life>,
+}
+
+/// From when and until when a certificate is good.
+type Life = (SystemTime, SystemTime);
+
+/// Of those that can be read; what TLS itself makes of the others is for it to say.
+fn lives(certificates: &[CertificateDer<'_>]) -> Vec<Life> {
+    let parsed = certificates
+        .iter()
+        .filter_map(|der| Certificate::parse(der.as_ref()).ok());
+    parsed.map(|one| (one.not_before, one.not_after)).collect()
+}
+
+fn expiries(lives: &[Life], what: &str, path: &Path) -> Vec<Expiry> {
+    let expiry = |(not_before, not_after): &Life| Expiry {
+        what: what.to_owned(),
+        path: path.to_owned(),
+        not_before: *not_before,
+        not_after: *not_after,
+    };
+    lives.iter().map(expiry).collect()
+}
 
 impl WebRoots {
     /// Reads a bundle.
@@ -70,6 +96,7 @@ impl WebRoots {
                 max: limits::ANCHORS,
             });
         }
+        let lives = lives(&certificates);
         let mut store = RootCertStore::empty();
         for (index, der) in certificates.into_iter().enumerate() {
             store.add(der).map_err(|_| WebError::Anchor {
@@ -77,7 +104,15 @@ impl WebRoots {
                 number: index + 1,
             })?;
         }
-        Ok(Self(Arc::new(store)))
+        Ok(Self {
+            store: Arc::new(store),
+            lives,
+        })
+    }
+
+    /// When the trust anchors end. `path` is where they came from.
+    pub fn expiries(&self, what: &str, path: &Path) -> Vec<Expiry> {
+        expiries(&self.lives, what, path)
     }
 
     /// Whether a chain, leaf first, is that of the server `name`: to one of these roots, in its
@@ -98,7 +133,7 @@ impl WebRoots {
     }
 
     pub(crate) fn store(&self) -> Arc<RootCertStore> {
-        Arc::clone(&self.0)
+        Arc::clone(&self.store)
     }
 }
 
@@ -157,6 +192,11 @@ impl WebPair {
                 key: key_name,
             }),
         }
+    }
+
+    /// When the certificates of the pair end, the leaf first. `path` is where they came from.
+    pub fn expiries(&self, what: &str, path: &Path) -> Vec<Expiry> {
+        expiries(&lives(&self.0.cert), what, path)
     }
 
     pub(crate) fn presented(&self) -> Arc<CertifiedKey> {

@@ -3,6 +3,7 @@
 
 mod enrol;
 mod paper;
+mod peers;
 mod relations;
 mod signing;
 
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 pub use enrol::*;
 pub use paper::*;
+pub use peers::*;
 pub use signing::*;
 
 // ---- session -------------------------------------------------------------------------------

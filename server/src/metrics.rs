@@ -88,6 +88,7 @@ pub struct Metrics {
     links_refused: Family<CarrierWhy, Counter>,
     tls_handshakes_failed: Family<Why, Counter>,
     tls_handshakes_in_flight: Gauge,
+    tls_handshakes_waited: Counter,
     replacements: Counter,
     replacement_alarms: Counter,
     overlaps: Counter,
@@ -121,6 +122,7 @@ impl Default for Metrics {
             links_refused: Family::default(),
             tls_handshakes_failed: Family::default(),
             tls_handshakes_in_flight: Gauge::default(),
+            tls_handshakes_waited: Counter::default(),
             replacements: Counter::default(),
             replacement_alarms: Counter::default(),
             overlaps: Counter::default(),
@@ -189,6 +191,11 @@ impl Metrics {
             "towline_server_tls_handshakes_in_flight",
             "TLS handshakes of links that are going on",
             self.tls_handshakes_in_flight.clone(),
+        );
+        registry.register(
+            "towline_server_tls_handshakes_waited",
+            "TLS handshakes of links that waited because their address had its share of them",
+            self.tls_handshakes_waited.clone(),
         );
         registry.register(
             "towline_server_agent_replacements",
@@ -317,6 +324,10 @@ impl Metrics {
         self.tls_handshakes_failed
             .get_or_create(&Why { reason })
             .inc();
+    }
+
+    pub(crate) fn tls_handshake_waits(&self) {
+        self.tls_handshakes_waited.inc();
     }
 
     /// Counts a handshake as going on until the result is dropped.

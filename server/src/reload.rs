@@ -18,7 +18,7 @@ use towline_link::driver::{Link, LinkState};
 use towline_link::quic::{OptionsError, QuicListener};
 use towline_pki::gateway::{GatewayError, GatewayMaterial};
 use towline_pki::kubelet::{KubeletFiles, KubeletTrust, KubeletTrustError};
-use towline_pki::{AuthorityError, Files};
+use towline_pki::{AuthorityError, Files, PeerError, chain};
 use towline_proto::limits;
 use towline_proto::reason::Reason;
 
@@ -68,6 +68,20 @@ pub struct LegacyReload {
     pub trust: LegacyTrust,
     /// Who is connected.
     pub door: Option<Arc<LegacyDoor>>,
+    /// Who is connected to the signed TCP door.
+    pub front_ends: FrontEnds,
+}
+
+impl LegacyReload {
+    fn verify_again(&self, now: SystemTime, changed: &mut Changed) {
+        changed.links += self.door.as_ref().map_or(0, |door| door.check(now));
+        let snapshot = self.trust.snapshot();
+        let door = snapshot.front_ends.as_ref();
+        if let Some(clients) = door.and_then(|door| door.clients.as_ref()) {
+            let verify = |chain: &[_]| clients.verify(chain, now);
+            changed.front_ends += self.front_ends.check(verify, chain::reason);
+        }
+    }
 }
 
 /// What a reload changed.
@@ -153,10 +167,8 @@ impl Reloader {
                 quic.replace_config(Arc::clone(&snapshot.link_tls), Arc::clone(&snapshot.agents))?;
             }
         }
-        let mut legacy_ended = 0;
         if let (Some(reload), Some(snapshot)) = (&self.legacy, legacy) {
             reload.trust.replace(snapshot);
-            legacy_ended = reload.door.as_ref().map_or(0, |door| door.check(now));
         }
         if let Some(grants) = grants {
             self.directory.replace(grants);
@@ -169,7 +181,6 @@ impl Reloader {
         }
         self.signing.replace(signing);
         let mut changed = self.verify_again(now);
-        changed.links += legacy_ended;
         self.agents.regrant(|peer| self.directory.route(peer));
         changed.dials = self.policy.judge_all();
         Ok(changed)
@@ -178,6 +189,12 @@ impl Reloader {
     /// Step 3; also done from time to time, because front ends' certificates end too.
     pub fn verify_again(&self, now: SystemTime) -> Changed {
         let mut changed = Changed::default();
+        if let Some(legacy) = &self.legacy {
+            legacy.verify_again(now, &mut changed);
+        }
+        if let Some(gateway) = &self.gateway {
+            changed.front_ends += gateway.check_again(now);
+        }
         let Some(snapshot) = self.trust.as_ref().map(Trust::snapshot) else {
             return changed;
         };
@@ -194,10 +211,8 @@ impl Reloader {
             end(&entry.link, error.reason());
         }
         if let Some(door) = &snapshot.door {
-            changed.front_ends = self.front_ends.check(&door.verifier, now);
-        }
-        if let Some(gateway) = &self.gateway {
-            changed.front_ends += gateway.check_again(now);
+            let verify = |chain: &[_]| door.verifier.verify(chain, now).map(drop);
+            changed.front_ends += self.front_ends.check(verify, PeerError::reason);
         }
         changed
     }

@@ -48,6 +48,7 @@ use crate::doors::{tcp, unix};
 use crate::gateway::Gateway;
 use crate::gateway::event::RequestSink;
 use crate::konnectivity::Counted;
+use crate::legacy::trust::LegacyTrust;
 use crate::links::accept::{self, TlsLinks};
 use crate::links::bind::Sockets;
 use crate::links::greet::Greeter;
@@ -273,6 +274,7 @@ impl Server {
                 legacy: compat.as_ref().and_then(|compat| compat.door.clone()),
                 counted: metrics.clone(),
                 handshakes: links.quic.handshakes,
+                handshakes_per_address: links.quic.handshakes_per_address,
                 connections: links.max_links.saturating_add(links.quic.handshakes),
                 metrics: accepted.clone(),
             };
@@ -294,7 +296,11 @@ impl Server {
             serving.spawn(door);
         }
         if let (Some(listener), Some(compat)) = (door_signed, &compat) {
-            let door = SignedDoor::new(compat.trust.clone(), Arc::clone(&desk));
+            let door = SignedDoor::new(
+                compat.trust.clone(),
+                compat.front_ends.clone(),
+                Arc::clone(&desk),
+            );
             serving.spawn(door.run(listener, connections, accepted.clone(), drain.watch()));
         }
         if let (Some((listener, allow)), Some(trust)) = (door_tcp, &trust) {
@@ -335,12 +341,14 @@ impl Server {
         let source: expiry::Source = {
             let (trust, attestor) = (trust.clone(), Arc::clone(&attestor));
             let gateway = gateway.clone();
+            let legacy = compat.as_ref().map(|compat| compat.trust.clone());
             Arc::new(move || {
                 let snapshot = trust.as_ref().map(Trust::snapshot);
                 let mut all = snapshot.map_or_else(Vec::new, |own| own.material.expiries());
                 all.extend(attestor.expiries());
                 all.extend(signing_files.expiries());
                 all.extend(gateway.iter().flat_map(|gateway| gateway.expiries()));
+                all.extend(legacy.iter().flat_map(LegacyTrust::expiries));
                 all
             })
         };
@@ -350,6 +358,7 @@ impl Server {
             live: live.clone(),
             trust,
             reporter: reporter.clone(),
+            expiries: Arc::clone(&source),
             compat: compat.as_ref().map(Running::told),
             drain: drain.view(),
             listen: address,

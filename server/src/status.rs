@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use towline_link::live::LiveDials;
+use towline_link::process::expiry;
 
 use crate::agents::{AgentLink, Agents};
 use crate::attest::report::{Reporter, Summary};
@@ -185,6 +186,8 @@ pub struct Source {
     pub trust: Option<Trust>,
     /// Kubelets.
     pub reporter: Reporter,
+    /// Everything loaded that ends.
+    pub expiries: expiry::Source,
     /// The compatibility profile.
     pub compat: Option<Told>,
     /// Stopping.
@@ -197,8 +200,6 @@ impl Source {
     /// Looks at everything now.
     pub fn status(&self) -> Status {
         let snapshot = self.trust.as_ref().map(Trust::snapshot);
-        let own = snapshot.iter().flat_map(|own| own.material.expiries());
-        let expiries = own.chain(self.reporter.attestor.expiries());
         let mut agents: Vec<Agent> = self.agents.nodes().iter().map(|n| agent(n)).collect();
         agents.sort_by(|a, b| a.name.cmp(&b.name));
         Status {
@@ -212,7 +213,7 @@ impl Source {
             stalled_dials: self.live.stalled(),
             kubelet_verification: self.reporter.attestor.mode().as_str(),
             kubelets: self.reporter.summary(),
-            expiries: expiries
+            expiries: (self.expiries)()
                 .into_iter()
                 .map(|expiry| Expiry {
                     what: expiry.what,

@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use towline_link::carrier::CarrierKind;
 use towline_link::grpc::Code;
 use towline_proto::id::Role;
+use towline_proto::limits;
 use towline_server::compat::doctor;
 use towline_server::run::Server;
 use towline_tests::apiserver::FakeApiserver;
@@ -278,6 +279,41 @@ async fn tokens_are_judged_by_the_api_and_refused_with_known_texts() {
 }
 
 #[tokio::test]
+async fn one_address_makes_us_ask_the_api_so_often_and_no_more() {
+    let world = World::new().await;
+    let server = start_server(&world.token_manifest(&[]))
+        .await
+        .expect("a start");
+    world.kube.mood(Mood::Silent);
+    let reviews = || {
+        let requests = world.kube.requests();
+        let reviews = requests.iter().filter(|one| one.contains("tokenreviews"));
+        reviews.count()
+    };
+    let address = server.link_address();
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..4 * limits::LEGACY_REVIEWS_PER_ADDRESS {
+        let plan = world.plan("a").with("authorization", "Bearer guess");
+        let (root, metadata) = (plan.root.clone(), plan.metadata.clone());
+        calls.spawn(async move {
+            let mut plan = LegacyPlan::new(None, &root, "a");
+            plan.metadata = metadata;
+            let answer = plan.connect(address).await.expect("an answer");
+            answer.err().map(|status| status.message)
+        });
+    }
+    eventually("the first questions", || async {
+        (reviews() == limits::LEGACY_REVIEWS_PER_ADDRESS).then_some(())
+    })
+    .await;
+    let first = calls.join_next().await.expect("a call").expect("joined");
+    assert!(first.is_some(), "nobody came in");
+    // By now all had the time to ask.
+    assert!(reviews() <= 2 * limits::LEGACY_REVIEWS_PER_ADDRESS);
+    calls.shutdown().await;
+}
+
+#[tokio::test]
 async fn the_lease_is_kept_while_we_serve_and_those_of_the_dead_go() {
     let world = World::new().await;
     let lease = |name: &str, renewed: &str, labels: serde_json::Value| {
@@ -369,6 +405,30 @@ async fn front_ends_over_tcp_only_have_to_be_signed() {
         let refused = front(pair).dial("10.9.0.1:1").await;
         assert!(refused.is_err(), "{}", pair.is_some());
     }
+    // What the doors show and whom they believe ends some day.
+    let (_, metrics) = get(server.health_address(), "/metrics").await;
+    for what in [
+        "legacy-agents-certificate",
+        "signed-door-certificate",
+        "signed-door-ca",
+    ] {
+        let line = format!("towline_certificate_expiry_seconds{{what=\"{what}\"");
+        let found = metrics.lines().find(|found| found.starts_with(&line));
+        let left = found.and_then(|found| found.rsplit(' ').next()?.parse::<f64>().ok());
+        assert!(left.is_some_and(|left| left > 0.0), "{what}: {found:?}");
+    }
+    // Another authority: who is connected by the old one is let go, its dial with it.
+    let status = server.status();
+    let known = |what: &str| status.expiries.iter().any(|one| one.what == what);
+    assert!(known("signed-door-ca"), "{:?}", status.expiries);
+    let other = Authority::new("other.example");
+    let clients = other.issuer(Role::Client).pem();
+    towline_tests::scratch::replace(&world.scratch.join("clients.ca"), clients).unwrap();
+    let reloaded = server.reloader().reload(SystemTime::now());
+    reloaded.expect("a reload");
+    let mut rest = Vec::new();
+    let _ = expect("the end of the dial", pipe.read_to_end(&mut rest)).await;
+    assert!(front(Some(&signed)).dial("10.9.0.1:1").await.is_err());
 }
 
 #[tokio::test]

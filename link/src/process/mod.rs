@@ -2,7 +2,7 @@
 //! readiness, live reload, logs, health and metrics, and an orderly end.
 //!
 //! Reading order: [`values`] and [`exit`] (the outside), [`drain`] (the order of stopping),
-//! [`ready`], [`signal`], [`accept`] with [`unix`] (who gets a connection), [`admin`] with
+//! [`ready`], [`signal`], [`accept`] with [`unix`] and [`shares`] (who gets a connection, and how many), [`admin`] with
 //! [`live`] and [`daemon`] (health, metrics, orders), [`ask`] (their other end), [`compat`] and
 //! [`classic`] (another program's pages and metrics), [`watch`], [`reload`] and [`expiry`] (files that
 //! change), [`yaml`] and [`policy_file`] (files that operators write), [`telemetry`], [`logsink`],
@@ -27,6 +27,7 @@ pub mod ratelimit;
 pub mod ready;
 pub mod reload;
 pub mod runtime;
+pub mod shares;
 pub mod signal;
 pub mod telemetry;
 pub mod unix;

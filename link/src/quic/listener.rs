@@ -1,10 +1,11 @@
 //! The server's end: takes connections, and hands out those whose peer is verified.
 //!
 //! Handshakes never hold the accept loop up, and their number is bounded: from a part of the
-//! limit on a peer has to prove its address (Retry, no state here), above the limit it is refused.
+//! limit on a peer has to prove its address (Retry, no state here), above the limit it is refused;
+//! of those that did, one address has its share and no more.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
@@ -26,6 +27,7 @@ use super::reason;
 use super::socket::{self, BindError, UdpBuffers};
 use super::transport::{self, Options, OptionsError};
 use crate::error::detail;
+use crate::process::shares::{Share, Shares, network};
 
 /// Takes QUIC connections. Dropping it stops taking new ones and leaves the links alive.
 pub struct QuicListener {
@@ -42,6 +44,8 @@ struct Door {
     verifier: ArcSwap<PeerVerifier>,
     draining: AtomicBool,
     handshakes: Arc<Semaphore>,
+    /// Of those whose address is proved: a forged one must not use up somebody's share.
+    shares: Shares<IpAddr>,
     retry_below: usize,
     metrics: QuicMetrics,
 }
@@ -87,6 +91,7 @@ impl QuicListener {
             verifier: ArcSwap::new(verifier),
             draining: AtomicBool::new(false),
             handshakes: Arc::new(Semaphore::new(handshakes)),
+            shares: Shares::new(options.handshakes_per_address),
             retry_below: handshakes - handshakes / limits::QUIC_RETRY_FROM_PART,
             metrics: QuicMetrics::default(),
         });
@@ -184,28 +189,39 @@ async fn accept_loop(endpoint: Endpoint, door: Arc<Door>, deliver: mpsc::Sender<
                 continue;
             }
         };
-        if let Some((incoming, permit)) = door.admit(incoming) {
-            handshakes.spawn(handshake(incoming, permit, door.clone(), deliver.clone()));
+        if let Some((incoming, place)) = door.admit(incoming) {
+            handshakes.spawn(handshake(incoming, place, door.clone(), deliver.clone()));
         }
     }
 }
 
+/// Among all handshakes, and among those of one address.
+type Place = (OwnedSemaphorePermit, Option<Share<IpAddr>>);
+
 impl Door {
-    fn admit(&self, incoming: Incoming) -> Option<(Incoming, OwnedSemaphorePermit)> {
+    fn admit(&self, incoming: Incoming) -> Option<(Incoming, Place)> {
         if self.draining.load(Ordering::Relaxed) {
             self.refuse(incoming);
             return None;
         }
-        if self.handshakes.available_permits() < self.retry_below
-            && !incoming.remote_address_validated()
-        {
+        let proved = incoming.remote_address_validated();
+        if self.handshakes.available_permits() < self.retry_below && !proved {
             self.metrics.retried.inc();
             // Fails only for validated addresses; then the attempt is dropped, which refuses it.
             let _ = incoming.retry();
             return None;
         }
+        let address = network(incoming.remote_address().ip());
+        let share = match proved.then(|| self.shares.take(&address)) {
+            Some(None) => {
+                self.metrics.crowded.inc();
+                incoming.refuse();
+                return None;
+            }
+            share => share.flatten(),
+        };
         match self.handshakes.clone().try_acquire_owned() {
-            Ok(permit) => Some((incoming, permit)),
+            Ok(permit) => Some((incoming, (permit, share))),
             Err(_) => {
                 self.refuse(incoming);
                 None
@@ -221,7 +237,7 @@ impl Door {
 
 async fn handshake(
     incoming: Incoming,
-    permit: OwnedSemaphorePermit,
+    place: Place,
     door: Arc<Door>,
     deliver: mpsc::Sender<QuicLink>,
 ) {
@@ -257,5 +273,5 @@ async fn handshake(
             tracing::debug!(%remote, cause = ?unverified, "QUIC peer refused");
         }
     }
-    drop(permit);
+    drop(place);
 }

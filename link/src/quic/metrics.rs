@@ -38,6 +38,7 @@ pub struct QuicMetrics {
     pub(super) timed_out: Counter,
     pub(super) retried: Counter,
     pub(super) refused: Counter,
+    pub(super) crowded: Counter,
 }
 
 impl Default for QuicMetrics {
@@ -50,6 +51,7 @@ impl Default for QuicMetrics {
             timed_out: counter("timed-out"),
             retried: counter("retried"),
             refused: counter("refused"),
+            crowded: counter("crowded"),
             outcomes,
             failures: Family::default(),
             in_flight: Gauge::default(),
@@ -109,6 +111,11 @@ impl QuicMetrics {
     /// Connection attempts that were refused for want of room or because of a drain.
     pub fn refused(&self) -> u64 {
         self.refused.get()
+    }
+
+    /// Handshakes refused because their address had its share of them.
+    pub fn crowded(&self) -> u64 {
+        self.crowded.get()
     }
 
     /// Handshakes that are going on.

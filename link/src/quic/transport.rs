@@ -89,6 +89,8 @@ pub struct Options {
     pub udp_buffer: usize,
     /// Handshakes of a listener at once; from a quarter of it on, peers prove their address.
     pub handshakes: usize,
+    /// Of these, those of one address.
+    pub handshakes_per_address: usize,
     /// Makes everything that quinn draws by lot repeatable. For simulations only.
     pub seed: Option<[u8; 32]>,
 }
@@ -101,6 +103,7 @@ impl Default for Options {
             segmentation_offload: true,
             udp_buffer: limits::UDP_BUFFER,
             handshakes: limits::HANDSHAKES,
+            handshakes_per_address: limits::HANDSHAKES_PER_ADDRESS,
             seed: None,
         }
     }

@@ -14,6 +14,9 @@ const _: () = {
     assert!(ENROL_REVIEWS <= KUBE_IDLE);
     assert!(AUDIT_TEXT_BYTES * 16 + AUDIT_COMMAND_BYTES < AUDIT_LINE_BYTES);
     assert!(AUDIT_BATCH < AUDIT_QUEUE);
+    assert!(4 * HANDSHAKES_PER_ADDRESS <= HANDSHAKES);
+    assert!(2 * HANDSHAKES <= UNPROVEN_PER_ADDRESS && 4 * UNPROVEN_PER_ADDRESS <= LINKS);
+    assert!(4 * LEGACY_REVIEWS_PER_ADDRESS <= LEGACY_REVIEWS);
     assert!(AUDIT_GATHER.as_millis() < AUDIT_SYNC.as_millis());
     assert!(AUDIT_SYNC.as_secs() < AUDIT_CHECKPOINT.as_secs());
     assert!(ATTESTATION_RENEW.as_secs() < ATTESTATION_LIFE.as_secs());

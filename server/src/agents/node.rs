@@ -166,7 +166,7 @@ pub struct Node {
 }
 
 impl Node {
-    pub(super) fn new(name: Name) -> Self {
+    pub(crate) fn new(name: Name) -> Self {
         Self {
             name,
             state: ArcSwap::default(),
@@ -187,6 +187,11 @@ impl Node {
     /// Its links, newest first.
     pub fn links(&self) -> Vec<Arc<AgentLink>> {
         self.state.load().links.clone()
+    }
+
+    /// How many.
+    pub fn link_count(&self) -> usize {
+        self.state.load().links.len()
     }
 
     /// How its last link ended; `None` while it has one.

@@ -2,7 +2,7 @@
 //!
 //! A link comes in in two steps, because the greeting is answered in between: [`Agents::admit`]
 //! checks and reserves a place, [`Admission::register`] fills it. Rules:
-//! 1. no more links than allowed (`overloaded`);
+//! 1. no more links than allowed, of all agents and of one (`overloaded`);
 //! 2. two agents never hold one node address at a time: the newcomer is refused with an alarm;
 //! 3. links of one instance stand side by side; a newer instance takes the new dials and the
 //!    links of the older one are drained, their dials intact;
@@ -39,6 +39,12 @@ pub enum NotAdmitted {
     /// As many links as `--max-links` allows.
     #[error("{0} links are as many as --max-links allows")]
     Full(usize),
+    /// As many links as one agent may have.
+    #[error(
+        "it has {} links, as many as one agent may have",
+        limits::LINKS_PER_AGENT
+    )]
+    Many,
     /// Somebody else holds an address that it is granted.
     #[error("its address {address} is held by the linked agent {holder}")]
     Overlap {
@@ -53,7 +59,7 @@ impl NotAdmitted {
     /// The part that travels.
     pub const fn reason(&self) -> Reason {
         match self {
-            NotAdmitted::Full(_) => Reason::Overloaded,
+            NotAdmitted::Full(_) | NotAdmitted::Many => Reason::Overloaded,
             NotAdmitted::Overlap { .. } => Reason::ExcessClaim,
         }
     }
@@ -182,6 +188,10 @@ impl Agents {
         let mut inner = self.lock();
         if inner.places >= self.max_links {
             return Err(NotAdmitted::Full(self.max_links));
+        }
+        let held = |known: &Known| known.reserved + known.node.link_count();
+        if inner.known.get(name).map_or(0, held) >= limits::LINKS_PER_AGENT {
+            return Err(NotAdmitted::Many);
         }
         if let Some(overlap) = inner.overlap(name, &route) {
             drop(inner);

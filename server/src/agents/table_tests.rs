@@ -60,6 +60,23 @@ async fn places_are_bounded_and_given_back() {
 }
 
 #[tokio::test]
+async fn one_agent_does_not_take_every_place() {
+    let table = table(10 * limits::LINKS_PER_AGENT);
+    let one = || table.reserve(&name("a"), Route::default());
+    let held: Vec<_> = (0..limits::LINKS_PER_AGENT)
+        .map(|_| one().unwrap())
+        .collect();
+    let error = one().err().unwrap();
+    assert_eq!(
+        (&error, error.reason()),
+        (&NotAdmitted::Many, Reason::Overloaded)
+    );
+    assert!(table.reserve(&name("b"), Route::default()).is_ok());
+    drop(held);
+    assert!(one().is_ok());
+}
+
+#[tokio::test]
 async fn routes_follow_grants() {
     let table = table(10);
     let gateway = Route {

@@ -8,6 +8,7 @@ use towline_link::process::compat::{Compat, Page};
 use super::lease::LeaseKeeper;
 use super::profile::{LeaseConfig, Profile};
 use crate::agents::Agents;
+use crate::doors::front_ends::FrontEnds;
 use crate::konnectivity::Counted;
 use crate::legacy::accept::LegacyDoor;
 use crate::legacy::serve::Reception;
@@ -42,6 +43,8 @@ pub struct Running {
     pub door: Option<Arc<LegacyDoor>>,
     /// Files in force.
     pub trust: LegacyTrust,
+    /// Who is connected to the signed TCP door.
+    pub front_ends: FrontEnds,
     files: LegacyFiles,
     told: Told,
     lease: Option<(LeaseConfig, String)>,
@@ -89,6 +92,7 @@ impl Running {
             },
             door: profile.files.agents.is_some().then(|| Arc::new(door)),
             trust,
+            front_ends: FrontEnds::default(),
             files: profile.files,
             told,
             lease,
@@ -161,6 +165,7 @@ impl Running {
             files: self.files.clone(),
             trust: self.trust.clone(),
             door: self.door.clone(),
+            front_ends: self.front_ends.clone(),
         }
     }
 

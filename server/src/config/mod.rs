@@ -213,6 +213,8 @@ impl Config {
             payload: args.quic_payload,
             udp_buffer: usize::try_from(args.udp_buffer.0).unwrap_or(limits::UDP_BUFFER),
             handshakes: args.max_handshakes as usize,
+            handshakes_per_address: (args.max_handshakes as usize / 4)
+                .clamp(1, limits::HANDSHAKES_PER_ADDRESS),
             ..quic::Options::default()
         };
         quic.check()?;

@@ -2,14 +2,39 @@
 //! the end of its certificate, ends its dial with a reason, within the same rules as links.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::SystemTime;
 
+use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 use towline_link::live::LiveDial;
-use towline_pki::{PeerVerifier, VerifiedPeer};
+use towline_pki::VerifiedPeer;
 use towline_proto::reason::Reason;
+
+/// What a front end has shown.
+pub enum Proof {
+    /// An identity of ours.
+    Identity(VerifiedPeer),
+    /// Any certificate of one authority (compatibility profile), and its subject for logs.
+    Signed(Vec<CertificateDer<'static>>, Arc<str>),
+}
+
+impl Proof {
+    fn chain(&self) -> &[CertificateDer<'static>] {
+        match self {
+            Proof::Identity(peer) => peer.chain(),
+            Proof::Signed(chain, _) => chain,
+        }
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Proof::Identity(peer) => peer.identity().to_string(),
+            Proof::Signed(_, subject) => format!("{subject:?}"),
+        }
+    }
+}
 
 /// The list. Clones are the same list.
 #[derive(Clone, Default)]
@@ -24,7 +49,7 @@ struct List {
 }
 
 struct Entry {
-    peer: VerifiedPeer,
+    proof: Proof,
     /// One for a CONNECT request, one for each stream of a gRPC connection.
     dials: Vec<Weak<LiveDial>>,
     ended: watch::Sender<Option<Reason>>,
@@ -39,7 +64,7 @@ pub struct FrontEndGuard {
 
 impl FrontEnds {
     /// Adds a front end.
-    pub fn add(&self, peer: VerifiedPeer) -> FrontEndGuard {
+    pub fn add(&self, proof: Proof) -> FrontEndGuard {
         let (sender, ended) = watch::channel(None);
         let mut list = self.lock();
         list.next += 1;
@@ -47,7 +72,7 @@ impl FrontEnds {
         list.entries.insert(
             key,
             Entry {
-                peer,
+                proof,
                 dials: Vec::new(),
                 ended: sender,
             },
@@ -60,18 +85,23 @@ impl FrontEnds {
     }
 
     /// Checks everyone again; gives the number of those that were ended.
-    pub fn check(&self, verifier: &PeerVerifier, now: SystemTime) -> usize {
+    pub fn check<E: fmt::Display>(
+        &self,
+        verify: impl Fn(&[CertificateDer<'static>]) -> Result<(), E>,
+        reason: impl Fn(&E) -> Reason,
+    ) -> usize {
         let mut count = 0;
         for entry in self.lock().entries.values() {
-            let Err(error) = verifier.verify(entry.peer.chain(), now) else {
+            let Err(error) = verify(entry.proof.chain()) else {
                 continue;
             };
             count += 1;
-            tracing::warn!(peer = %entry.peer.identity(), %error, "front end is no longer trusted");
+            let reason = reason(&error);
+            tracing::warn!(peer = entry.proof.name(), %error, "front end is no longer trusted");
             for dial in entry.dials.iter().filter_map(Weak::upgrade) {
-                dial.end(error.reason());
+                dial.end(reason);
             }
-            entry.ended.send_replace(Some(error.reason()));
+            entry.ended.send_replace(Some(reason));
         }
         count
     }

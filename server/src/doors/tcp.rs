@@ -1,5 +1,6 @@
 //! The door over TCP: mutual TLS, role `client`, and a name that `--door-allow` lists.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -11,12 +12,13 @@ use towline_link::error::detail;
 use towline_link::process::accept::{AcceptMetrics, AcceptOptions, Slot, accept_loop};
 use towline_link::process::drain::DrainWatch;
 use towline_link::process::ratelimit::RateLimited;
+use towline_link::process::shares::{Shares, network};
 use towline_pki::{PeerError, PeerVerifier, VerifiedPeer};
 use towline_proto::id::Name;
 use towline_proto::limits;
 
 use super::connect::{Desk, FrontEnd, Visit, serve};
-use super::front_ends::FrontEnds;
+use super::front_ends::{FrontEnds, Proof};
 use super::status;
 use crate::caller::Caller;
 use crate::dial::Door;
@@ -58,6 +60,7 @@ pub struct TcpDoor {
     front_ends: FrontEnds,
     desk: Arc<Desk>,
     refused: RateLimited<&'static str>,
+    unproven: Shares<IpAddr>,
 }
 
 /// Lines about refused front ends in a minute, for each cause.
@@ -72,6 +75,7 @@ impl TcpDoor {
             front_ends,
             desk,
             refused: RateLimited::new(REFUSAL_LINES, Duration::from_secs(60)),
+            unproven: Shares::new(limits::UNPROVEN_PER_ADDRESS),
         }
     }
 
@@ -99,7 +103,7 @@ impl TcpDoor {
                 else {
                     return;
                 };
-                let certified = door.front_ends.add(peer.clone());
+                let certified = door.front_ends.add(Proof::Identity(peer.clone()));
                 // A reload may have come since the handshake; it checks only who is in the list.
                 if let Err(error) = door.check_again(&peer) {
                     tracing::warn!(peer = %peer.identity(), %error, "front end is no longer trusted");
@@ -135,6 +139,12 @@ impl TcpDoor {
         slot: &Slot,
     ) -> Option<(TlsStream<TcpStream>, VerifiedPeer)> {
         keep_alive(&tcp);
+        let Some(_unproven) = self.unproven.take(&network(address.ip())) else {
+            slot.refused("crowded");
+            let metrics = self.desk.metrics();
+            metrics.front_end_refused(Door::ConnectTcp, "crowded");
+            return None;
+        };
         let tls = self.trust.snapshot().door.clone()?;
         let accepting = TlsAcceptor::from(Arc::clone(&tls.config)).accept(tcp);
         let cause = match tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, accepting).await {

@@ -1,7 +1,8 @@
 //! A connection of a legacy agent after its handshake: HTTP/2, one call in general, a ping now
 //! and then.
 
-use std::sync::Arc;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use h2::server::Builder;
@@ -10,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use towline_link::process::drain::DrainWatch;
+use towline_link::process::shares::Share;
 use towline_proto::limits;
 
 use super::serve::{Caller, Reception, call};
@@ -57,6 +59,7 @@ impl LegacyDoor {
         chain: Vec<CertificateDer<'static>>,
         address: std::net::SocketAddr,
         drain: DrainWatch,
+        unproven: Share<IpAddr>,
     ) where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -75,6 +78,7 @@ impl LegacyDoor {
         let caller = Caller {
             address,
             chain: chain.into(),
+            unproven: Arc::new(Mutex::new(Some(unproven))),
         };
         let mut pings = connection.ping_pong();
         let mut calls = JoinSet::new();
@@ -100,7 +104,10 @@ impl LegacyDoor {
                     Some(Err(_)) | None => break,
                 },
                 Some(ended) = calls.join_next() => {
-                    idle_since = Instant::now();
+                    // Who is refused again and again does not stay for that.
+                    if caller.is_proven() {
+                        idle_since = Instant::now();
+                    }
                     if let Err(error) = ended && error.is_panic() {
                         tracing::error!(%error, "the task of a legacy agent panicked; its stream is closed");
                     }

@@ -116,7 +116,9 @@ pub async fn admit(
     };
     let proof = match reviewer {
         Some(reviewer) => {
-            reviewer.review(&values(headers, AUTHORIZATION)).await?;
+            reviewer
+                .review(&values(headers, AUTHORIZATION), address.ip())
+                .await?;
             Proof::Token(reviewer.rule().clone())
         }
         None if chain.is_empty() => return Err(AdmitError::NoProof),

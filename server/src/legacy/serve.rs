@@ -5,7 +5,8 @@
 //! end takes bytes; for one that takes nothing nobody waits, its bytes are charged to the
 //! process-wide memory budget, and on overflow the longest-stalled dial is ended.
 
-use std::sync::Arc;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,6 +18,7 @@ use towline_link::grpc::{self, Code, PacketSink, PacketSource, Status};
 use towline_link::live::LiveDials;
 use towline_link::process::drain::{DrainWatch, Stage};
 use towline_link::process::ratelimit::RateLimited;
+use towline_link::process::shares::Share;
 use towline_proto::konnectivity::{CONNECT_METHOD, CONTENT_TYPE, Packet, SERVER_COUNT, SERVER_ID};
 use towline_proto::limits;
 use towline_proto::reason::Reason;
@@ -97,6 +99,25 @@ pub struct Caller {
     pub address: std::net::SocketAddr,
     /// Its certificate, if it showed one.
     pub chain: Arc<[CertificateDer<'static>]>,
+    /// Its place among the connections of its address that have proved nothing; given back when
+    /// its first agent is admitted.
+    pub unproven: Arc<Mutex<Option<Share<IpAddr>>>>,
+}
+
+impl Caller {
+    /// Whether an agent was admitted on this connection.
+    pub fn is_proven(&self) -> bool {
+        self.lock().is_none()
+    }
+
+    fn prove(&self) {
+        let share = self.lock().take();
+        drop(share);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Share<IpAddr>>> {
+        self.unproven.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// One call, from its headers to its end.
@@ -121,6 +142,7 @@ pub async fn call(
             return;
         }
     };
+    caller.prove();
     let serial = reception.agents.serial();
     let stream = AgentStream::new(serial, announced, reception.live.clone());
     let metadata = [

@@ -3,9 +3,13 @@
 //! The texts are those that Konnectivity's agents log, word for word.
 
 use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
 
+use tokio::sync::Semaphore;
 use towline_link::kube::review::{self, Verdict};
 use towline_link::kube::{Client, KubeError};
+use towline_link::process::shares::{Shares, network};
 use towline_proto::konnectivity::BEARER;
 use towline_proto::limits;
 
@@ -101,19 +105,32 @@ impl TokenError {
 pub struct Reviewer {
     client: Client,
     rule: TokenRule,
+    /// Whoever reaches the port can make us ask the API; so many at once.
+    places: Arc<Semaphore>,
+    shares: Shares<IpAddr>,
 }
 
 impl Reviewer {
-    /// By this rule.
+    /// A judge that asks this client's API.
     pub fn new(client: Client, rule: TokenRule) -> Self {
-        Self { client, rule }
+        Self {
+            client,
+            rule,
+            places: Arc::new(Semaphore::new(limits::LEGACY_REVIEWS)),
+            shares: Shares::new(limits::LEGACY_REVIEWS_PER_ADDRESS),
+        }
     }
 
-    /// Whether the values of `Authorization` are one good token.
-    pub async fn review(&self, values: &[&[u8]]) -> Result<(), TokenError> {
+    /// Judges the values of the `authorization` header of a call from this address.
+    pub async fn review(&self, values: &[&[u8]], from: IpAddr) -> Result<(), TokenError> {
         let token = bearer(values)?;
         let audiences = [self.rule.audience.clone()];
-        let asking = review::token(&self.client, token, &audiences);
+        let asking = async {
+            let _share = self.shares.wait(&network(from)).await;
+            // The semaphore is never closed; if it were, there would be no bound and no harm.
+            let _place = self.places.acquire().await.ok();
+            review::token(&self.client, token, &audiences).await
+        };
         let verdict = tokio::time::timeout(limits::LEGACY_ADMIT, asking)
             .await
             .map_err(|_| TokenError::Late)??;

@@ -1,11 +1,11 @@
 //! The files of the compatibility doors as one snapshot: what we show, whom we believe. Read at
 //! the start and again whenever they change.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use towline_pki::{ChainVerifier, TlsError, WebError, WebPair, WebRoots, tls};
+use towline_pki::{ChainVerifier, Expiry, TlsError, WebError, WebPair, WebRoots, tls};
 use towline_proto::konnectivity::ALPN_GRPC;
 
 /// A certificate, its key, and the authority of clients.
@@ -61,17 +61,23 @@ pub struct DoorTrust {
     pub tls: Arc<rustls::ServerConfig>,
     /// For live connections when the files change.
     pub clients: Option<ChainVerifier>,
+    expiries: Vec<Expiry>,
 }
 
 impl DoorTrust {
-    fn load(files: &DoorFiles, alpn: &[&[u8]]) -> Result<Self, LegacyTrustError> {
+    fn load(files: &DoorFiles, word: &str, alpn: &[&[u8]]) -> Result<Self, LegacyTrustError> {
         let pair = WebPair::load(&files.cert, &files.key)?;
-        let roots = |path: &PathBuf| WebRoots::load(Path::new(path));
+        let mut expiries = pair.expiries(&format!("{word}-certificate"), &files.cert);
         let clients = match &files.ca {
-            Some(path) => Some(ChainVerifier::new(&roots(path)?)?),
+            Some(path) => {
+                let roots = WebRoots::load(path)?;
+                expiries.extend(roots.expiries(&format!("{word}-ca"), path));
+                Some(ChainVerifier::new(&roots)?)
+            }
             None => None,
         };
         Ok(Self {
+            expiries,
             tls: tls::chain_server(&pair, clients.as_ref(), alpn)?,
             clients,
         })
@@ -101,10 +107,10 @@ impl LegacySnapshot {
         let both: [&[u8]; 2] = [ALPN_GRPC, tls::ALPN_HTTP11];
         Ok(Self {
             agents: agents
-                .map(|files| DoorTrust::load(files, &[ALPN_GRPC]))
+                .map(|files| DoorTrust::load(files, "legacy-agents", &[ALPN_GRPC]))
                 .transpose()?,
             front_ends: front_ends
-                .map(|files| DoorTrust::load(files, &both))
+                .map(|files| DoorTrust::load(files, "signed-door", &both))
                 .transpose()?,
         })
     }
@@ -122,6 +128,15 @@ impl LegacyTrust {
         Self {
             now: Arc::new(ArcSwap::from_pointee(first)),
         }
+    }
+
+    /// Everything loaded that ends.
+    pub fn expiries(&self) -> Vec<Expiry> {
+        let snapshot = self.snapshot();
+        let doors = [&snapshot.agents, &snapshot.front_ends]
+            .into_iter()
+            .flatten();
+        doors.flat_map(|door| door.expiries.clone()).collect()
     }
 
     /// What is in force.

@@ -2,7 +2,7 @@
 //! loop up and are bounded; what comes out of them is verified.
 
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,9 +12,10 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use towline_link::carrier::Carrier;
 use towline_link::error::{ConnectError, detail};
-use towline_link::process::accept::{AcceptMetrics, AcceptOptions, accept_loop};
+use towline_link::process::accept::{AcceptMetrics, AcceptOptions, Slot, accept_loop};
 use towline_link::process::drain::DrainWatch;
 use towline_link::process::ratelimit::RateLimited;
+use towline_link::process::shares::{Share, Shares, network};
 use towline_link::quic::QuicListener;
 use towline_link::tls::{self, TlsOptions};
 use towline_proto::limits;
@@ -67,6 +68,8 @@ pub struct TlsLinks {
     pub counted: Metrics,
     /// Handshakes at once.
     pub handshakes: usize,
+    /// Of these, those of one address.
+    pub handshakes_per_address: usize,
     /// Links at once, with some room for those that are shaking hands.
     pub connections: usize,
     /// Connections are counted here.
@@ -79,6 +82,9 @@ struct Shared {
     legacy: Option<Arc<LegacyDoor>>,
     counted: Metrics,
     handshakes: Semaphore,
+    /// Of one address: connections that have proved nothing yet, and handshakes.
+    unproven: Shares<IpAddr>,
+    shares: Shares<IpAddr>,
     refused: RateLimited<&'static str>,
 }
 
@@ -95,6 +101,8 @@ impl TlsLinks {
             legacy: self.legacy,
             counted: self.counted,
             handshakes: Semaphore::new(self.handshakes),
+            unproven: Shares::new(limits::UNPROVEN_PER_ADDRESS),
+            shares: Shares::new(self.handshakes_per_address),
             refused: RateLimited::new(10, Duration::from_secs(60)),
         });
         let watch = drain.clone();
@@ -102,25 +110,27 @@ impl TlsLinks {
             let shared = Arc::clone(&shared);
             let drain = watch.clone();
             async move {
-                let shaking = handshake(&shared, tcp);
+                let from = network(address.ip());
+                let Some(unproven) = shared.unproven.take(&from) else {
+                    shared.refuse(
+                        &slot,
+                        address,
+                        "crowded",
+                        "its address has as many connections as one may have that prove nothing",
+                    );
+                    return;
+                };
+                let shaking = handshake(&shared, tcp, from);
                 match Box::pin(shaking).await {
                     Ok(Shaken::Link(carrier, greeter)) => {
-                        drop(shared);
+                        drop((shared, unproven));
                         serve(carrier, greeter, drain).await;
                     }
                     Ok(Shaken::Legacy(serving)) => {
                         drop(shared);
-                        serving(address, drain).await;
+                        serving(address, drain, unproven).await;
                     }
-                    Err(error) => {
-                        let word = word(&error);
-                        slot.refused(word);
-                        shared.counted.tls_handshake_failed(word);
-                        if let Some(suppressed) = shared.refused.allow(word) {
-                            let cause = detail(&error);
-                            tracing::info!(%address, reason = word, suppressed, "TLS handshake of a link failed: {cause}");
-                        }
-                    }
+                    Err(error) => shared.refuse(&slot, address, word(&error), &detail(&error)),
                 }
                 drop(slot);
             }
@@ -129,16 +139,26 @@ impl TlsLinks {
     }
 }
 
+impl Shared {
+    fn refuse(&self, slot: &Slot, address: SocketAddr, word: &'static str, cause: &str) {
+        slot.refused(word);
+        self.counted.tls_handshake_failed(word);
+        if let Some(suppressed) = self.refused.allow(word) {
+            tracing::info!(%address, reason = word, suppressed, "TLS handshake of a link failed: {cause}");
+        }
+    }
+}
+
 /// What came out of a handshake.
 enum Shaken {
     Link(Arc<dyn Carrier>, Arc<Greeter>),
     /// Serves the rest of the connection.
-    Legacy(Box<dyn FnOnce(SocketAddr, DrainWatch) -> Serving + Send>),
+    Legacy(Box<dyn FnOnce(SocketAddr, DrainWatch, Share<IpAddr>) -> Serving + Send>),
 }
 
 type Serving = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-async fn handshake(shared: &Shared, tcp: TcpStream) -> Result<Shaken, ConnectError> {
+async fn handshake(shared: &Shared, tcp: TcpStream, from: IpAddr) -> Result<Shaken, ConnectError> {
     // Waiting counts towards the time of the handshake, so that a flood cannot queue up here.
     let after = limits::HANDSHAKE_TIMEOUT;
     let whole = async {
@@ -149,6 +169,14 @@ async fn handshake(shared: &Shared, tcp: TcpStream) -> Result<Shaken, ConnectErr
                 server: "an agent".to_owned(),
                 source,
             })?;
+        // Nor does one address take the places of all the others.
+        let _share = match shared.shares.take(&from) {
+            Some(share) => share,
+            None => {
+                shared.counted.tls_handshake_waits();
+                shared.shares.wait(&from).await
+            }
+        };
         // The semaphore is never closed; if it were, there would be no bound and no harm.
         let _place = shared.handshakes.acquire().await.ok();
         let _counted = shared.counted.tls_handshake();
@@ -173,8 +201,8 @@ async fn choose(shared: &Shared, tcp: TcpStream) -> Result<Shaken, ConnectError>
     {
         let (io, chain) = arrived.other(Arc::clone(&trust.tls)).await?;
         let door = Arc::clone(door);
-        return Ok(Shaken::Legacy(Box::new(move |address, drain| {
-            Box::pin(door.serve(io, chain, address, drain))
+        return Ok(Shaken::Legacy(Box::new(move |address, drain, unproven| {
+            Box::pin(door.serve(io, chain, address, drain, unproven))
         })));
     }
     let Some((trust, greeter)) = &shared.own else {

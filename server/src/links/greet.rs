@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use towline_link::carrier::CarrierKind;
 use towline_link::error::detail;
 use towline_link::process::ratelimit::RateLimited;
+use towline_link::process::shares::{Share, Shares};
 use towline_pki::VerifiedPeer;
 use towline_proto::control::{Hello, Welcome};
 use towline_proto::id::Name;
@@ -34,6 +34,7 @@ pub struct Greeter {
     servers: Vec<String>,
     max_dials: u32,
     refusals: RateLimited<Name>,
+    greeting: Shares<Name>,
 }
 
 /// The program's name and version, for people.
@@ -59,7 +60,13 @@ impl Greeter {
             servers,
             max_dials,
             refusals: RateLimited::new(3, Duration::from_secs(60)),
+            greeting: Shares::new(limits::GREETINGS_PER_AGENT),
         }
+    }
+
+    /// A place for a connection of this agent that has not greeted yet.
+    pub fn place(&self, peer: &VerifiedPeer) -> Option<Share<Name>> {
+        self.greeting.take(&peer.identity().name)
     }
 
     /// Whether an agent is trusted by the files that are in force now. It was verified in its
@@ -81,14 +88,13 @@ impl Greeter {
     pub fn decide(
         &self,
         peer: &VerifiedPeer,
-        carrier: CarrierKind,
         hello: &Hello,
     ) -> Result<(Welcome, Admission), Reason> {
         let route = self.directory.route(peer);
         let gateway = self.directory.gateway_prefixes();
         if let Err(excess) = check_claims(hello, &route, &gateway) {
             let claim = format!("it claims {excess}, which nothing grants it");
-            return Err(self.refuse(peer, carrier, Reason::ExcessClaim, &claim, false));
+            return Err(self.refuse(peer, Reason::ExcessClaim, &claim, false));
         }
         let mut routes = route.prefixes.clone();
         if route.gateway {
@@ -97,7 +103,7 @@ impl Greeter {
         routes.truncate(limits::LIST_ITEMS);
         let admission = self.agents.admit(peer, route).map_err(|error| {
             let alarm = error.reason() == Reason::ExcessClaim;
-            self.refuse(peer, carrier, error.reason(), &error.to_string(), alarm)
+            self.refuse(peer, error.reason(), &error.to_string(), alarm)
         })?;
         // The session has checked that the ranges meet.
         let ours = (version::VERSION_MIN, version::VERSION_MAX);
@@ -114,15 +120,7 @@ impl Greeter {
         Ok((welcome, admission))
     }
 
-    fn refuse(
-        &self,
-        peer: &VerifiedPeer,
-        carrier: CarrierKind,
-        reason: Reason,
-        why: &str,
-        alarm: bool,
-    ) -> Reason {
-        self.metrics.link_refused(carrier, reason);
+    fn refuse(&self, peer: &VerifiedPeer, reason: Reason, why: &str, alarm: bool) -> Reason {
         let leaf = peer.leaf();
         if let Some(suppressed) = self.refusals.allow(leaf.identity.name.clone()) {
             let (serial, why) = (&leaf.serial, detail(why));

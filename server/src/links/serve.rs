@@ -27,9 +27,14 @@ pub async fn serve(carrier: Arc<dyn Carrier>, greeter: Arc<Greeter>, drain: Drai
         carrier.close(Reason::Shutdown);
         return;
     }
+    let Some(greeting_place) = greeter.place(&peer) else {
+        greeter.metrics.link_refused(kind, Reason::Overloaded);
+        carrier.close(Reason::Overloaded);
+        return;
+    };
     let mut admission = None;
     let greeting = greet_server(carrier, |hello| {
-        let (welcome, place) = greeter.decide(&peer, kind, hello)?;
+        let (welcome, place) = greeter.decide(&peer, hello)?;
         admission = Some(place);
         Ok(welcome)
     });
@@ -37,6 +42,7 @@ pub async fn serve(carrier: Arc<dyn Carrier>, greeter: Arc<Greeter>, drain: Drai
         Ok(greeted) => greeted,
         Err(error) => {
             let reason = error.reason;
+            greeter.metrics.link_refused(kind, reason);
             tracing::info!(peer = %peer.identity(), carrier = %kind, %reason, "agent did not become a link");
             return;
         }
@@ -47,6 +53,7 @@ pub async fn serve(carrier: Arc<dyn Carrier>, greeter: Arc<Greeter>, drain: Drai
         return;
     };
     let entry = admission.register(link, &hello);
+    drop(greeting_place);
     if let Err(reason) = greeter.check_again(&peer) {
         entry.link.close(reason);
     }
