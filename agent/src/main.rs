@@ -15,11 +15,18 @@ use towline_link::process::admin::AdminError;
 use towline_link::process::exit::Exit;
 use towline_link::process::runtime::{self, Workers};
 use towline_link::process::signal::{ServiceManager, Signals, until_ended};
-use towline_link::process::{panics, telemetry};
+use towline_link::process::{panics, telemetry, usage};
 use tracing::{error, info, warn};
 
 fn main() -> Exit {
-    let args = Args::parse();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            let environment = std::env::var_os("TOWLINE_COMPATIBILITY");
+            let words = std::env::args_os().skip(1);
+            usage::refuse(&error, usage::is_compatible(words, environment.as_deref()))
+        }
+    };
     let check_only = args.check_config;
     let config = match Config::from_args(args) {
         Ok(config) => config,

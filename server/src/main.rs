@@ -18,7 +18,8 @@ use towline_server::verb::{self, Asked};
 use tracing::{error, info};
 
 fn main() -> ExitCode {
-    match verb::ask() {
+    let compatibility = std::env::var_os("TOWLINE_COMPATIBILITY");
+    match verb::ask(compatibility.as_deref()) {
         Asked::Daemon(args) => {
             let compatible = args.konnectivity.compatibility.is_some();
             match serve(*args) {

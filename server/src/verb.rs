@@ -6,6 +6,8 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use towline_link::process::usage;
+
 use crate::args;
 use crate::attest::command as kubelets;
 use crate::audit::command as audit;
@@ -48,16 +50,20 @@ pub enum Asked {
 }
 
 /// Reads the command line; ends the process where clap does (help, version, wrong usage).
-pub fn ask() -> Asked {
+/// `environment` is what it says of `--compatibility`.
+pub fn ask(environment: Option<&OsStr>) -> Asked {
     let verbs = Verbs::command();
     let first = std::env::args_os().nth(1);
     if first.is_some_and(|word| names(&verbs).any(|name| OsStr::new(name) == word)) {
         return Asked::Answered(Verbs::parse().verb.run());
     }
-    let matches = daemon().get_matches();
-    match args::Args::from_arg_matches(&matches) {
+    let read = daemon().try_get_matches();
+    match read.and_then(|matches| args::Args::from_arg_matches(&matches)) {
         Ok(args) => Asked::Daemon(Box::new(args)),
-        Err(error) => error.exit(),
+        Err(error) => {
+            let words = std::env::args_os().skip(1);
+            usage::refuse(&error, usage::is_compatible(words, environment))
+        }
     }
 }
 

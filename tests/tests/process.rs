@@ -305,6 +305,22 @@ async fn exit_codes_tell_usage_from_configuration() {
             status == Some(2) && said.contains("--no-such-flag"),
             "{name}: {status:?} {said}"
         );
+        // Konnectivity's programs know success and failure only.
+        for profile in [
+            &["--compatibility=konnectivity"][..],
+            &["--compatibility", "nonsense"],
+        ] {
+            let (status, said) = code(with(&[profile, &["--no-such-flag"]].concat())).await;
+            assert!(
+                status == Some(1) && said.contains("--"),
+                "{name}: {status:?} {said}"
+            );
+        }
+        let help = code(vec![
+            "--compatibility=konnectivity".to_owned(),
+            "--help".to_owned(),
+        ]);
+        assert_eq!(help.await.0, Some(0), "{name}");
         let (status, said) = code(with(&["--deny-list", "/no/such/file", "--check-config"])).await;
         assert!(
             status == Some(3) && said.contains("/no/such/file"),

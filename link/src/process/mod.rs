@@ -1,7 +1,7 @@
 //! What makes a daemon a good process, the same for both: flag values, exit codes, start and
 //! readiness, live reload, logs, health and metrics, and an orderly end.
 //!
-//! Reading order: [`values`] and [`exit`] (the outside), [`drain`] (the order of stopping),
+//! Reading order: [`values`], [`usage`] and [`exit`] (the outside), [`drain`] (the order of stopping),
 //! [`ready`], [`signal`], [`accept`] with [`unix`] and [`shares`] (who gets a connection, and how many), [`admin`] with
 //! [`live`] and [`daemon`] (health, metrics, orders), [`ask`] (their other end), [`compat`] and
 //! [`classic`] (another program's pages and metrics), [`watch`], [`reload`] and [`expiry`] (files that
@@ -31,6 +31,7 @@ pub mod shares;
 pub mod signal;
 pub mod telemetry;
 pub mod unix;
+pub mod usage;
 pub mod values;
 pub mod watch;
 pub use towline_pki::yaml;
