@@ -81,11 +81,13 @@ impl PolicyReload {
     fn read(&self) -> Result<(), PolicyFileError> {
         let read = PolicyFile::load(&self.path);
         self.gauges.policy_stale(read.is_err());
-        self.condition.set(
-            read.as_ref().map(|_| ()).map_err(|error| {
-                format!("the policy file is not in force, an older one is: {error}")
-            }),
-        );
+        // An older one is in force, so dials are judged: turning away would help nobody.
+        match &read {
+            Ok(_) => self.condition.met(),
+            Err(error) => self.condition.note(format!(
+                "the policy file is not in force, an older one is: {error}"
+            )),
+        }
         let file = read?;
         let ended = self.serve.change_policy(|rules| {
             rules.rules = Arc::clone(&file.rules);

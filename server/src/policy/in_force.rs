@@ -4,7 +4,7 @@
 //! it forbids is ended with [`Reason::PolicyChanged`]. Grants that changed are the same: a dial
 //! through an agent that may no longer serve its target is ended with [`Reason::RouteWithdrawn`].
 //! A file that cannot be used leaves everything as it is and raises an alarm: an error in the
-//! log, the metrics, and the readiness condition `policy`.
+//! log, the metrics, and a note at the readiness condition `policy`.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -91,10 +91,12 @@ impl InForce {
         let Some(path) = &self.path else { return Ok(0) };
         let read = PolicyFile::load(path);
         if let Some(alarm) = &*self.alarm.lock().unwrap_or_else(PoisonError::into_inner) {
-            let told = read.as_ref().map(|_| ()).map_err(|error| {
-                format!("the policy file is not in force, an older one is: {error}")
-            });
-            alarm.set(told);
+            match &read {
+                Ok(_) => alarm.met(),
+                Err(error) => alarm.note(format!(
+                    "the policy file is not in force, an older one is: {error}"
+                )),
+            }
         }
         self.metrics.policy_stale(read.is_err());
         let file = read?;
