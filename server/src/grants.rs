@@ -18,6 +18,8 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use serde::Deserialize;
+use serde_saphyr::Spanned;
+use towline_link::process::yaml::{self, Fault};
 use towline_pki::store;
 use towline_proto::address;
 use towline_proto::id::Name;
@@ -32,20 +34,25 @@ pub enum GrantsError {
     #[error(transparent)]
     Store(#[from] store::StoreError),
     /// It is no grants file.
-    #[error("{}: {cause}", path.display())]
+    #[error("{}:{fault}", path.display())]
     Form {
         /// The file.
         path: PathBuf,
         /// What is wrong, on one line.
-        cause: String,
+        fault: Fault,
     },
 }
 
 /// A grants file that was read.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Grants {
     agents: Vec<Entry>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawGrants {
+    agents: Vec<Spanned<Entry>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -104,36 +111,38 @@ impl Grants {
     /// Reads a file.
     pub fn load(path: &Path) -> Result<Self, GrantsError> {
         let text = store::read(path)?;
-        Self::parse(&text).map_err(|cause| GrantsError::Form {
+        Self::parse(&text).map_err(|fault| GrantsError::Form {
             path: path.into(),
-            cause,
+            fault,
         })
     }
 
-    fn parse(text: &[u8]) -> Result<Self, String> {
-        let text = std::str::from_utf8(text).map_err(|_| "not text (UTF-8)".to_owned())?;
-        let grants: Grants = serde_saphyr::from_str(text).map_err(|error| {
-            let lines = error.to_string();
-            let first = lines.lines().next().unwrap_or("not YAML");
-            towline_link::error::detail(first)
-        })?;
-        if grants.agents.len() > limits::GRANT_ENTRIES {
-            return Err(format!(
-                "{} entries are more than the {} of one file",
-                grants.agents.len(),
+    fn parse(text: &[u8]) -> Result<Self, Fault> {
+        let raw: RawGrants = yaml::read(text)?;
+        if let Some(entry) = raw.agents.get(limits::GRANT_ENTRIES) {
+            let cause = format!(
+                "more than the {} entries of one file",
                 limits::GRANT_ENTRIES
-            ));
+            );
+            return Err(Fault::at(entry.referenced, cause));
         }
-        for entry in &grants.agents {
-            if entry.addresses.len().max(entry.prefixes.len()) > limits::LIST_ITEMS {
-                return Err(format!(
+        for entry in &raw.agents {
+            let Entry {
+                addresses,
+                prefixes,
+                ..
+            } = &entry.value;
+            if addresses.len().max(prefixes.len()) > limits::LIST_ITEMS {
+                let cause = format!(
                     "{:?} has more than {} addresses or prefixes",
-                    entry.name.0,
+                    entry.value.name.0,
                     limits::LIST_ITEMS
-                ));
+                );
+                return Err(Fault::at(entry.referenced, cause));
             }
         }
-        Ok(grants)
+        let agents = raw.agents.into_iter().map(|entry| entry.value).collect();
+        Ok(Self { agents })
     }
 
     /// Whether any entry has this (canonical) address.
@@ -192,22 +201,30 @@ agents:
     }
 
     #[test]
-    fn what_is_not_understood_refuses_the_file() {
-        for bad in [
-            "",
-            "agents: {}",
-            "agents:\n- name: N7\n",
-            "agents:\n- name: n7\n  gatewya: true\n",
-            "agents:\n- name: n7\n  prefixes: [10.0.0.0/33]\n",
-            "agents:\n- name: n7\n  addresses: [10.0.0.0/8]\n",
-            "agents:\n- gateway: true\n",
-            "agent: []\n",
-            "\u{1b}[2J",
+    fn what_is_not_understood_refuses_the_file_with_its_place() {
+        for (bad, place) in [
+            ("", (1, 1)),
+            ("agents: {}", (1, 9)),
+            ("agents:\n- name: N7\n", (2, 9)),
+            ("agents:\n- name: n7\n  gatewya: true\n", (3, 3)),
+            ("agents:\n- name: n7\n  gateway: yes\n", (3, 12)),
+            ("agents:\n- name: n7\n  name: n8\n", (3, 3)),
+            ("agents:\n- name: n7\n  prefixes: [10.0.0.0/33]\n", (3, 14)),
+            ("agents:\n- name: n7\n  addresses: [10.0.0.0/8]\n", (3, 15)),
+            ("agents:\n- gateway: true\n", (2, 3)),
+            ("agent: []\n", (1, 1)),
+            ("agents: &a []\nmore: *a\n", (1, 12)),
+            ("\u{1b}[2J", (1, 1)),
         ] {
-            let error = Grants::parse(bad.as_bytes()).unwrap_err();
-            assert_eq!(error.lines().count(), 1, "{error:?}");
-            assert!(!error.contains('\u{1b}'), "{error:?}");
+            let fault = Grants::parse(bad.as_bytes()).unwrap_err();
+            let text = fault.to_string();
+            assert_eq!(text.lines().count(), 1, "{text:?}");
+            assert!(!text.contains('\u{1b}'), "{text:?}");
+            assert_eq!((fault.line, fault.column), place, "{bad:?}: {text}");
         }
+        let many = "agents:\n".to_owned() + &"- name: a\n".repeat(limits::GRANT_ENTRIES + 1);
+        let fault = Grants::parse(many.as_bytes()).unwrap_err();
+        assert_eq!(fault.line as usize, limits::GRANT_ENTRIES + 2, "{fault}");
         assert!(Grants::parse(b"\xff").is_err());
     }
 
