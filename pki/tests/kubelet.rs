@@ -21,6 +21,7 @@ use rustls_pki_types::{
 use towline_pki::kubelet::{Cause, Expected, KubeletCheck, KubeletTrust, RevocationLists, Verdict};
 use towline_pki::{Anchors, tls};
 use towline_proto::limits::KUBELET_CLOCK_SKEW;
+use towline_proto::reason::Reason;
 
 /// An authority of kubelets.
 struct Ca {
@@ -203,6 +204,9 @@ fn every_cause_has_a_word_and_a_remedy() {
         Cause::Timeout,
         Cause::NotTls,
         Cause::HungUp,
+        Cause::AgentRefuses {
+            reason: Reason::AgentPolicy,
+        },
     ];
     for cause in causes {
         assert!(Cause::WORDS.contains(&cause.as_str()));

@@ -67,6 +67,8 @@ pub enum Cause {
     )]
     NoNodeName { expected: Name, subject: String },
     // ---- the connection
+    #[error("the agent of the node does not let this kubelet be reached: {reason}")]
+    AgentRefuses { reason: Reason },
     #[error("the kubelet could not be reached: {reason}")]
     Unreachable { reason: Reason },
     #[error("the kubelet did not finish its TLS handshake in time")]
@@ -81,7 +83,7 @@ pub enum Cause {
 
 impl Cause {
     /// Every word of [`Cause::as_str`], for metrics that show all of them from the start.
-    pub const WORDS: [&'static str; 23] = [
+    pub const WORDS: [&'static str; 24] = [
         "no-certificate",
         "long-chain",
         "too-large",
@@ -100,6 +102,7 @@ impl Cause {
         "missing-dns-san",
         "other-node",
         "no-node-name",
+        "agent-refuses",
         "unreachable",
         "timeout",
         "not-tls",
@@ -128,6 +131,7 @@ impl Cause {
             Cause::MissingDnsSan { .. } => "missing-dns-san",
             Cause::OtherNode { .. } => "other-node",
             Cause::NoNodeName { .. } => "no-node-name",
+            Cause::AgentRefuses { .. } => "agent-refuses",
             Cause::Unreachable { .. } => "unreachable",
             Cause::Timeout => "timeout",
             Cause::NotTls => "not-tls",
@@ -149,7 +153,7 @@ impl Cause {
     /// that failed.
     pub const fn reason(&self) -> Reason {
         match self {
-            Cause::Unreachable { reason } => *reason,
+            Cause::Unreachable { reason } | Cause::AgentRefuses { reason } => *reason,
             Cause::Timeout | Cause::NotTls | Cause::HungUp | Cause::Handshake { .. } => {
                 Reason::KubeletHandshake
             }
@@ -230,6 +234,11 @@ impl Cause {
             Cause::Unreachable { .. } | Cause::Timeout | Cause::HungUp => {
                 "see that the kubelet runs and listens on --kubelet-port at this address, from the \
                  node itself"
+            }
+            Cause::AgentRefuses { .. } => {
+                "look at the agent's --policy, --allow-class, --kubelet-address and --kubelet-port: \
+                 its rules, or what it takes for its own kubelet, do not fit this address; its log \
+                 and metrics say which"
             }
             Cause::NotTls => {
                 "see what listens on --kubelet-port of this node; a kubelet always speaks TLS there"

@@ -62,9 +62,7 @@ pub(super) async fn ask(
         Ok(open) => open,
         Err(error) => {
             return Answer {
-                verdict: Verdict::failed(Cause::Unreachable {
-                    reason: error.reason,
-                }),
+                verdict: Verdict::failed(not_opened(error.reason)),
                 never_reached: !error.reached,
             };
         }
@@ -143,6 +141,13 @@ async fn shake(mut stream: Stream, early: Bytes, check: &Arc<KubeletCheck>) -> R
     let _ = flush(&mut tls, &mut stream).await;
     stream.send.finish();
     Ok(())
+}
+
+fn not_opened(reason: Reason) -> Cause {
+    match reason {
+        Reason::AgentPolicy | Reason::ForbiddenAddress => Cause::AgentRefuses { reason },
+        reason => Cause::Unreachable { reason },
+    }
 }
 
 fn lost(error: StreamError) -> Cause {

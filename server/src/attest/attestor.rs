@@ -369,3 +369,7 @@ fn expected(node: &Name, host: &Host) -> Expected {
         host: host.clone(),
     }
 }
+
+#[cfg(test)]
+#[path = "attestor_tests.rs"]
+mod tests;

@@ -14,6 +14,7 @@ use super::memory::{Attestation, VERIFIED};
 use super::metrics::Now;
 use super::{Attestor, Mode};
 use crate::agents::{Agents, Node};
+use towline_pki::kubelet::Cause;
 
 /// Everything that is known.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -48,7 +49,8 @@ pub struct Line {
     pub host: String,
     /// Whether the node's agent has a link now.
     pub linked: bool,
-    /// `verified`, `refused` (enforce refuses it, or would), `unanswered` or `unknown`.
+    /// `verified`, `refused` (enforce refuses it, or would), `unanswered`, `not-allowed` (by the
+    /// agent's own rules) or `unknown`.
     pub verdict: String,
     /// One word for what is wrong.
     pub cause: Option<String>,
@@ -76,6 +78,7 @@ pub struct Line {
 pub(super) const UNKNOWN: &str = "unknown";
 const REFUSED: &str = "refused";
 const UNANSWERED: &str = "unanswered";
+const NOT_ALLOWED: &str = "not-allowed";
 
 /// One kubelet, as it is remembered.
 pub(super) struct Seen<'a> {
@@ -92,6 +95,8 @@ impl Seen<'_> {
             None => UNKNOWN,
             Some(None) => VERIFIED,
             Some(Some(cause)) if cause.is_passing() => UNANSWERED,
+            // No mode of ours changes that, and it says nothing of the certificate.
+            Some(Some(Cause::AgentRefuses { .. })) => NOT_ALLOWED,
             Some(Some(_)) => REFUSED,
         }
     }
