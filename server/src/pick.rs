@@ -178,6 +178,19 @@ impl<C: Candidate> Routes<C> {
         }
     }
 
+    /// How many agents serve the cluster's service and pod prefixes.
+    pub fn gateways(&self) -> usize {
+        self.gateways.len()
+    }
+
+    /// Whether the agent of this name is granted a prefix around the address.
+    pub fn owns(&self, name: &str, host: &Host) -> bool {
+        let Host::Ip(ip) = host else { return false };
+        let index = self.names.get(name);
+        let mut around = self.owners_around(address::canonical(*ip));
+        index.is_some_and(|index| around.any(|owners| owners.contains(index)))
+    }
+
     fn pick_by_prefix(
         &self,
         host: &Host,

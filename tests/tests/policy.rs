@@ -299,7 +299,7 @@ scenarios! {
             echoes(&mut pipe).await;
             echoes(&mut cluster.apiserver().pipe(POD).await).await;
             for report in [ready().0, ready().1] {
-                assert!(report.contains("[-]policy the policy file is not in force"), "{report}");
+                assert!(report.contains("[!]policy the policy file is not in force"), "{report}");
             }
         }
         measured(server.health_address(), "towline_server_policy_stale 1").await;
@@ -441,6 +441,14 @@ async fn a_running_server_explains_what_it_does() {
     assert!(
         code == Some(0) && out.contains("node n1") && out.contains("policy.yaml:3)"),
         "{out}{err}"
+    );
+    assert!(out.contains("through: agent n1, which owns it"), "{out}");
+    let (_, out, _) = explain("10.0.0.9:10250").await.unwrap();
+    assert!(out.contains("through: nobody now: no agent"), "{out}");
+    let (_, out, _) = explain("web.prod.svc:443").await.unwrap();
+    assert!(
+        out.contains("through: agent n1 or another of the 1 agents that are gateways"),
+        "{out}"
     );
     let (code, out, _) = explain("[fd00::1]:443").await.unwrap();
     assert!(

@@ -8,6 +8,7 @@
 
 mod ask;
 mod elsewhere;
+mod foresee;
 mod outcome;
 
 use std::sync::Arc;
@@ -35,7 +36,6 @@ use crate::konnectivity::DialFailure;
 use crate::legacy::LegacyRoute;
 use crate::metrics::Metrics;
 use crate::pick::NoAgent;
-use crate::policy::explain::{self, Explained};
 use crate::policy::in_force::InForce;
 use crate::policy::judged::{Judged, JudgedGuard};
 use crate::policy::{Denial, Permit, Policy};
@@ -263,22 +263,6 @@ impl Dialer {
             Ok(open) => self.still_allowed(open, round),
             Err(error) => Err(error.error),
         }
-    }
-
-    /// What would become of a dial, without making it. The owner of a node's address or name is
-    /// the node through which it would go.
-    pub fn explain(&self, mut asked: explain::Asked) -> Explained {
-        let routes = self.agents.routes();
-        let class = classify(&asked.target, &self.prefixes, &*routes);
-        if asked.node.is_none() && matches!(class, Class::Kubelet | Class::Node) {
-            let owner = routes.owner(&asked.target.host);
-            asked.node = owner.map(|node| node.name().to_string());
-        }
-        let source = match self.policy().path() {
-            Some(path) => path.display().to_string(),
-            None => "built-in default".to_owned(),
-        };
-        explain::explain(&self.policy().policy(), &source, class, &asked)
     }
 
     /// Policy or grants may have changed while the dial was opened.

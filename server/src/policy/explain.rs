@@ -21,6 +21,9 @@ pub struct Explained {
     pub front_end: String,
     /// Through which node; absent while any may be chosen.
     pub node: Option<String>,
+    /// Through whom it would go now; absent when only a file was looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub through: Option<String>,
     /// The file, or `built-in default`.
     pub policy: String,
     /// The answer.
@@ -154,7 +157,7 @@ pub struct Asked {
 }
 
 impl Asked {
-    fn asker(&self) -> Asker<'_> {
+    pub(crate) fn asker(&self) -> Asker<'_> {
         match &self.front_end {
             Some(As::Local { uid, gid }) => Asker::Local {
                 uid: *uid,
@@ -306,6 +309,7 @@ pub fn explain(policy: &Policy, source: &str, class: Class, asked: &Asked) -> Ex
             .as_ref()
             .map_or("any".to_owned(), As::to_string),
         node: asked.node.clone(),
+        through: None,
         policy: source.to_owned(),
         allowed,
         decided_by: decided_by.to_owned(),
@@ -352,6 +356,9 @@ impl Explained {
             self.node.as_deref().unwrap_or("any"),
             self.because,
         );
+        if let Some(through) = &self.through {
+            text += &format!("  through: {through}\n");
+        }
         for other in self
             .allowing
             .iter()
