@@ -20,12 +20,18 @@ use super::results::Results;
 /// No turn takes longer, whatever hangs.
 const TURN: Duration = Duration::from_secs(150);
 
+/// One line or table for whoever reads; `head` may have read enough.
+fn say(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
 /// Measures everything that was asked for, and prints and writes the results.
 pub async fn run(options: &Options) -> Result<()> {
     let measures = measures::all(options);
     if options.list {
         for (measure, peer) in pairs(&measures, options, 0) {
-            println!("{}/{}", measure.name, peer.name);
+            say(&format!("{}/{}", measure.name, peer.name));
         }
         return Ok(());
     }
@@ -67,7 +73,7 @@ pub async fn run(options: &Options) -> Result<()> {
         notes: std::mem::take(&mut bench.notes),
     };
     let table = report::markdown(&bench.results, &about);
-    println!("{table}");
+    say(&table);
     write(options.markdown.as_ref(), &table)?;
     let json =
         serde_json::to_string_pretty(&report::json(&bench.results, &about)).during("JSON")?;
