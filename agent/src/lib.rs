@@ -14,6 +14,7 @@ pub mod connect;
 mod daemon;
 pub mod enrol;
 mod farewell;
+mod health;
 pub mod judged;
 pub mod konnectivity;
 pub mod links;

@@ -60,7 +60,6 @@ pub struct Metrics {
     policy_dials_ended: Counter,
     policy_rules: Gauge,
     policy_stale: Gauge,
-    bytes: Family<Direction, Counter>,
     connect: Histogram,
     attempts_failed: Family<Why, Counter>,
     reconnects: Family<Why, Counter>,
@@ -94,7 +93,6 @@ impl Default for Metrics {
             policy_dials_ended: Counter::default(),
             policy_rules: Gauge::default(),
             policy_stale: Gauge::default(),
-            bytes: Family::default(),
             connect: Histogram::new(CONNECT_SECONDS),
             attempts_failed: Family::default(),
             reconnects: Family::default(),
@@ -117,7 +115,6 @@ impl Metrics {
             policy_dials_ended,
             policy_rules,
             policy_stale,
-            bytes,
             connect,
             attempts_failed,
             reconnects,
@@ -152,11 +149,6 @@ impl Metrics {
             "towline_agent_policy_stale",
             "1 while the policy file cannot be used and an older one is in force",
             policy_stale.clone(),
-        );
-        registry.register(
-            "towline_agent_dial_bytes",
-            "Bytes of ended dials; `in` is towards the target",
-            bytes.clone(),
         );
         registry.register(
             "towline_agent_connect_seconds",
@@ -220,19 +212,12 @@ impl Metrics {
     }
 
     /// A dial ended, or was refused.
-    pub fn dial_ended(&self, class: Class, reason: Reason, to_peer: u64, from_peer: u64) {
+    pub fn dial_ended(&self, class: Class, reason: Reason) {
         let labels = Dialled {
             class: class.as_str(),
             reason: reason.as_str(),
         };
         self.dials.get_or_create(&labels).inc();
-        for (direction, bytes) in [("in", from_peer), ("out", to_peer)] {
-            if bytes > 0 {
-                self.bytes
-                    .get_or_create(&Direction { direction })
-                    .inc_by(bytes);
-            }
-        }
     }
 
     /// The policy said no.
@@ -365,6 +350,17 @@ impl Collector for Now {
             let encoder = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
             gauge.encode(encoder)?;
         }
+        let (out, into) = self.live.bytes();
+        let mut bytes = encoder.encode_descriptor(
+            "towline_agent_dial_bytes",
+            "Bytes of dials, those that go on included; `in` is towards the target",
+            None,
+            MetricType::Counter,
+        )?;
+        for (direction, count) in [("in", into), ("out", out)] {
+            let labels = Direction { direction };
+            ConstCounter::new(count).encode(bytes.encode_family(&labels)?)?;
+        }
         let ended = ConstCounter::new(self.live.ended_for_memory());
         let encoder = encoder.encode_descriptor(
             "towline_agent_dials_ended_for_memory",
@@ -385,8 +381,12 @@ mod tests {
         let metrics = Metrics::default();
         let mut registry = Registry::default();
         let links = Links::new(&["server:8091".parse().unwrap()]);
-        metrics.register(&mut registry, links, LiveDials::new(0));
-        metrics.dial_ended(Class::Kubelet, Reason::Done, 10, 20);
+        let live = LiveDials::new(0);
+        metrics.register(&mut registry, links, live.clone());
+        metrics.dial_ended(Class::Kubelet, Reason::Done);
+        // Also while the dial goes on.
+        let dial = live.register();
+        dial.count_from_peer(20);
         metrics.carrier_probe(true);
         metrics.linked(CarrierKind::Quic, Some(CarrierKind::Tls));
         let mut text = String::new();
@@ -397,7 +397,7 @@ mod tests {
             "towline_agent_carrier_probes_total{outcome=\"moved\"} 1",
             "towline_agent_links_made_total{from=\"tls\",to=\"quic\"} 1",
             "towline_agent_servers_without_link 1",
-            "towline_agent_live_dials 0",
+            "towline_agent_live_dials 1",
         ] {
             assert!(text.contains(line), "{line} not in:\n{text}");
         }

@@ -32,6 +32,7 @@ use crate::attempt::{Keeping, instance};
 use crate::config::{Config, ReachConfig};
 use crate::connect::Network;
 use crate::daemon::{AgentDaemon, follow_links, follow_stage};
+use crate::health::Health;
 use crate::konnectivity::auto::Towline;
 use crate::konnectivity::health;
 use crate::konnectivity::metrics::LegacyMetrics;
@@ -241,7 +242,16 @@ impl Agent {
             let keeping = Arc::clone(enrolling).keep(Arc::clone(trust), reloader.handle());
             tasks.spawn(keeping);
         }
-        tasks.spawn(expiry::warn_in_time(expiries));
+        tasks.spawn(expiry::warn_in_time(Arc::clone(&expiries)));
+        let health = Health {
+            links: links.clone(),
+            serve: Arc::clone(&serve),
+            expiries,
+            files: reloader.as_ref().map(Reloader::handle),
+            policy: policy_reloader.as_ref().map(Reloader::handle),
+            stage: drain.view(),
+        };
+        tasks.spawn(health.keep());
         tasks.spawn(follow_links(links.clone(), streams.clone(), linked));
         tasks.spawn(follow_stage(drain.view(), running));
         tasks.spawn(serve.live().clone().keep_budget());

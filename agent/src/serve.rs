@@ -98,6 +98,11 @@ impl Serve {
         self.connect_timeout
     }
 
+    /// How many more dials there is room for.
+    pub(crate) fn slots_left(&self) -> usize {
+        self.slots.available_permits()
+    }
+
     /// Room for one more dial.
     pub(crate) fn slot(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.slots).try_acquire_owned().ok()
@@ -197,8 +202,7 @@ impl Serve {
         };
         let end = splice(target, open.stream, LocalSide::Target, early, &live).await;
         drop((live, slot, judged));
-        self.metrics
-            .dial_ended(dial.class, end.reason, end.to_peer, end.from_peer);
+        self.metrics.dial_ended(dial.class, end.reason);
         debug!(
             dial = %dial.id,
             target = %dial.target,
@@ -232,7 +236,7 @@ impl Serve {
         let opened = tokio::select! {
             opened = self.connect(dial) => opened,
             gone = pending.given_up() => {
-                self.metrics.dial_ended(dial.class, gone.reason(), 0, 0);
+                self.metrics.dial_ended(dial.class, gone.reason());
                 debug!(dial = %dial.id, target = %dial.target, reason = %gone.reason(), "dial given up by the server");
                 return None;
             }
@@ -244,13 +248,13 @@ impl Serve {
                 match pending.accepted().await {
                     Ok(open) => Some((target, slot, open, address)),
                     Err(error) => {
-                        self.metrics.dial_ended(dial.class, error.reason(), 0, 0);
+                        self.metrics.dial_ended(dial.class, error.reason());
                         None
                     }
                 }
             }
             Err(refused) => {
-                self.metrics.dial_ended(dial.class, refused.reason, 0, 0);
+                self.metrics.dial_ended(dial.class, refused.reason);
                 if let Some(suppressed) = self.refusals.allow(refused.reason) {
                     info!(
                         dial = %dial.id,

@@ -56,6 +56,10 @@ pub struct DialsStatus {
     pub live: usize,
     /// Of those, how many have a target that takes no bytes.
     pub stalled: usize,
+    /// Bytes to targets since the start, of dials that go on included.
+    pub bytes_in: u64,
+    /// Bytes from targets.
+    pub bytes_out: u64,
     /// How many may be open.
     pub max: u32,
     /// Ended because the memory budget was used up.
@@ -158,6 +162,8 @@ impl Sources {
             dials: DialsStatus {
                 live: live.len(),
                 stalled: live.stalled(),
+                bytes_in: live.bytes().1,
+                bytes_out: live.bytes().0,
                 max: self.serve.max_dials(),
                 ended_for_memory: live.ended_for_memory(),
             },

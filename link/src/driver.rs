@@ -23,6 +23,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use towline_proto::control::{Hello, Welcome};
 use towline_proto::id::LinkId;
 use towline_proto::limits;
+use towline_proto::notes::Notes;
 use towline_proto::reason::Reason;
 use towline_proto::session::{Output, Session};
 
@@ -60,6 +61,8 @@ struct Shared {
     dial_ended: Notify,
     healthy: AtomicBool,
     peer_healthy: AtomicBool,
+    notes: AtomicU32,
+    peer_notes: AtomicU32,
     rtt_us: AtomicU64,
     heard_ms: AtomicU64,
     since: Instant,
@@ -159,6 +162,16 @@ impl Link {
     /// What the peer's heartbeats say about its data path.
     pub fn peer_healthy(&self) -> bool {
         self.shared.peer_healthy.load(Ordering::Relaxed)
+    }
+
+    /// What our heartbeats say of us beside that.
+    pub fn set_notes(&self, notes: Notes) {
+        self.shared.notes.store(notes.bits(), Ordering::Relaxed);
+    }
+
+    /// What the peer's heartbeats say of it beside that.
+    pub fn peer_notes(&self) -> Notes {
+        Notes::from_bits(self.shared.peer_notes.load(Ordering::Relaxed))
     }
 
     /// Last heartbeat round trip.
@@ -427,6 +440,8 @@ impl Driver {
             dial_ended: Notify::new(),
             healthy: AtomicBool::new(true),
             peer_healthy: AtomicBool::new(true),
+            notes: AtomicU32::new(0),
+            peer_notes: AtomicU32::new(0),
             rtt_us: AtomicU64::new(0),
             heard_ms: AtomicU64::new(0),
             since: now(),
@@ -455,6 +470,7 @@ impl Driver {
             self.session.set_load(
                 shared.dials.load(Ordering::Acquire),
                 shared.healthy.load(Ordering::Relaxed),
+                Notes::from_bits(shared.notes.load(Ordering::Relaxed)),
             );
             let idle_drain = !closing
                 && role == Role::Server
@@ -484,7 +500,10 @@ impl Driver {
                         let until = now() + drain.deadline.min(limits::DRAIN_TIMEOUT_MAX);
                         set_draining(&shared.state, LinkState::Draining { by_peer: true, reason: drain.reason, until });
                     }
-                    Step::Output(Output::PeerHealth(healthy)) => shared.peer_healthy.store(healthy, Ordering::Relaxed),
+                    Step::Output(Output::PeerHealth { healthy, notes }) => {
+                        shared.peer_healthy.store(healthy, Ordering::Relaxed);
+                        shared.peer_notes.store(notes.bits(), Ordering::Relaxed);
+                    }
                     Step::Output(Output::RoundTrip(time)) => {
                         let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1);
                         shared.rtt_us.store(us, Ordering::Relaxed);

@@ -164,6 +164,9 @@ struct Shared {
     /// Counts looks of the budget task; starts at 1 so that 0 can mean "not stalled".
     tick: AtomicU32,
     budget_bytes: u64,
+    /// Bytes to the peer and from it, of dials that are over. Changed under the lock of the others
+    /// only, so that the sum with theirs never goes back.
+    past: (AtomicU64, AtomicU64),
     /// Bytes in [`Held`].
     held: AtomicU64,
     ended_for_memory: AtomicU64,
@@ -184,6 +187,7 @@ impl LiveDials {
                 next: AtomicU64::new(0),
                 tick: AtomicU32::new(1),
                 budget_bytes,
+                past: (AtomicU64::new(0), AtomicU64::new(0)),
                 held: AtomicU64::new(0),
                 ended_for_memory: AtomicU64::new(0),
             }),
@@ -218,6 +222,20 @@ impl LiveDials {
     /// How many there are.
     pub fn len(&self) -> usize {
         self.lock().len()
+    }
+
+    /// Bytes to peers and from them since the start, those of dials that go on included.
+    pub fn bytes(&self) -> (u64, u64) {
+        let dials = self.lock();
+        let (past_to, past_from) = &self.shared.past;
+        let past = (
+            past_to.load(Ordering::Relaxed),
+            past_from.load(Ordering::Relaxed),
+        );
+        dials.values().fold(past, |(to_peer, from_peer), dial| {
+            let (to, from) = dial.bytes();
+            (to_peer + to, from_peer + from)
+        })
     }
 
     /// Whether there are none.
@@ -366,13 +384,32 @@ impl LiveGuard {
 
 impl Drop for LiveGuard {
     fn drop(&mut self) {
-        self.all.lock().remove(&self.key);
+        let mut dials = self.all.lock();
+        let (to_peer, from_peer) = self.dial.bytes();
+        let (past_to, past_from) = &self.all.shared.past;
+        past_to.fetch_add(to_peer, Ordering::Relaxed);
+        past_from.fetch_add(from_peer, Ordering::Relaxed);
+        dials.remove(&self.key);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_count_while_they_move_and_once() {
+        let dials = LiveDials::new(u64::MAX);
+        let (one, other) = (dials.register(), dials.register());
+        one.count_to_peer(3);
+        other.count_from_peer(5);
+        assert_eq!(dials.bytes(), (3, 5));
+        drop(one);
+        other.count_to_peer(4);
+        assert_eq!(dials.bytes(), (7, 5));
+        drop(other);
+        assert_eq!(dials.bytes(), (7, 5));
+    }
 
     #[test]
     fn the_budget_ends_those_stalled_longest_and_no_others() {

@@ -12,6 +12,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use crate::codec::{CodecError, Reader, Writer, once};
 use crate::id::{InstanceId, Name};
 use crate::limits;
+use crate::notes::Notes;
 use crate::reason::Reason;
 use crate::version::Capabilities;
 
@@ -64,6 +65,8 @@ pub struct Heartbeat {
     pub live_dials: u32,
     /// Whether the sender's last data-path probe succeeded.
     pub healthy: bool,
+    /// What else the sender knows of itself.
+    pub notes: Notes,
 }
 
 /// Take no new dials on this link; let old ones finish until the deadline.
@@ -117,6 +120,7 @@ mod tag {
     pub(super) const HEALTHY: u8 = 13;
     pub(super) const REASON: u8 = 14;
     pub(super) const DEADLINE_MS: u8 = 15;
+    pub(super) const NOTES: u8 = 16;
 }
 
 impl Message {
@@ -168,6 +172,9 @@ impl Message {
                     .field(tag::ECHO, &beat.echo.to_be_bytes())
                     .field(tag::LIVE_DIALS, &beat.live_dials.to_be_bytes())
                     .field(tag::HEALTHY, &[u8::from(beat.healthy)]);
+                if beat.notes != Notes::NONE {
+                    body.field(tag::NOTES, &beat.notes.bits().to_be_bytes());
+                }
             }
             Message::Drain(drain) => {
                 let ms = u32::try_from(drain.deadline.as_millis()).unwrap_or(u32::MAX);
@@ -395,7 +402,8 @@ fn read_welcome(mut record: Reader<'_>) -> Result<Welcome, CodecError> {
 }
 
 fn read_heartbeat(mut record: Reader<'_>) -> Result<Heartbeat, CodecError> {
-    let (mut sequence, mut echo, mut live_dials, mut healthy) = (None, None, None, None);
+    let (mut sequence, mut echo, mut live_dials) = (None, None, None);
+    let (mut healthy, mut notes) = (None, None);
     while let Some((tag, value)) = record.field()? {
         match tag {
             tag::SEQUENCE => once(
@@ -418,6 +426,11 @@ fn read_heartbeat(mut record: Reader<'_>) -> Result<Heartbeat, CodecError> {
                 [1] => once(&mut healthy, true, "healthy")?,
                 _ => return Err(CodecError::Value("healthy")),
             },
+            tag::NOTES => once(
+                &mut notes,
+                u32::from_be_bytes(number(value, "notes")?),
+                "notes",
+            )?,
             _ => {}
         }
     }
@@ -426,6 +439,7 @@ fn read_heartbeat(mut record: Reader<'_>) -> Result<Heartbeat, CodecError> {
         echo: echo.unwrap_or(0),
         live_dials: live_dials.unwrap_or(0),
         healthy: healthy.unwrap_or(true),
+        notes: Notes::from_bits(notes.unwrap_or(0)),
     })
 }
 
@@ -540,6 +554,7 @@ mod tests {
                 echo: 6,
                 live_dials: 3,
                 healthy: false,
+                notes: Notes::POLICY_STALE,
             }),
             Message::Drain(Drain {
                 reason: Reason::Shutdown,
@@ -583,6 +598,7 @@ mod tests {
             echo: 2,
             live_dials: 3,
             healthy: true,
+            notes: Notes::NONE,
         };
         assert_eq!(
             Message::Heartbeat(beat).encode(),

@@ -23,6 +23,7 @@ pub mod konnectivity;
 pub mod kubelet;
 pub mod limits;
 pub mod mux;
+pub mod notes;
 pub mod pattern;
 pub mod policy;
 pub mod reason;

@@ -18,6 +18,8 @@ pub use signing::*;
 
 /// How often each end says that it lives. Also below the idle limit of common load balancers.
 pub const HEARTBEAT: Duration = Duration::from_secs(3);
+/// How often an agent looks what its heartbeats should say of it.
+pub const HEALTH_LOOK: Duration = Duration::from_secs(1);
 /// Silence after which a link is dead: three heartbeats. The link is closed, dials are reset.
 pub const PEER_SILENT: Duration = Duration::from_secs(9);
 /// From a verified connection to Hello, and from Hello to Welcome. Overflow: link closed.

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use crate::control::{Drain, Framer, Goodbye, Heartbeat, Hello, Message, Welcome};
 use crate::id::Name;
 use crate::limits;
+use crate::notes::Notes;
 use crate::reason::Reason;
 use crate::version::{self, Capabilities};
 
@@ -36,7 +37,12 @@ pub enum Output {
     /// The peer takes no new dials (agent), or wants none on this link any more (server).
     PeerDrains(Drain),
     /// The peer's word on its own data path changed.
-    PeerHealth(bool),
+    PeerHealth {
+        /// Its data path.
+        healthy: bool,
+        /// What else it says of itself.
+        notes: Notes,
+    },
     /// A heartbeat of ours came back after this time.
     RoundTrip(Duration),
     /// The session is over; close the link with this reason. Always the last output.
@@ -99,7 +105,8 @@ struct Beat {
     last_from_peer: u64,
     live_dials: u32,
     healthy: bool,
-    peer_healthy: bool,
+    notes: Notes,
+    peer_said: (bool, Notes),
 }
 
 impl Session {
@@ -136,7 +143,8 @@ impl Session {
                 last_from_peer: 0,
                 live_dials: 0,
                 healthy: true,
-                peer_healthy: true,
+                notes: Notes::NONE,
+                peer_said: (true, Notes::NONE),
             },
             capabilities: Capabilities::NONE,
         }
@@ -246,9 +254,12 @@ impl Session {
             self.outputs
                 .push_back(Output::RoundTrip(now.saturating_duration_since(sent_at)));
         }
-        if beat.healthy != self.heartbeat.peer_healthy {
-            self.heartbeat.peer_healthy = beat.healthy;
-            self.outputs.push_back(Output::PeerHealth(beat.healthy));
+        let said = (beat.healthy, beat.notes);
+        if said != self.heartbeat.peer_said {
+            self.heartbeat.peer_said = said;
+            let (healthy, notes) = said;
+            self.outputs
+                .push_back(Output::PeerHealth { healthy, notes });
         }
     }
 
@@ -295,9 +306,10 @@ impl Session {
     }
 
     /// What the next heartbeat says about us.
-    pub fn set_load(&mut self, live_dials: u32, healthy: bool) {
+    pub fn set_load(&mut self, live_dials: u32, healthy: bool, notes: Notes) {
         self.heartbeat.live_dials = live_dials;
         self.heartbeat.healthy = healthy;
+        self.heartbeat.notes = notes;
     }
 
     // ---- what to do ------------------------------------------------------------------------
@@ -360,6 +372,7 @@ impl Session {
             echo: self.heartbeat.last_from_peer,
             live_dials: self.heartbeat.live_dials,
             healthy: self.heartbeat.healthy,
+            notes: self.heartbeat.notes,
         };
         self.send(&Message::Heartbeat(beat));
     }

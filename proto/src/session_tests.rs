@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::id::InstanceId;
+use crate::notes::Notes;
 use proptest::prelude::*;
 
 fn name(text: &str) -> Name {
@@ -164,6 +165,7 @@ fn a_peer_that_sends_but_does_not_read_is_dead_too() {
             echo: 0,
             live_dials: 0,
             healthy: true,
+            notes: Notes::NONE,
         };
         pair.now += limits::HEARTBEAT;
         let bytes = Message::Heartbeat(beat).encode();
@@ -271,9 +273,15 @@ fn a_link_ends_with_the_peers_certificate() {
 #[test]
 fn a_change_of_health_is_told() {
     let mut pair = Pair::ready();
-    pair.agent.set_load(3, false);
+    pair.agent.set_load(3, false, Notes::POLICY_STALE);
     pair.pass(limits::HEARTBEAT);
-    assert!(pair.seen.contains(&("server", Output::PeerHealth(false))));
+    assert!(pair.seen.contains(&(
+        "server",
+        Output::PeerHealth {
+            healthy: false,
+            notes: Notes::POLICY_STALE,
+        },
+    )));
 }
 
 #[test]
@@ -283,18 +291,21 @@ fn messages_out_of_turn_end_the_link() {
         echo: 0,
         live_dials: 0,
         healthy: true,
+        notes: Notes::NONE,
     };
     let replayed = Heartbeat {
         sequence: 1,
         echo: 0,
         live_dials: 0,
         healthy: true,
+        notes: Notes::NONE,
     };
     let unsent = Heartbeat {
         sequence: 9,
         echo: 99,
         live_dials: 0,
         healthy: true,
+        notes: Notes::NONE,
     };
     for messages in [
         vec![Message::Heartbeat(beat)],

@@ -8,14 +8,14 @@ use std::time::Duration;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use towline_link::carrier::CarrierKind;
 use towline_link::live::LiveDials;
-use towline_link::splice::SpliceEnd;
+use towline_proto::notes::Notes;
 use towline_proto::reason::Reason;
 use towline_proto::target::Class;
 
@@ -80,7 +80,6 @@ pub struct Metrics {
     counted: Arc<Counted>,
     dials: Family<DialLabels, Counter>,
     dial_seconds: Histogram,
-    bytes: Family<Direction, Counter>,
     retries: Counter,
     front_ends_refused: Family<DoorWhy, Counter>,
     links_greeted: Family<Kind, Counter>,
@@ -114,7 +113,6 @@ impl Default for Metrics {
             counted: Arc::new(Counted::new()),
             dials: Family::default(),
             dial_seconds: Histogram::new(DIAL_SECONDS),
-            bytes: Family::default(),
             retries: Counter::default(),
             front_ends_refused: Family::default(),
             links_greeted: Family::default(),
@@ -151,11 +149,6 @@ impl Metrics {
             "towline_server_dial_seconds",
             "From the door's request to the agent's yes",
             self.dial_seconds.clone(),
-        );
-        registry.register(
-            "towline_server_bytes",
-            "Bytes of ended dials, by direction",
-            self.bytes.clone(),
         );
         registry.register(
             "towline_server_dial_retries",
@@ -275,14 +268,6 @@ impl Metrics {
 
     pub(crate) fn dial_opened(&self, after: Duration) {
         self.dial_seconds.observe(after.as_secs_f64());
-    }
-
-    pub(crate) fn moved(&self, end: SpliceEnd) {
-        for (direction, bytes) in [("to-target", end.to_peer), ("from-target", end.from_peer)] {
-            self.bytes
-                .get_or_create(&Direction { direction })
-                .inc_by(bytes);
-        }
     }
 
     pub(crate) fn retry(&self) {
@@ -488,12 +473,34 @@ impl Collector for Live {
             "Agents that had a link and have none now",
             number(nodes.len() - linked),
         )?;
+        let mut metric = encoder.encode_descriptor(
+            "towline_server_agents_reporting",
+            "Linked agents whose heartbeats say so, by condition",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (note, condition) in Notes::WORDS {
+            let count = nodes.iter().filter(|node| node.notes().has(note)).count();
+            let labels = [("condition", condition)];
+            ConstGauge::new(number(count)).encode(metric.encode_family(&labels)?)?;
+        }
         gauge(
             &mut encoder,
             "towline_server_dials_live",
             "Dials open now",
             number(self.dials.len()),
         )?;
+        let (to_target, from_target) = self.dials.bytes();
+        let mut metric = encoder.encode_descriptor(
+            "towline_server_bytes",
+            "Bytes of dials, those that go on included, by direction",
+            None,
+            MetricType::Counter,
+        )?;
+        for (direction, bytes) in [("to-target", to_target), ("from-target", from_target)] {
+            let labels = Direction { direction };
+            ConstCounter::new(bytes).encode(metric.encode_family(&labels)?)?;
+        }
         gauge(
             &mut encoder,
             "towline_server_dials_stalled",

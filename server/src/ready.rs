@@ -11,7 +11,9 @@ use std::time::Duration;
 use towline_link::driver::LinkState;
 use towline_link::process::drain::DrainView;
 use towline_link::process::ready::Condition;
+use towline_proto::id::Name;
 use towline_proto::limits;
+use towline_proto::notes::Notes;
 
 use crate::agents::{AgentLink, Agents, Probe};
 use crate::audit::Audit;
@@ -36,10 +38,14 @@ pub async fn keep(
         let judged = judge(&agents.links());
         // Nothing more is known of a legacy agent than that it is there.
         let legacy = legacy.as_ref().is_some_and(LegacyAgents::is_ready);
-        links.set(match judged {
-            Err(_) if legacy && agents.links().is_empty() => Ok(()),
-            judged => judged,
-        });
+        match judged {
+            Err(_) if legacy && agents.links().is_empty() => links.met(),
+            Err(why) => links.unmet(why),
+            Ok(()) => match reports(&agents) {
+                Some(note) => links.note(note),
+                None => links.met(),
+            },
+        }
         tokio::select! {
             _ = drain.signalled() => break,
             changed = changes.changed() => if changed.is_err() { break },
@@ -58,6 +64,24 @@ pub async fn keep_audit(audit: Audit, condition: Condition) {
         condition.set(audit.state());
         tokio::time::sleep(limits::AUDIT_RETRY).await;
     }
+}
+
+/// What linked agents say of themselves: for operators, not for load balancers.
+fn reports(agents: &Agents) -> Option<String> {
+    let mut said: Vec<(Name, Notes)> = agents
+        .nodes()
+        .iter()
+        .map(|node| (node.name().clone(), node.notes()))
+        .filter(|(_, notes)| notes.words().next().is_some())
+        .collect();
+    said.sort_by(|(one, _), (other, _)| one.cmp(other));
+    let (first, notes) = said.first()?;
+    let words: Vec<_> = notes.words().collect();
+    Some(format!(
+        "{} agents report something about themselves ({first}: {}); see status",
+        said.len(),
+        words.join(", ")
+    ))
 }
 
 fn judge(all: &[Arc<AgentLink>]) -> Result<(), String> {

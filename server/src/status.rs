@@ -30,6 +30,10 @@ pub struct Status {
     pub live_dials: usize,
     /// Dials whose front end takes no bytes.
     pub stalled_dials: usize,
+    /// Of all dials since the start, those that go on included.
+    pub bytes_to_targets: u64,
+    /// The other direction.
+    pub bytes_from_targets: u64,
     /// `enforce`, `observe` or `off`: whether kubelets are verified.
     pub kubelet_verification: &'static str,
     /// What is known of the kubelets of linked nodes; `towline-server kubelets` has each of them.
@@ -160,6 +164,8 @@ pub struct Link {
     pub probe_microseconds: Option<u64>,
     /// `none`, `passed` or `failed`.
     pub probe: &'static str,
+    /// What the agent says of itself in its heartbeats.
+    pub reports: Vec<&'static str>,
     /// Bytes on the wire.
     pub sent_bytes: u64,
     /// Bytes on the wire.
@@ -202,6 +208,7 @@ impl Source {
         let snapshot = self.trust.as_ref().map(Trust::snapshot);
         let mut agents: Vec<Agent> = self.agents.nodes().iter().map(|n| agent(n)).collect();
         agents.sort_by(|a, b| a.name.cmp(&b.name));
+        let (bytes_to_targets, bytes_from_targets) = self.live.bytes();
         Status {
             software: SOFTWARE,
             identity: snapshot
@@ -211,6 +218,8 @@ impl Source {
             listen: self.listen,
             live_dials: self.live.len(),
             stalled_dials: self.live.stalled(),
+            bytes_to_targets,
+            bytes_from_targets,
             kubelet_verification: self.reporter.attestor.mode().as_str(),
             kubelets: self.reporter.summary(),
             expiries: (self.expiries)()
@@ -278,6 +287,7 @@ fn link(entry: &AgentLink) -> Link {
         rtt_microseconds: stats.rtt.map(us),
         probe_microseconds: entry.probe_time().map(us),
         probe: entry.probe().as_str(),
+        reports: entry.link.peer_notes().words().collect(),
         sent_bytes: stats.sent_bytes,
         received_bytes: stats.received_bytes,
         lost_packets: stats.lost_packets,

@@ -51,6 +51,15 @@ async fn carried_by(cluster: &Cluster) -> Vec<&'static str> {
     carrying
 }
 
+/// Bytes that come back through the only agent.
+async fn carried_by_n1(cluster: &Cluster) -> usize {
+    let mut pipe = cluster.apiserver().pipe(POD).await;
+    pipe.write_all(b"ping").await.expect("sent");
+    let mut echo = [0; 4];
+    let read = expect("the echo", pipe.read_exact(&mut echo)).await;
+    read.expect("an echo")
+}
+
 fn grants(gateway: &str) -> String {
     format!("agents:\n  - name: {gateway}\n    gateway: true\n")
 }
@@ -81,6 +90,70 @@ scenarios! {
         assert_eq!(cluster.reload().await, [""; 0]);
         let refused = cluster.apiserver().refusal(POD).await;
         assert_eq!(refused.status, 503, "{refused:?}");
+    }
+
+    async fn an_agent_says_what_is_wrong_with_it(carrier) {
+        let scratch = Scratch::new().expect("a folder");
+        let good = "version: 1\nrules:\n  - {name: all, action: allow}\n";
+        let file = scratch.write("policy.yaml", good).expect("a file");
+        let flags = ["--policy", file.to_str().expect("a name in UTF-8")];
+        let cluster = Plan::on(carrier).agent_flags(&flags).start().await;
+        let said = || {
+            let agents = cluster.server(0).status().agents;
+            let links = agents.into_iter().flat_map(|agent| agent.links);
+            links.flat_map(|link| link.reports).collect::<Vec<_>>()
+        };
+        let line = "towline_server_agents_reporting{condition=\"policy-stale\"}";
+        assert_eq!(said(), [""; 0]);
+        scratch::replace(&file, "version: 1\nrules: {}\n").expect("a file");
+        assert_eq!(cluster.reload().await.len(), 1);
+        eventually("a word about it", || async { (said() == ["policy-stale"]).then_some(()) }).await;
+        let page = metrics(cluster.server(0).health_address()).await;
+        assert_eq!(series(&page, line), Some(1), "{page}");
+        eventually("a note, and no more", || async {
+            let report = cluster.server(0).readiness().report();
+            let noted = report.to_string().contains("[!]links 1 agents report something about themselves (n1: policy-stale)");
+            (report.is_ready() && noted).then_some(())
+        }).await;
+        // It is asked as before.
+        let _echo = cluster.target(POD, Behaviour::Echo).await;
+        assert_eq!(carried_by_n1(&cluster).await, 4);
+        scratch::replace(&file, good).expect("a file");
+        assert_eq!(cluster.reload().await, [""; 0]);
+        eventually("silence about it", || async { said().is_empty().then_some(()) }).await;
+    }
+
+    async fn bytes_are_counted_while_a_dial_goes_on(carrier) {
+        let cluster = Plan::on(carrier).start().await;
+        let _echo = cluster.target(POD, Behaviour::Echo).await;
+        let mut pipe = cluster.apiserver().pipe(POD).await;
+        pipe.write_all(b"ping").await.expect("sent");
+        let mut echo = [0; 4];
+        let read = expect("the echo", pipe.read_exact(&mut echo)).await;
+        read.expect("an echo");
+        eventually("the server's count", || async {
+            let status = cluster.server(0).status();
+            let page = metrics(cluster.server(0).health_address()).await;
+            let shown = ["to-target", "from-target"].map(|direction| {
+                series(&page, &format!("towline_server_bytes_total{{direction=\"{direction}\"}}"))
+            });
+            let told = (status.bytes_to_targets, status.bytes_from_targets);
+            (told == (4, 4) && shown == [Some(4), Some(4)]).then_some(())
+        }).await;
+        eventually("the agent's count", || async {
+            let page = metrics(cluster.agent("n1").health_address()).await;
+            let shown = ["in", "out"].map(|direction| {
+                series(&page, &format!("towline_agent_dial_bytes_total{{direction=\"{direction}\"}}"))
+            });
+            (shown == [Some(4), Some(4)]).then_some(())
+        }).await;
+        drop(pipe);
+        eventually("the end of the dial", || async {
+            (cluster.agent("n1").live_dials() == 0).then_some(())
+        }).await;
+        // What is over counts on, once.
+        let page = metrics(cluster.agent("n1").health_address()).await;
+        assert_eq!(series(&page, "towline_agent_dial_bytes_total{direction=\"in\"}"), Some(4));
     }
 
     async fn more_than_three_replacements_a_minute_raise_an_alarm(carrier) {

@@ -259,8 +259,6 @@ async fn serve(common: Arc<Common>, stream: Arc<ServerStream>, asked: Asked, _wo
     )
     .await;
     drop((live, connected.slot));
-    serve
-        .metrics()
-        .dial_ended(connected.class, end.reason, end.to_peer, end.from_peer);
+    serve.metrics().dial_ended(connected.class, end.reason);
     debug!(server = ?stream.server_id(), connection = asked.id, reason = %end.reason, bytes_in = end.from_peer, bytes_out = end.to_peer, "dial ended");
 }

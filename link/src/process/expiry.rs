@@ -109,6 +109,11 @@ impl Left {
     }
 }
 
+/// Whether a tenth of its life is left, or less.
+pub fn ends_soon(expiry: &Expiry, now: SystemTime) -> bool {
+    Left::of(expiry, now) >= Left::Tenth
+}
+
 /// Logs each threshold once, until the task is dropped.
 pub async fn warn_in_time(source: Source) {
     let mut said = Said::default();

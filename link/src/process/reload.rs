@@ -13,6 +13,7 @@
 use std::fmt::Display;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -52,6 +53,7 @@ pub struct Reloader {
 #[derive(Clone)]
 pub struct ReloadHandle {
     requests: mpsc::Sender<Request>,
+    failing: Arc<AtomicBool>,
 }
 
 type Request = oneshot::Sender<Result<(), ReloadError>>;
@@ -68,16 +70,17 @@ impl Reloader {
         let (requests, incoming) = mpsc::channel(limits::RELOAD_REQUESTS);
         let apply = Arc::new(move || apply().map_err(|error| error.to_string()));
         let mut task = JoinSet::new();
+        let failing = Arc::new(AtomicBool::new(false));
         let keeping = Keeping {
             what,
             apply,
             metrics,
-            failing: false,
+            failing: Arc::clone(&failing),
             said: RateLimited::new(1, Duration::from_secs(600)),
         };
         task.spawn(keeping.run(watch, incoming));
         Self {
-            handle: ReloadHandle { requests },
+            handle: ReloadHandle { requests, failing },
             _task: task,
         }
     }
@@ -89,6 +92,11 @@ impl Reloader {
 }
 
 impl ReloadHandle {
+    /// Whether the last look failed: what is in force is older than the files.
+    pub fn is_failing(&self) -> bool {
+        self.failing.load(Ordering::Relaxed)
+    }
+
     /// Reads the files now, whether they changed or not, and says how it went.
     pub async fn reload_now(&self) -> Result<(), ReloadError> {
         let (answer, answered) = oneshot::channel();
@@ -106,7 +114,7 @@ struct Keeping<F> {
     what: &'static str,
     apply: Arc<F>,
     metrics: ReloadMetrics,
-    failing: bool,
+    failing: Arc<AtomicBool>,
     said: RateLimited<()>,
 }
 
@@ -119,7 +127,7 @@ where
             let mut asked: Vec<Request> = Vec::new();
             tokio::select! {
                 () = watch.changed() => {}
-                () = tokio::time::sleep(limits::RELOAD_RETRY), if self.failing => {}
+                () = tokio::time::sleep(limits::RELOAD_RETRY), if self.failing.load(Ordering::Relaxed) => {}
                 Some(request) = requests.recv() => asked.push(request),
             }
             // One run answers all that waited when it began.
@@ -145,12 +153,12 @@ where
         self.metrics.count(self.what, result.is_ok());
         match result {
             Ok(()) => {
-                let after_failure = std::mem::take(&mut self.failing);
+                let after_failure = self.failing.swap(false, Ordering::Relaxed);
                 info!(what = self.what, asked, after_failure, "files are in force");
                 Ok(())
             }
             Err(text) => {
-                let repeated = std::mem::replace(&mut self.failing, true);
+                let repeated = self.failing.swap(true, Ordering::Relaxed);
                 let due = self.said.allow(());
                 if asked || !repeated || due.is_some() {
                     error!(

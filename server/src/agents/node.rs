@@ -10,6 +10,7 @@ use towline_link::driver::{Link, LinkState};
 use towline_pki::VerifiedPeer;
 use towline_proto::id::{InstanceId, LinkId, Name};
 use towline_proto::limits;
+use towline_proto::notes::Notes;
 use towline_proto::reason::Reason;
 
 use crate::attest::Attestations;
@@ -187,6 +188,13 @@ impl Node {
     /// Its links, newest first.
     pub fn links(&self) -> Vec<Arc<AgentLink>> {
         self.state.load().links.clone()
+    }
+
+    /// What the newest of its links says of it in its heartbeats.
+    pub fn notes(&self) -> Notes {
+        let state = self.state.load();
+        let newest = state.links.first();
+        newest.map_or(Notes::NONE, |entry| entry.link.peer_notes())
     }
 
     /// How many.

@@ -194,7 +194,6 @@ pub async fn serve<S: FrontEnd + 'static>(mut stream: S, desk: Arc<Desk>, mut vi
     };
     record.ended(end);
     drop((on_link, work, certified, judged, connects, established));
-    desk.metrics.moved(end);
     desk.metrics.dial_ended(door, Some(class), end.reason);
     tracing::debug!(
         dial = %id, %agent, reason = %end.reason,

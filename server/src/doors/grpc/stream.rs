@@ -122,7 +122,6 @@ pub async fn serve(
     };
     record.ended(ended);
     drop((on_link, work, certified, judged, established));
-    desk.metrics().moved(ended);
     desk.metrics().dial_ended(door, Some(class), ended.reason);
     tracing::debug!(
         dial = %id, %agent, reason = %ended.reason,
