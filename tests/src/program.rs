@@ -13,7 +13,8 @@ pub fn program(name: &str) -> PathBuf {
     }
     let path = folder.join(name);
     BUILT.get_or_init(|| {
-        if !folder.join("towline-server").exists() || !folder.join("towline-agent").exists() {
+        let all = ["towline-server", "towline-agent", "towline-pki"];
+        if all.iter().any(|name| !folder.join(name).exists()) {
             let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
             let built = std::process::Command::new(cargo)
                 .args([
@@ -23,6 +24,8 @@ pub fn program(name: &str) -> PathBuf {
                     "towline-server",
                     "--package",
                     "towline-agent",
+                    "--package",
+                    "towline-pki",
                 ])
                 .status();
             assert!(
