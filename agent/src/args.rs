@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use towline_link::process::telemetry::{LogFilter, LogFormat};
 use towline_link::process::values::{ByteSize, TimeSpan};
 use towline_link::quic::Congestion;
+use towline_pki::CrlPolicy;
 use towline_proto::limits;
 use towline_proto::target::{Class, Target};
 
@@ -71,6 +72,20 @@ pub struct Args {
     /// Servers that are refused although they verify: identities, or serial:HEX, one a line
     #[arg(long, env = "TOWLINE_DENY_LIST", value_name = "FILE")]
     pub deny_list: Option<PathBuf>,
+
+    /// Revocation lists of the authorities that sign servers (PEM); repeat it
+    #[arg(
+        long = "server-crl",
+        env = "TOWLINE_SERVER_CRL",
+        value_name = "FILE",
+        value_delimiter = ','
+    )]
+    pub server_crls: Vec<PathBuf>,
+
+    /// What a revocation list past its next update means: keep-last (it still counts, with an alarm)
+    /// or fail-closed (whom it should cover is refused, live links included)
+    #[arg(long, env = "TOWLINE_CRL_POLICY", value_name = "POLICY", default_value_t = CrlPolicy::default())]
+    pub crl_policy: CrlPolicy,
 
     /// What links run on: auto, quic or tls
     #[arg(long, env = "TOWLINE_CARRIER", default_value = "auto")]

@@ -13,7 +13,7 @@ use towline_link::process::telemetry::{LogFilter, LogFormat};
 use towline_link::process::watch::Seen;
 use towline_link::quic;
 use towline_link::tls::{HttpProxy, ProxyError};
-use towline_pki::Files;
+use towline_pki::{CrlPolicy, Files};
 use towline_proto::address::{self, Refusal};
 use towline_proto::id::Role;
 use towline_proto::limits;
@@ -289,12 +289,17 @@ impl Config {
         };
         quic.check()?;
         let enrolling = enrolling(&args, proxy.as_ref())?;
+        let refusals = Refusals {
+            deny_list: args.deny_list,
+            crls: args.server_crls,
+            crl_policy: args.crl_policy,
+        };
         let identity = match &enrolling {
             Some(enrolling) => enrolled(enrolling, now)?,
             None => identity(
                 &args.servers,
                 (args.cert, args.key, args.server_ca),
-                args.deny_list,
+                refusals,
                 now,
             )?,
         };
@@ -386,12 +391,19 @@ impl Config {
 /// Without `--health-bind`.
 const HEALTH_BIND: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8093);
 
+/// The flags that say which servers are refused although they verify.
+struct Refusals {
+    deny_list: Option<PathBuf>,
+    crls: Vec<PathBuf>,
+    crl_policy: CrlPolicy,
+}
+
 /// The identity, if it is asked for. In the compatibility profile its certificate may come
 /// later, as that of a Secret that is optional.
 fn identity(
     servers: &[Target],
     given: (Option<PathBuf>, Option<PathBuf>, Option<PathBuf>),
-    deny_list: Option<PathBuf>,
+    refusals: Refusals,
     now: SystemTime,
 ) -> Result<Option<OwnIdentity>, ConfigError> {
     let part = |given, missing| Err(ConfigError::PartOfIdentity { given, missing });
@@ -415,11 +427,13 @@ fn identity(
         cert,
         key,
         anchors: vec![(Role::Server, server_ca)],
-        deny_list,
+        deny_list: refusals.deny_list,
+        crls: vec![(Role::Server, refusals.crls)],
+        crl_policy: refusals.crl_policy,
     };
     let paths: Vec<_> = files.paths().cloned().collect();
     let seen = Seen::now(&paths);
-    let trust = Snapshot::load(&files, now)?;
+    let trust = Snapshot::load(&files, None, now)?;
     Ok(Some(OwnIdentity { files, trust, seen }))
 }
 

@@ -43,14 +43,20 @@ impl Reload {
     }
 
     fn read(&self) -> Result<(), TrustError> {
-        let snapshot = Snapshot::load(self.trust.files(), SystemTime::now())?;
+        let before = self.trust.current();
+        let files = self.trust.files();
+        let snapshot = Snapshot::load(files, Some(&before.material), SystemTime::now())?;
+        let fault = snapshot.material.crl_faults().first().cloned();
         self.serve.change_policy(|rules| {
             let allowed = Arc::clone(&rules.rules);
             let health = Some(self.health);
             *rules = self.policy.rules(Some(&snapshot), health, allowed);
         });
         self.trust.replace(snapshot);
-        Ok(())
+        match fault {
+            Some(fault) => Err(TrustError::Crl(fault.what, fault.error)),
+            None => Ok(()),
+        }
     }
 }
 

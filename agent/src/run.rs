@@ -22,7 +22,7 @@ use towline_link::process::ready::Readiness;
 use towline_link::process::reload::{ReloadError, ReloadMetrics, Reloader};
 use towline_link::process::unix::AllowedUids;
 use towline_link::process::watch::Seen;
-use towline_link::process::{expiry, panics};
+use towline_link::process::{expiry, panics, revocation};
 use towline_link::quic::{BindError, QuicEndpoint};
 use towline_proto::limits;
 use towline_proto::reason::Reason;
@@ -234,6 +234,15 @@ impl Agent {
             trust.map_or_else(Vec::new, |trust| trust.material.expiries())
         });
         expiry::register(&mut registry, Arc::clone(&expiries));
+        let listing = trust.clone();
+        let lists: revocation::Source = Arc::new(move || {
+            let own = listing.as_ref().map(|trust| trust.current());
+            own.map_or_else(Default::default, |own| {
+                let faults = own.material.crl_faults().to_vec();
+                (own.material.crl_states(), faults)
+            })
+        });
+        revocation::register(&mut registry, Arc::clone(&lists));
         let linked = readiness.condition("links", "no link yet");
         let running = readiness.condition("running", "starting");
         let mut tasks = JoinSet::new();
@@ -252,6 +261,11 @@ impl Agent {
             stage: drain.view(),
         };
         tasks.spawn(health.keep());
+        if let Some(trust) = trust.clone() {
+            let noted = readiness.condition("revocation", "not looked at yet");
+            tasks.spawn(revocation::keep_noted(lists, noted));
+            tasks.spawn(async move { trust.keep_fresh().await });
+        }
         tasks.spawn(follow_links(links.clone(), streams.clone(), linked));
         tasks.spawn(follow_stage(drain.view(), running));
         tasks.spawn(serve.live().clone().keep_budget());

@@ -13,6 +13,7 @@ use towline_pki::{
     Files, Identity, Material, MaterialError, PeerError, PeerVerifier, TlsError, VerifiedPeer, tls,
 };
 use towline_proto::id::Role;
+use towline_proto::limits;
 
 /// Why a set of files cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -23,13 +24,16 @@ pub enum TrustError {
     /// No roots for servers were given.
     #[error("no roots for servers: give --server-ca")]
     NoRoots,
+    /// The rest is in force; of revocation lists older ones are.
+    #[error("{0} is not taken, the older list and all other files are in force: {1}")]
+    Crl(String, String),
     /// A defect.
     #[error(transparent)]
     Tls(#[from] TlsError),
 }
 
 /// One loaded set.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Snapshot {
     /// What was loaded, with its ends.
     pub material: Material,
@@ -41,8 +45,14 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// Reads and checks every file.
-    pub fn load(files: &Files, now: SystemTime) -> Result<Self, TrustError> {
-        let material = Material::load(files, Role::Agent, now)?;
+    ///
+    /// Revocation lists that may not follow those of `before` leave them in force.
+    pub fn load(
+        files: &Files,
+        before: Option<&Material>,
+        now: SystemTime,
+    ) -> Result<Self, TrustError> {
+        let material = Material::load_after(files, Role::Agent, before, now)?;
         let verifier = Arc::clone(material.verifier(Role::Server).ok_or(TrustError::NoRoots)?);
         let client = tls::link_client(material.credentials(), Arc::clone(&verifier))?;
         Ok(Self {
@@ -94,6 +104,20 @@ impl Trust {
     /// Which files it is loaded from.
     pub fn files(&self) -> &Files {
         &self.files
+    }
+
+    /// Has every link checked again when a revocation list comes to the end of its time and that
+    /// matters, until the task is dropped.
+    pub async fn keep_fresh(&self) {
+        let mut looked = SystemTime::now();
+        loop {
+            tokio::time::sleep(limits::REVOCATION_LOOK).await;
+            let (now, snapshot) = (SystemTime::now(), self.current());
+            if snapshot.material.crl_went_stale(looked, now) {
+                self.replace(Snapshot::clone(&snapshot));
+            }
+            looked = now;
+        }
     }
 
     /// Puts a loaded set in force.

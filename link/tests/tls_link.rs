@@ -364,7 +364,7 @@ async fn peers_that_do_not_belong_are_refused_at_both_ends() {
     assert!(matches!(
         taken,
         Err(ConnectError::Peer {
-            source: PeerError::Revoked,
+            source: PeerError::DeniedInHandshake,
             ..
         })
     ));

@@ -19,6 +19,7 @@ use crate::mint::{self, Body, LeafSpec, MintError, NAME_CHARS, Signer};
 use crate::passphrase::Passphrases;
 use crate::pem;
 use crate::role::{BACKDATE, NameRefusal, Profile};
+use crate::seal::hex;
 use crate::secret::Secret;
 use crate::store::{self, StoreError};
 
@@ -275,6 +276,11 @@ impl Authority {
     /// What its certificate says.
     pub fn certificate(&self) -> &Certificate {
         &self.certificate
+    }
+
+    /// The number of its key that is in what it signs, in hexadecimal.
+    pub fn key_id_text(&self) -> String {
+        hex(&self.key_id)
     }
 
     /// Its certificate: what verifiers anchor on.

@@ -19,6 +19,7 @@ use x509_parser::prelude::FromDer;
 use crate::date;
 use crate::identity::{Identity, IdentityError};
 use crate::key;
+use crate::seal::hex;
 use crate::serial::{Fingerprint, Serial};
 
 /// Longest text of a name that is kept, in characters; longer than any identity. The rest is cut.
@@ -98,6 +99,8 @@ pub struct Certificate {
     pub signs_handshakes: bool,
     /// Whether this is an authority: basic constraints say so, key usage does not forbid it.
     pub is_authority: bool,
+    /// Whether its key may sign revocation lists: no key-usage extension, or one that says so.
+    pub signs_lists: bool,
     /// Authorities that may stand between this one and a leaf. `None`: any number.
     pub path_length: Option<u32>,
     /// For example "ECDSA P-256".
@@ -147,6 +150,7 @@ impl Certificate {
             other_sans: 0,
             usages: Vec::new(),
             signs_handshakes: true,
+            signs_lists: true,
             is_authority: false,
             path_length: None,
             key: key::describe(read.public_key().raw),
@@ -188,6 +192,7 @@ impl Certificate {
                 }
                 ParsedExtension::KeyUsage(usage) => {
                     self.signs_handshakes = usage.digital_signature();
+                    self.signs_lists = usage.crl_sign();
                     may_sign_certificates = usage.key_cert_sign();
                 }
                 ParsedExtension::ExtendedKeyUsage(usage) => {
@@ -250,6 +255,11 @@ impl Certificate {
             }),
             more => Err(LeafError::ManyIdentities { count: more.len() }),
         }
+    }
+
+    /// Its key identifier as certificates below it name it, in hexadecimal; empty when it has none.
+    pub fn key_id_text(&self) -> String {
+        hex(self.key_id.as_deref().unwrap_or_default())
     }
 
     /// Whether `now` is inside the validity, both ends included.

@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`identity`] (the noun), [`inspect`] (everything read from a certificate, once),
 //! [`verify`] (the only way to a [`VerifiedPeer`]; `handshake` is its face to rustls), [`kubelet`]
-//! (whether a kubelet is the one of its node), [`revoke`] (the deny list), [`credentials`]
+//! (whether a kubelet is the one of its node), [`revoke`] (the deny list), [`crl`] (revocation lists), [`credentials`]
 //! (our own key and chain), [`tls`] (every TLS configuration of Towline), [`rotate`] (the files of
 //! a daemon as one snapshot), [`web`] (servers known by name alone), [`chain`] (clients known by
 //! their authority alone), [`first_contact`] (servers seen for the first time). The other half
@@ -22,6 +22,7 @@ pub mod anchors;
 pub mod authority;
 pub mod chain;
 pub mod credentials;
+pub mod crl;
 pub mod date;
 mod der;
 mod either;
@@ -67,6 +68,7 @@ pub use anchors::{Anchors, AnchorsError};
 pub use authority::{Authority, AuthorityError, AuthoritySpec, Issue, IssueError, Issued};
 pub use chain::ChainVerifier;
 pub use credentials::{Credentials, CredentialsError};
+pub use crl::{CrlFault, CrlPolicy, CrlState, Revocation, RevocationListError, RevocationLists};
 pub use first_contact::FirstContact;
 pub use gateway::{GatewayError, GatewayFiles, GatewayMaterial};
 pub use hierarchy::{Generation, Layout, Seat};

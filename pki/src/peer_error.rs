@@ -15,7 +15,7 @@ use towline_proto::reason::Reason;
 
 use crate::date;
 use crate::identity::{Identity, IdentityError};
-use crate::inspect::{LeafError, Usage, escape};
+use crate::inspect::{Certificate, LeafError, Usage, escape};
 use crate::serial::Serial;
 
 /// Why a peer is not who it must be. Text of the peer inside is escaped and bounded.
@@ -67,14 +67,32 @@ pub enum PeerError {
     },
     /// [`PeerError::Denied`] as it comes back out of a handshake: its alert has no place for more.
     #[error("peer is on the deny list; the log says who at level debug")]
-    Revoked,
+    DeniedInHandshake,
+    #[error("peer's certificate, or that of an authority above it, is revoked{who}")]
+    Revoked {
+        /// The rest of the sentence: who, or that the log says it.
+        who: String,
+    },
+    #[error(
+        "no revocation list that we have speaks for peer's certificate: none is of its issuer, or \
+         with --crl-policy fail-closed the one is past its next update; put a current list of that \
+         issuer into the file"
+    )]
+    RevocationUnknown,
+    #[error(
+        "the revocation list for peer's certificate is past its next update, {}, and --crl-policy \
+         is fail-closed; run `towline-pki crl renew`", date::text(*next_update)
+    )]
+    ListStale { next_update: SystemTime },
 }
 
 impl PeerError {
     /// The number that goes on the wire and into metrics.
     pub fn reason(&self) -> Reason {
         match self {
-            PeerError::Denied { .. } | PeerError::Revoked => Reason::Denied,
+            PeerError::Denied { .. } | PeerError::DeniedInHandshake => Reason::Denied,
+            PeerError::Revoked { .. } => Reason::Revoked,
+            PeerError::RevocationUnknown | PeerError::ListStale { .. } => Reason::RevocationUnknown,
             PeerError::Expired { .. } => Reason::CertificateEnded,
             _ => Reason::BadCertificate,
         }
@@ -97,7 +115,10 @@ impl PeerError {
             PeerError::BadIdentity { .. } => "bad-identity",
             PeerError::WrongCluster { .. } => "wrong-cluster",
             PeerError::WrongRole { .. } => "wrong-role",
-            PeerError::Denied { .. } | PeerError::Revoked => "denied",
+            PeerError::Denied { .. } | PeerError::DeniedInHandshake => "denied",
+            PeerError::Revoked { .. } => "revoked",
+            PeerError::RevocationUnknown => "revocation-unknown",
+            PeerError::ListStale { .. } => "crl-stale",
         }
     }
 
@@ -142,9 +163,15 @@ impl PeerError {
                 "use the certificate of the role that is expected here, or ask for the role that \
                  it has"
             }
-            PeerError::Denied { .. } | PeerError::Revoked => {
+            PeerError::Denied { .. } | PeerError::DeniedInHandshake => {
                 "if the denial is meant, issue a new certificate with a new key; if not, take the \
-                 line out of the deny list"
+                 line out of the deny list: `towline-pki revoke --lift`"
+            }
+            PeerError::Revoked { .. } => {
+                "issue a new certificate with a new key: what is revoked stays revoked"
+            }
+            PeerError::RevocationUnknown | PeerError::ListStale { .. } => {
+                "put a current list of its issuer into the file: `towline-pki crl renew`"
             }
         }
     }
@@ -167,7 +194,11 @@ impl PeerError {
                 not_before: instant(*not_before),
             },
             E::UnknownIssuer => PeerError::UnknownIssuer,
-            E::Revoked => PeerError::Revoked,
+            E::Revoked => PeerError::Revoked {
+                who: "; the log says who at level debug".into(),
+            },
+            E::ApplicationVerificationFailure => PeerError::DeniedInHandshake,
+            E::InvalidOcspResponse => PeerError::RevocationUnknown,
             E::InvalidPurpose => PeerError::WrongUsage { needed: "its role" },
             other => PeerError::BadCertificate {
                 cause: escape(&other.to_string()),
@@ -199,9 +230,24 @@ impl PeerError {
             },
             PeerError::UnknownIssuer => E::UnknownIssuer,
             PeerError::WrongUsage { .. } => E::InvalidPurpose,
-            PeerError::Denied { .. } | PeerError::Revoked => E::Revoked,
+            PeerError::Revoked { .. } => E::Revoked,
+            PeerError::Denied { .. } | PeerError::DeniedInHandshake => {
+                E::ApplicationVerificationFailure
+            }
+            // The one alert that speaks of a status and not of the certificate.
+            PeerError::RevocationUnknown | PeerError::ListStale { .. } => E::InvalidOcspResponse,
             ours => E::Other(OtherError(Arc::new(ours))),
         })
+    }
+
+    /// With the name of the peer, and the serial number that its issuer's list may hold.
+    pub(crate) fn revoked(leaf: &Certificate) -> Self {
+        let name = leaf
+            .identity()
+            .map_or_else(|_| leaf.subject.clone(), |identity| identity.to_string());
+        PeerError::Revoked {
+            who: format!(" ({name}, serial {})", leaf.serial),
+        }
     }
 
     /// From the chain check.
@@ -213,6 +259,13 @@ impl PeerError {
             },
             E::CertNotValidYet { not_before, .. } => PeerError::NotYetValid {
                 not_before: instant(not_before),
+            },
+            E::CertRevoked => PeerError::Revoked { who: String::new() },
+            E::UnknownRevocationStatus
+            | E::IssuerNotCrlSigner
+            | E::InvalidCrlSignatureForPublicKey => PeerError::RevocationUnknown,
+            E::CrlExpired { next_update, .. } => PeerError::ListStale {
+                next_update: instant(next_update),
             },
             // The last two: another authority of the same name.
             E::UnknownIssuer

@@ -186,6 +186,11 @@ pub fn write_encrypted_key(der: &[u8]) -> Secret {
     Secret::new(block(ENCRYPTED, der).into_bytes())
 }
 
+/// A certificate revocation list as text.
+pub fn write_revocation_list(der: &CertificateRevocationListDer<'_>) -> String {
+    block("X509 CRL", der.as_ref())
+}
+
 /// A certificate signing request as text.
 pub fn write_request(der: &[u8]) -> String {
     block("CERTIFICATE REQUEST", der)

@@ -13,6 +13,7 @@ use towline_proto::id::Role;
 
 use crate::anchors::{Anchors, AnchorsError};
 use crate::credentials::{Credentials, CredentialsError};
+use crate::crl::{CrlFault, CrlPolicy, CrlState, Revocation, RevocationListError};
 use crate::revoke::{DenyList, DenyListError};
 use crate::serial::Fingerprint;
 use crate::verify::PeerVerifier;
@@ -28,6 +29,10 @@ pub struct Files {
     pub anchors: Vec<(Role, PathBuf)>,
     /// Who is refused although it verifies.
     pub deny_list: Option<PathBuf>,
+    /// Revocation lists for peers of a role; none: they are not asked for.
+    pub crls: Vec<(Role, Vec<PathBuf>)>,
+    /// What such a list past its next update means.
+    pub crl_policy: CrlPolicy,
 }
 
 /// Our credentials and a verifier for each role, loaded together.
@@ -36,6 +41,7 @@ pub struct Material {
     credentials: Credentials,
     verifiers: Vec<(Role, PathBuf, Arc<PeerVerifier>)>,
     cert: PathBuf,
+    crl_faults: Vec<CrlFault>,
 }
 
 /// What is wrong with a set of files. The message names the file.
@@ -47,6 +53,11 @@ pub enum MaterialError {
     Anchors { role: Role, source: AnchorsError },
     #[error("deny list: {0}")]
     DenyList(#[from] DenyListError),
+    #[error("revocation lists for {role}: {source}")]
+    Crl {
+        role: Role,
+        source: RevocationListError,
+    },
 }
 
 /// Something that is loaded and ends.
@@ -60,6 +71,11 @@ pub struct Expiry {
 }
 
 impl Files {
+    fn crls_of(&self, role: Role) -> &[PathBuf] {
+        let found = self.crls.iter().find(|(of, _)| *of == role);
+        found.map_or(&[], |(_, paths)| paths.as_slice())
+    }
+
     /// Every file, for watching.
     pub fn paths(&self) -> impl Iterator<Item = &PathBuf> {
         let anchors = self.anchors.iter().map(|(_, path)| path);
@@ -67,30 +83,62 @@ impl Files {
             .into_iter()
             .chain(anchors)
             .chain(&self.deny_list)
+            .chain(self.crls.iter().flat_map(|(_, paths)| paths))
     }
 }
 
 impl Material {
     /// Reads and checks every file. The cluster of the verifiers is that of our own identity.
     pub fn load(files: &Files, own: Role, now: SystemTime) -> Result<Self, MaterialError> {
+        Self::load_after(files, own, None, now)
+    }
+
+    /// The same, after something was in force: revocation lists that may not follow those leave
+    /// them in force, and are told by [`crl_faults`](Self::crl_faults).
+    pub fn load_after(
+        files: &Files,
+        own: Role,
+        before: Option<&Material>,
+        now: SystemTime,
+    ) -> Result<Self, MaterialError> {
         let credentials = Credentials::load(&files.cert, &files.key, own, now)?;
         let deny = match &files.deny_list {
             Some(path) => DenyList::load(path)?,
             None => DenyList::default(),
         };
         let mut verifiers = Vec::with_capacity(files.anchors.len());
+        let mut crl_faults = Vec::new();
         for (role, path) in &files.anchors {
             let role = *role;
             let anchors =
                 Anchors::load(path).map_err(|source| MaterialError::Anchors { role, source })?;
             let cluster = credentials.identity().cluster.clone();
-            let verifier = PeerVerifier::new(cluster, role, anchors, deny.clone());
+            let in_force = before.and_then(|before| before.verifier(role)?.revocation());
+            let revocation = match files.crls_of(role) {
+                [] => None,
+                paths => match Revocation::load(paths, &anchors, files.crl_policy, in_force) {
+                    Ok(lists) => Some(lists),
+                    Err(source) => {
+                        let Some(old) = in_force else {
+                            return Err(MaterialError::Crl { role, source });
+                        };
+                        crl_faults.push(CrlFault {
+                            what: format!("{role}-crl"),
+                            error: source.to_string(),
+                        });
+                        Some(old.clone())
+                    }
+                },
+            };
+            let verifier =
+                PeerVerifier::with_lists(cluster, role, anchors, deny.clone(), revocation);
             verifiers.push((role, path.clone(), verifier));
         }
         Ok(Self {
             credentials,
             verifiers,
             cert: files.cert.clone(),
+            crl_faults,
         })
     }
 
@@ -105,6 +153,30 @@ impl Material {
             .iter()
             .find(|(of, ..)| *of == role)
             .map(|(.., verifier)| verifier)
+    }
+
+    /// Files of revocation lists that are not in force; older lists are.
+    pub fn crl_faults(&self) -> &[CrlFault] {
+        &self.crl_faults
+    }
+
+    /// Every revocation list that is in force.
+    pub fn crl_states(&self) -> Vec<CrlState> {
+        let of = |(role, _, verifier): &(Role, PathBuf, Arc<PeerVerifier>)| {
+            let what = format!("{role}-crl");
+            let states = verifier.revocation().map(|lists| lists.states(&what));
+            states.unwrap_or_default()
+        };
+        self.verifiers.iter().flat_map(of).collect()
+    }
+
+    /// Whether between two moments a list came to the end of its time and peers are refused for
+    /// it: then everybody who is connected must be verified again.
+    pub fn crl_went_stale(&self, before: SystemTime, now: SystemTime) -> bool {
+        self.verifiers.iter().any(|(.., verifier)| {
+            let lists = verifier.revocation();
+            lists.is_some_and(|lists| lists.went_stale(before, now))
+        })
     }
 
     /// Everything loaded that ends, each with the file it came from. Of several certificates of
@@ -128,6 +200,13 @@ impl Material {
                 let (from, until) = (certificate.not_before, certificate.not_after);
                 out.push(expiry(&what, path, from, until));
             }
+            let what = format!("{role}-crl");
+            let lists = verifier.revocation();
+            out.extend(
+                lists
+                    .into_iter()
+                    .flat_map(|lists| lists.lists().expiries(&what)),
+            );
         }
         out
     }

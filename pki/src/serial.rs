@@ -15,6 +15,11 @@ impl Serial {
         let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
         Self(bytes[zeros..].into())
     }
+
+    /// Big-endian, without leading zeros.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 impl fmt::Display for Serial {

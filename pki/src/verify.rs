@@ -8,6 +8,9 @@
 //! 4. its cluster is ours, its role the expected one;
 //! 5. neither the identity nor a serial of the path is on the deny list.
 //!
+//! Where revocation lists are given, rule 2 includes that each certificate of the path is covered by
+//! one of them and not revoked ([`crate::crl`]).
+//!
 //! There is no host-name rule: identity decides. There is no allowance for clocks. The same code
 //! runs in handshakes of both directions (`handshake`) and when a live link is checked again.
 //! A verifier is never changed; a reload makes a new one.
@@ -23,6 +26,7 @@ use towline_proto::limits;
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 
 use crate::anchors::Anchors;
+use crate::crl::Revocation;
 use crate::identity::Identity;
 use crate::inspect::{Certificate, Leaf, Usage};
 use crate::peer_error::{PeerError, unix, usage_word};
@@ -73,6 +77,7 @@ pub struct PeerVerifier {
     role: Role,
     anchors: Anchors,
     deny: DenyList,
+    revocation: Option<Revocation>,
     pub(crate) provider: Arc<CryptoProvider>,
 }
 
@@ -85,11 +90,23 @@ impl fmt::Debug for PeerVerifier {
 impl PeerVerifier {
     /// A verifier of peers that must have this role in this cluster.
     pub fn new(cluster: ClusterName, role: Role, anchors: Anchors, deny: DenyList) -> Arc<Self> {
+        Self::with_lists(cluster, role, anchors, deny, None)
+    }
+
+    /// The same, with revocation lists that must cover every peer.
+    pub fn with_lists(
+        cluster: ClusterName,
+        role: Role,
+        anchors: Anchors,
+        deny: DenyList,
+        revocation: Option<Revocation>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             cluster,
             role,
             anchors,
             deny,
+            revocation,
             provider: tls::provider(),
         })
     }
@@ -112,6 +129,11 @@ impl PeerVerifier {
     /// Who is refused although it verifies.
     pub fn deny_list(&self) -> &DenyList {
         &self.deny
+    }
+
+    /// The revocation lists in force, when there are any.
+    pub fn revocation(&self) -> Option<&Revocation> {
+        self.revocation.as_ref()
     }
 
     /// Checks what a peer presented, leaf first.
@@ -141,6 +163,7 @@ impl PeerVerifier {
             {
                 return Err(PeerError::AnchorNotValid);
             }
+            Err(PeerError::Revoked { .. }) => return Err(PeerError::revoked(&certificate)),
             other => other?,
         };
         check_usage(&certificate, &Usage::of(self.role))?;
@@ -171,6 +194,8 @@ impl PeerVerifier {
         let refused = |error| PeerError::from_webpki(error, &usage);
         let anchors = self.anchors.at(now, current);
         let leaf = EndEntityCert::try_from(end_entity).map_err(refused)?;
+        let revocation = self.revocation.as_ref();
+        let lists = revocation.map_or_else(Vec::new, |revocation| revocation.lists().webpki());
         let found = leaf
             .verify_for_usage(
                 self.provider.signature_verification_algorithms.all,
@@ -178,7 +203,7 @@ impl PeerVerifier {
                 intermediates,
                 unix(now),
                 key_usage(&usage),
-                None,
+                revocation.and_then(|revocation| revocation.options(&lists)),
                 Some(&|path: &VerifiedPath<'_>| check_anchor(&self.anchors, path, &usage)),
             )
             .map_err(refused)?;

@@ -125,6 +125,29 @@ const STORIES: &[(&str, &[&str], &[&str])] = &[
         &["audit-key", "audit-key --out . -o json"],
     ),
     (
+        "revoke",
+        &[PROD, NODE],
+        &[
+            "revoke --dir prod --identity agent/node-7 --reason keyCompromise",
+            "revoke --dir prod --serial 4b01 --role server -o json",
+            "revoke --dir prod --lift agent/node-7",
+            "revoke --dir prod --lift agent/node-7 -o json",
+            "revoke --dir prod --serial 4b02",
+        ],
+    ),
+    (
+        "crl",
+        &[PROD, NODE, "revoke --dir prod --cert agent-node-7.crt"],
+        &[
+            "crl renew --dir prod",
+            "crl renew --dir prod --if-due -o json",
+            "crl show --dir prod",
+            "crl show --dir prod -o json",
+            "crl verify --dir prod",
+            "crl verify prod/trust/agents.crl --trust prod/trust/servers.pem -o json",
+        ],
+    ),
+    (
         "gateway-issuer",
         &[PROD, "init next --cluster next.example"],
         &[

@@ -162,7 +162,7 @@ fn a_link_is_never_resumed() {
     let server = tls::link_server(&own, c.verifier_denying(Role::Agent, deny)).unwrap();
     let error = shake(ends.client, server).server.unwrap_err();
     let cause = PeerError::from_rustls(&error).unwrap();
-    assert!(matches!(cause, PeerError::Revoked), "{cause}");
+    assert!(matches!(cause, PeerError::DeniedInHandshake), "{cause}");
     assert_eq!(cause.reason(), Reason::Denied);
 }
 

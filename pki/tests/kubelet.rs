@@ -387,6 +387,7 @@ fn files_that_are_no_revocation_lists_are_refused_by_name() {
     let files = KubeletFiles {
         authority: scratch.path("ca.pem"),
         crls: vec![path.clone()],
+        crl_policy: Default::default(),
     };
     std::fs::write(
         &files.authority,

@@ -26,6 +26,8 @@ impl Node {
             key: dir.path("agent.key"),
             anchors: vec![(Role::Server, dir.path("servers.pem"))],
             deny_list: Some(dir.path("denied")),
+            crls: Vec::new(),
+            crl_policy: Default::default(),
         };
         let node = Self {
             dir,

@@ -454,6 +454,9 @@ pub const ANCHORS: usize = 64;
 /// Entries of one deny list. Overflow: the file is refused, the old list stays.
 pub const DENY_ENTRIES: usize = 65_536;
 
+/// How often it is looked whether a front end's certificate or a revocation list has come to its
+/// end; with what follows it stays below the five seconds of a revocation.
+pub const REVOCATION_LOOK: Duration = Duration::from_secs(1);
 /// One line of an authority's ledger, bytes. Overflow: the certificate is not issued.
 pub const LEDGER_LINE_BYTES: usize = 4096;
 /// A file of an authority's ledger; a full one is put aside under a number and kept.

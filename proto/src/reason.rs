@@ -170,6 +170,10 @@ reasons! {
     BadRequest = 70, "bad-request", Local, false;
     /// The gateway: the front end did not prove to be one.
     FrontEndUnverified = 71, "front-end-unverified", Config, false;
+    /// The peer's certificate, or that of an authority above it, is revoked.
+    Revoked = 80, "revoked", Config, false;
+    /// No current revocation list says whether the peer's certificate is revoked.
+    RevocationUnknown = 81, "revocation-unknown", Config, false;
 }
 
 impl fmt::Display for Reason {

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use towline_link::process::telemetry::{LogFilter, LogFormat};
 use towline_link::process::values::{ByteSize, TimeSpan};
 use towline_link::quic::Congestion;
+use towline_pki::CrlPolicy;
 use towline_proto::id::Name;
 use towline_proto::limits;
 use towline_proto::target::Target;
@@ -69,6 +70,29 @@ pub struct Args {
     /// Peers that are refused although they verify: identities, or serial:HEX, one a line
     #[arg(long, env = "TOWLINE_DENY_LIST", value_name = "FILE")]
     pub deny_list: Option<PathBuf>,
+
+    /// Revocation lists of the authorities that sign agents (PEM); repeat it
+    #[arg(
+        long = "agent-crl",
+        env = "TOWLINE_AGENT_CRL",
+        value_name = "FILE",
+        value_delimiter = ','
+    )]
+    pub agent_crls: Vec<PathBuf>,
+
+    /// Revocation lists of the authorities that sign front ends (PEM); repeat it
+    #[arg(
+        long = "client-crl",
+        env = "TOWLINE_CLIENT_CRL",
+        value_name = "FILE",
+        value_delimiter = ','
+    )]
+    pub client_crls: Vec<PathBuf>,
+
+    /// What a revocation list past its next update means: keep-last (it still counts, with an alarm)
+    /// or fail-closed (whom it should cover is refused, live links included)
+    #[arg(long, env = "TOWLINE_CRL_POLICY", value_name = "POLICY", default_value_t = CrlPolicy::default())]
+    pub crl_policy: CrlPolicy,
 
     /// Where the keys are kept by which a restarted server ends lost links; without it agents
     /// notice a killed server some seconds later

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use tokio::time::Instant;
 use towline_link::driver::{Link, LinkState};
 use towline_link::quic::{OptionsError, QuicListener};
 use towline_pki::gateway::{GatewayError, GatewayMaterial};
@@ -40,6 +41,9 @@ pub enum ReloadError {
     /// Certificates, roots, deny list.
     #[error(transparent)]
     Trust(#[from] TrustError),
+    /// The rest is in force; of revocation lists older ones are.
+    #[error("{0} is not taken, the older list and all other files are in force: {1}")]
+    Crl(String, String),
     /// Files of the compatibility profile.
     #[error(transparent)]
     Legacy(#[from] LegacyTrustError),
@@ -140,7 +144,11 @@ impl Reloader {
     /// Reads the files and puts them in force.
     pub fn reload(&self, now: SystemTime) -> Result<Changed, ReloadError> {
         let own = match &self.files {
-            Some(files) => Some(Snapshot::load(files, now)?),
+            Some(files) => {
+                let before = self.trust.as_ref().map(Trust::snapshot);
+                let before = before.as_ref().map(|before| &*before.material);
+                Some(Snapshot::load(files, before, now)?)
+            }
             None => None,
         };
         let legacy = match &self.legacy {
@@ -183,7 +191,11 @@ impl Reloader {
         let mut changed = self.verify_again(now);
         self.agents.regrant(|peer| self.directory.route(peer));
         changed.dials = self.policy.judge_all();
-        Ok(changed)
+        let snapshot = self.trust.as_ref().map(Trust::snapshot);
+        match snapshot.and_then(|own| own.material.crl_faults().first().cloned()) {
+            Some(fault) => Err(ReloadError::Crl(fault.what, fault.error)),
+            None => Ok(changed),
+        }
     }
 
     /// Step 3; also done from time to time, because front ends' certificates end too.
@@ -217,11 +229,23 @@ impl Reloader {
         changed
     }
 
-    /// Verifies again every [`limits::DOOR_CHECK`], until the task is dropped.
+    /// Verifies again every [`limits::DOOR_CHECK`] and when a revocation list comes to the end of
+    /// its time; ends front ends at the end of their certificates. Until the task is dropped.
     pub async fn keep_verifying(self: Arc<Self>) {
+        let mut looked = SystemTime::now();
+        let mut verified = Instant::now();
         loop {
-            tokio::time::sleep(limits::DOOR_CHECK).await;
-            self.verify_again(SystemTime::now());
+            tokio::time::sleep(limits::REVOCATION_LOOK).await;
+            let now = SystemTime::now();
+            let own = self.trust.as_ref().map(Trust::snapshot);
+            let stale = own.is_some_and(|own| own.material.crl_went_stale(looked, now));
+            if stale || verified.elapsed() >= limits::DOOR_CHECK {
+                self.verify_again(now);
+                verified = Instant::now();
+            } else {
+                self.front_ends.end_ended(now);
+            }
+            looked = now;
         }
     }
 }

@@ -15,12 +15,12 @@ use towline_link::live::LiveDials;
 use towline_link::process::accept::AcceptMetrics;
 use towline_link::process::admin::{Admin, AdminParts};
 use towline_link::process::drain::{Drain, DrainView, Outcome};
-use towline_link::process::expiry;
 use towline_link::process::live::LiveProbe;
 use towline_link::process::panics;
 use towline_link::process::ready::Readiness;
 use towline_link::process::reload::{self, ReloadMetrics};
 use towline_link::process::watch::{Seen, Watch};
+use towline_link::process::{expiry, revocation};
 use towline_link::quic::QuicListener;
 use towline_pki::Identity;
 use towline_proto::id::Role;
@@ -353,6 +353,15 @@ impl Server {
             })
         };
         expiry::register(&mut registry, Arc::clone(&source));
+        let listing = trust.clone();
+        let lists: revocation::Source = Arc::new(move || {
+            let own = listing.as_ref().map(Trust::snapshot);
+            own.map_or_else(Default::default, |own| {
+                let faults = own.material.crl_faults().to_vec();
+                (own.material.crl_states(), faults)
+            })
+        });
+        revocation::register(&mut registry, Arc::clone(&lists));
         let status = Source {
             agents: Arc::clone(&agents),
             live: live.clone(),
@@ -380,6 +389,8 @@ impl Server {
         if let Some(signing) = signing {
             signing.start(&mut tasks);
         }
+        let noted = readiness.condition("revocation", "not looked at yet");
+        tasks.spawn(revocation::keep_noted(lists, noted));
         let legacy = compat.as_ref().map(|compat| compat.route.agents.clone());
         let linked_agents = Arc::clone(&agents);
         tasks.spawn(ready::keep(agents, legacy, drain.view(), linked, new_dials));

@@ -55,8 +55,14 @@ impl std::fmt::Debug for Snapshot {
 
 impl Snapshot {
     /// Reads and checks every file.
-    pub fn load(files: &Files, now: SystemTime) -> Result<Self, TrustError> {
-        let material = Material::load(files, Role::Server, now)?;
+    ///
+    /// Revocation lists that may not follow those of `before` leave them in force.
+    pub fn load(
+        files: &Files,
+        before: Option<&Material>,
+        now: SystemTime,
+    ) -> Result<Self, TrustError> {
+        let material = Material::load_after(files, Role::Server, before, now)?;
         let own = material.credentials();
         let agents = material.verifier(Role::Agent).ok_or(TrustError::NoRoots)?;
         let door = match material.verifier(Role::Client) {

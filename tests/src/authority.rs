@@ -103,21 +103,33 @@ impl Ca {
 
     /// A revocation list with these certificates, as PEM.
     pub fn revocation_list(&self, revoked: &[&Pair]) -> String {
+        let serials: Vec<&str> = revoked.iter().map(|pair| pair.serial.as_str()).collect();
         let now = SystemTime::now();
-        let serial = |pair: &&Pair| {
-            let digits = |at: usize| u8::from_str_radix(&pair.serial[at..at + 2], 16);
-            let bytes: Result<Vec<u8>, _> = (0..pair.serial.len()).step_by(2).map(digits).collect();
+        self.list(1, &serials, now - HOUR, now + 24 * HOUR)
+    }
+
+    /// A revocation list of this number and time, as PEM.
+    pub fn list(
+        &self,
+        number: u64,
+        revoked: &[&str],
+        this_update: SystemTime,
+        next_update: SystemTime,
+    ) -> String {
+        let serial = |serial: &&str| {
+            let digits = |at: usize| u8::from_str_radix(&serial[at..at + 2], 16);
+            let bytes: Result<Vec<u8>, _> = (0..serial.len()).step_by(2).map(digits).collect();
             RevokedCertParams {
                 serial_number: bytes.expect("hexadecimal digits").into(),
-                revocation_time: (now - HOUR).into(),
+                revocation_time: this_update.into(),
                 reason_code: None,
                 invalidity_date: None,
             }
         };
         let params = CertificateRevocationListParams {
-            this_update: (now - HOUR).into(),
-            next_update: (now + 24 * HOUR).into(),
-            crl_number: SerialNumber::from(1_u64),
+            this_update: this_update.into(),
+            next_update: next_update.into(),
+            crl_number: SerialNumber::from(number),
             issuing_distribution_point: None,
             revoked_certs: revoked.iter().map(serial).collect(),
             key_identifier_method: KeyIdMethod::Sha256,

@@ -19,7 +19,7 @@ use crate::gateway::GatewayKit;
 use crate::kubelet::FakeKubelet;
 use crate::network::{MappedNetwork, Wire};
 use crate::scenario::{eventually, expect};
-use crate::scratch::{self, Scratch};
+use crate::scratch::Scratch;
 use crate::target::{Behaviour, Target};
 
 /// The port of every kubelet.
@@ -46,6 +46,7 @@ pub struct Plan {
     server_flags: Vec<String>,
     agent_flags: Vec<String>,
     gateway: bool,
+    lists: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +76,7 @@ impl Plan {
             server_flags: Vec::new(),
             agent_flags: Vec::new(),
             gateway: false,
+            lists: false,
         }
     }
 
@@ -124,6 +126,12 @@ impl Plan {
     /// Servers are kubelet gateways, with the files of [`Cluster::gateway`].
     pub fn gateway(mut self) -> Self {
         self.gateway = true;
+        self
+    }
+
+    /// Both ends have revocation lists, and agents a deny list.
+    pub fn lists(mut self) -> Self {
+        self.lists = true;
         self
     }
 
@@ -192,12 +200,16 @@ impl Cluster {
             scratch
                 .write(&format!("{name}.ca"), authority.issuer(role).pem())
                 .expect("a file");
+            let list = authority.issuer(role).revocation_list(&[]);
+            scratch.write(&format!("{name}.crl"), list).expect("a file");
         }
         let kubelets = authority.kubelets().pem();
         scratch.write("kubelets.ca", kubelets).expect("a file");
         let none_revoked = authority.kubelets().revocation_list(&[]);
         scratch.write("kubelets.crl", none_revoked).expect("a file");
-        scratch.write("deny", "").expect("a file");
+        for name in ["deny", "deny-servers"] {
+            scratch.write(name, "").expect("a file");
+        }
         audit::make_key(&scratch);
         Self {
             plan,
@@ -282,6 +294,14 @@ impl Cluster {
             let own = !self.plan.server_flags.contains(&given);
             args.extend(self.gateway.flags(&self.scratch, own));
         }
+        if self.plan.lists {
+            for (flag, name) in [
+                ("--agent-crl", "agents.crl"),
+                ("--client-crl", "servers.crl"),
+            ] {
+                args.extend([flag.to_owned(), file(name)]);
+            }
+        }
         if self.plan.compatible {
             args.extend(self.compatible_args(pair));
         }
@@ -314,6 +334,15 @@ impl Cluster {
                 _ => *address,
             };
             args.extend(["--server".to_owned(), address.to_string()]);
+        }
+        if self.plan.lists {
+            for (flag, name) in [
+                ("--server-crl", "servers.crl"),
+                ("--deny-list", "deny-servers"),
+            ] {
+                let path = self.scratch.join(name).display().to_string();
+                args.extend([flag.to_owned(), path]);
+            }
         }
         extend(&mut args, &self.plan.agent_flags);
         args
@@ -491,16 +520,6 @@ impl Cluster {
             .lead(SocketAddr::new(node_ip(number), KUBELET_PORT), place);
     }
 
-    /// The kubelets' authority in the servers' file, in force at the next reload.
-    pub fn kubelet_authority(&self, pem: &str) {
-        scratch::replace(&self.scratch.join("kubelets.ca"), pem).expect("a file");
-    }
-
-    /// The kubelets' revocation list, in force at the next reload.
-    pub fn kubelet_revocations(&self, pem: &str) {
-        scratch::replace(&self.scratch.join("kubelets.crl"), pem).expect("a file");
-    }
-
     /// The admin socket of server `index`.
     pub fn admin_socket(&self, index: usize) -> std::path::PathBuf {
         self.scratch.join(format!("admin-{index}"))
@@ -522,11 +541,6 @@ impl Cluster {
             errors.extend(agent.reload().await.err().map(|error| error.to_string()));
         }
         errors
-    }
-
-    /// Puts entries on the servers' deny list.
-    pub fn deny(&self, entries: &str) {
-        scratch::replace(&self.scratch.join("deny"), entries).expect("a file");
     }
 }
 

@@ -23,6 +23,7 @@ pub mod kubelet;
 pub mod legacy;
 pub mod legacy_server;
 pub mod legacy_world;
+pub mod lists;
 pub mod network;
 pub mod pattern;
 pub mod program;

@@ -71,6 +71,14 @@ const fn elsewhere(reason: Reason) -> Option<Elsewhere> {
             "tests/carrier.rs",
             "new_dials_move_to_quic_when_udp_opens_and_old_ones_stay_whole",
         )),
+        Reason::Revoked => Some(Test(
+            "tests/revocation.rs",
+            "a_revoked_certificate_ends_its_link_and_dials_and_no_other",
+        )),
+        Reason::RevocationUnknown => Some(Test(
+            "tests/revocation.rs",
+            "a_list_that_becomes_stale_ends_links_with_fail_closed",
+        )),
         // A process without descriptors left would take the whole test with it.
         Reason::LocalResources => Some(Test(
             "../agent/src/reach.rs",

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use towline_pki::Files;
+use towline_pki::{CrlPolicy, Files};
 use towline_proto::id::{ClusterName, Name, Role};
 
 /// `--enrol`: who signs this node's certificate.
@@ -127,6 +127,10 @@ pub struct Beside<'a> {
     pub server_ca: &'a Option<PathBuf>,
     /// `--deny-list`.
     pub deny_list: &'a Option<PathBuf>,
+    /// `--server-crl`.
+    pub server_crls: &'a [PathBuf],
+    /// `--crl-policy`.
+    pub crl_policy: CrlPolicy,
     /// `--state-dir`.
     pub state_dir: &'a Option<PathBuf>,
     /// Whether there is a `--server`.
@@ -179,6 +183,8 @@ impl EnrolArgs {
                 key: state.join(KEY),
                 anchors: vec![(Role::Server, server_ca)],
                 deny_list: beside.deny_list.clone(),
+                crls: vec![(Role::Server, beside.server_crls.to_vec())],
+                crl_policy: beside.crl_policy,
             },
             pinned_by_file: beside.server_ca.is_some(),
             token_file: self.enrol_token_file.clone(),
@@ -209,6 +215,8 @@ mod tests {
             key,
             server_ca,
             deny_list: &None,
+            server_crls: &[],
+            crl_policy: CrlPolicy::default(),
             state_dir,
             servers: true,
         };

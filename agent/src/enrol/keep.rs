@@ -89,7 +89,7 @@ impl Enrolling {
         let files = self.config.files.clone();
         let paths: Vec<_> = files.paths().cloned().collect();
         let seen = Seen::now(&paths);
-        let trust = Snapshot::load(&files, now)?;
+        let trust = Snapshot::load(&files, None, now)?;
         Ok(OwnIdentity { files, trust, seen })
     }
 

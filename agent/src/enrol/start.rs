@@ -24,6 +24,8 @@ pub fn enrolling(
         key: &args.key,
         server_ca: &args.server_ca,
         deny_list: &args.deny_list,
+        server_crls: &args.server_crls,
+        crl_policy: args.crl_policy,
         state_dir: &args.state_dir,
         servers: !args.servers.is_empty(),
     })?;

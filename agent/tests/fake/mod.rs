@@ -108,6 +108,8 @@ impl Cluster {
             key: self.path("server.key"),
             anchors: vec![(Role::Agent, self.path("agent-ca.pem"))],
             deny_list: None,
+            crls: Vec::new(),
+            crl_policy: Default::default(),
         };
         Material::load(&files, Role::Server, SystemTime::now()).unwrap()
     }

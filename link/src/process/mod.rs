@@ -26,6 +26,7 @@ pub mod policy_file;
 pub mod ratelimit;
 pub mod ready;
 pub mod reload;
+pub mod revocation;
 pub mod runtime;
 pub mod shares;
 pub mod signal;

@@ -8,6 +8,7 @@ use towline_proto::reason::Reason;
 const ALERT_CERTIFICATE_REVOKED: u64 = 0x100 + 44;
 const ALERT_CERTIFICATE_EXPIRED: u64 = 0x100 + 45;
 const ALERT_ACCESS_DENIED: u64 = 0x100 + 49;
+const ALERT_BAD_CERTIFICATE_STATUS: u64 = 0x100 + 113;
 const ALERT_PROTOCOL_VERSION: u64 = 0x100 + 70;
 const ALERT_NO_APPLICATION_PROTOCOL: u64 = 0x100 + 120;
 /// handshake_failure, bad_certificate .. unknown_ca, decrypt_error, certificate_required.
@@ -53,7 +54,9 @@ fn of_transport(code: TransportErrorCode) -> Reason {
         // The peer's close before its handshake was done: its own words are withheld by QUIC.
         code if code == u64::from(TransportErrorCode::APPLICATION_ERROR) => Reason::LinkLost,
         code if code == u64::from(TransportErrorCode::NO_VIABLE_PATH) => Reason::LinkLost,
-        ALERT_CERTIFICATE_REVOKED | ALERT_ACCESS_DENIED => Reason::Denied,
+        ALERT_CERTIFICATE_REVOKED => Reason::Revoked,
+        ALERT_ACCESS_DENIED => Reason::Denied,
+        ALERT_BAD_CERTIFICATE_STATUS => Reason::RevocationUnknown,
         ALERT_CERTIFICATE_EXPIRED => Reason::CertificateEnded,
         ALERT_PROTOCOL_VERSION | ALERT_NO_APPLICATION_PROTOCOL => Reason::Version,
         code if ALERTS_OF_CERTIFICATES.contains(&code) => Reason::BadCertificate,
@@ -95,7 +98,11 @@ mod tests {
             of_transport(TransportErrorCode::crypto(120)),
             Reason::Version
         );
-        assert_eq!(of_transport(TransportErrorCode::crypto(44)), Reason::Denied);
+        assert_eq!(
+            of_transport(TransportErrorCode::crypto(44)),
+            Reason::Revoked
+        );
+        assert_eq!(of_transport(TransportErrorCode::crypto(49)), Reason::Denied);
         assert_eq!(
             of_transport(TransportErrorCode::crypto(48)),
             Reason::BadCertificate

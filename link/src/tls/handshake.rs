@@ -396,7 +396,9 @@ pub(super) fn reason_of(error: &io::Error) -> Reason {
     match tls_failure(error) {
         None => Reason::LinkLost,
         Some(TlsFailure::AlertReceived(alert)) => match alert {
-            Alert::CertificateRevoked | Alert::AccessDenied => Reason::Denied,
+            Alert::CertificateRevoked => Reason::Revoked,
+            Alert::AccessDenied => Reason::Denied,
+            Alert::BadCertificateStatusResponse => Reason::RevocationUnknown,
             Alert::CertificateExpired => Reason::CertificateEnded,
             Alert::ProtocolVersion | Alert::NoApplicationProtocol => Reason::Version,
             Alert::HandshakeFailure

@@ -10,9 +10,9 @@ use towline_pki::store::{self, Replace};
 use towline_pki::{Identity, Issue, Issued, PublicKey, date};
 use towline_proto::id::{Name, Role};
 
-use super::Failure;
 use super::answer::{self, Answer};
 use super::source::{Signing, Trust};
+use super::{Failure, deny};
 
 /// The flags that say what goes into a certificate.
 #[derive(clap::Args)]
@@ -47,6 +47,7 @@ pub(crate) fn issue(
         life: names.days.map(|days| Duration::from_secs(days * 86_400)),
         public_key,
     };
+    deny::refuse_denied(&signing.denied, &issue.identity)?;
     let issued = signing.authority.issue(&issue, now)?;
     record(signing, &issued, by, now)?;
     Ok(issued)

@@ -11,7 +11,7 @@ use towline_pki::{Certificate, Issue, KeyKind, Leaf, PrivateKey, date};
 
 use super::answer::Answer;
 use super::source::Source;
-use super::{EXIT_CODES, Failure, paper};
+use super::{EXIT_CODES, Failure, deny, paper};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -91,6 +91,7 @@ pub(crate) fn run(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
             .map(|days| std::time::Duration::from_secs(days * 86_400)),
         public_key: key.public(),
     };
+    deny::refuse_denied(&signing.denied, &issue.identity)?;
     let issued = signing.authority.issue(&issue, now)?;
     paper::record(&signing, &issued, "renew", now)?;
     if args.keep_key {

@@ -10,6 +10,7 @@ use towline_pki::{Authority, Layout, Ledger, Seat, store};
 use towline_proto::id::{ClusterName, Role};
 
 use super::Failure;
+use super::book::Book;
 use super::unlock::Unlock;
 
 /// The flags that choose the authority.
@@ -39,6 +40,8 @@ pub(crate) struct Source {
 pub(crate) struct Signing {
     pub(crate) authority: Authority,
     pub(crate) cluster: ClusterName,
+    /// Names that get no certificates.
+    pub(crate) denied: PathBuf,
     /// What it issued: every certificate is there before it is handed out.
     pub(crate) ledger: Ledger,
     /// Where peers' trust files are, for the "next step".
@@ -61,6 +64,14 @@ impl Source {
         }
     }
 
+    /// The cluster's name.
+    pub(crate) fn cluster_name(&self) -> Result<ClusterName, Failure> {
+        match &self.cluster {
+            Some(cluster) => Ok(cluster.clone()),
+            None => read_cluster(&self.dir),
+        }
+    }
+
     /// Loads the issuer of certificates of this role.
     pub(crate) fn open(&self, role: Role, now: SystemTime) -> Result<Signing, Failure> {
         let mut passphrases = self.unlock.passphrases();
@@ -70,6 +81,7 @@ impl Source {
                 authority: Authority::unlock(cert, key, &mut passphrases, now)?,
                 cluster: cluster.clone(),
                 ledger: self.ledger(),
+                denied: Book::of(self).denied(),
                 trust: Trust {
                     agents: cert.clone(),
                     servers: cert.clone(),
@@ -88,6 +100,7 @@ impl Source {
             authority: succession::open(&layout, seat, &mut passphrases, now)?,
             cluster,
             ledger: self.ledger(),
+            denied: Book::of(self).denied(),
             trust: Trust {
                 agents: self.dir.join("trust/agents.pem"),
                 servers: self.dir.join("trust/servers.pem"),

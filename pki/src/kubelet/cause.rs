@@ -48,6 +48,11 @@ pub enum Cause {
          chain (issuer {issuer})"
     )]
     UnknownRevocation { issuer: String },
+    #[error(
+        "the revocation list for the kubelet's chain is past its next update, {}, and --crl-policy is \
+         fail-closed", date::text(*next_update)
+    )]
+    ListStale { next_update: SystemTime },
     #[error("the kubelet's authority may not sign for the names in its certificate")]
     NameConstraint,
     // ---- the leaf
@@ -124,6 +129,7 @@ impl Cause {
             Cause::NotYetValid { .. } => "not-yet-valid",
             Cause::Revoked { .. } => "revoked",
             Cause::UnknownRevocation { .. } => "revocation-unknown",
+            Cause::ListStale { .. } => "crl-stale",
             Cause::NameConstraint => "name-constraint",
             Cause::WrongUsage => "wrong-usage",
             Cause::MissingIpSan { .. } => "missing-ip-san",
@@ -201,6 +207,9 @@ impl Cause {
             }
             Cause::UnknownRevocation { .. } => {
                 "give with --kubelet-crl one list for each authority of the chain, or none at all"
+            }
+            Cause::ListStale { .. } => {
+                "put a current list into the file of --kubelet-crl, or choose --crl-policy keep-last"
             }
             Cause::NameConstraint => {
                 "issue the certificate from an authority whose name constraints allow this node's \
@@ -306,6 +315,9 @@ impl Cause {
             E::UnknownRevocationStatus
             | E::IssuerNotCrlSigner
             | E::InvalidCrlSignatureForPublicKey => Cause::UnknownRevocation { issuer: issuer() },
+            E::CrlExpired { next_update, .. } => Cause::ListStale {
+                next_update: instant(next_update),
+            },
             E::NameConstraintViolation => Cause::NameConstraint,
             E::RequiredEkuNotFoundContext(_) | E::EmptyEkuExtension => Cause::WrongUsage,
             other => Cause::BadCertificate {

@@ -116,7 +116,10 @@ impl KubeletTrust {
             above,
             unix(at),
             KeyUsage::server_auth(),
-            revocation.map(RevocationOptionsBuilder::build),
+            revocation.map(|builder| {
+                let expiration = self.crl_policy.expiration();
+                builder.with_expiration_policy(expiration).build()
+            }),
             Some(&|path: &VerifiedPath<'_>| check_anchor(&self.anchors, path, &Usage::ServerAuth)),
         )?;
         let end = |der: &[u8]| Certificate::parse(der).ok().map(|read| read.not_after);

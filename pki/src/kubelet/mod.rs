@@ -13,7 +13,6 @@
 mod cause;
 mod check;
 mod client;
-mod crl;
 mod handshake;
 mod issue;
 mod request;
@@ -27,13 +26,14 @@ use towline_proto::id::Name;
 use towline_proto::target::Host;
 
 use crate::anchors::{Anchors, AnchorsError};
+use crate::crl::CrlPolicy;
+pub use crate::crl::{RevocationListError, RevocationLists};
 use crate::rotate::Expiry;
 use crate::serial::{Fingerprint, Serial};
 use crate::tls;
 
 pub use cause::Cause;
 pub use client::{KubeletClient, KubeletClientError};
-pub use crl::{RevocationListError, RevocationLists};
 pub use handshake::KubeletCheck;
 pub use issue::{ServingIssueError, ServingIssued, ServingSpec, issued_by};
 pub use request::{NODE_USER, NODES_GROUP, ServingRefusal, ServingRequest};
@@ -95,6 +95,8 @@ pub struct KubeletFiles {
     pub authority: PathBuf,
     /// `--kubelet-crl`.
     pub crls: Vec<PathBuf>,
+    /// `--crl-policy`.
+    pub crl_policy: CrlPolicy,
 }
 
 impl KubeletFiles {
@@ -117,6 +119,7 @@ pub enum KubeletTrustError {
 pub struct KubeletTrust {
     pub(crate) anchors: Anchors,
     pub(crate) crls: RevocationLists,
+    pub(crate) crl_policy: CrlPolicy,
     pub(crate) provider: Arc<CryptoProvider>,
     authority: PathBuf,
     digest: Fingerprint,
@@ -133,15 +136,25 @@ impl KubeletTrust {
     pub fn load(files: &KubeletFiles) -> Result<Arc<Self>, KubeletTrustError> {
         let anchors = Anchors::load(&files.authority)?;
         let crls = RevocationLists::load(&files.crls)?;
-        Ok(Self::make(anchors, crls, &files.authority))
+        Ok(Self::make(
+            anchors,
+            crls,
+            files.crl_policy,
+            &files.authority,
+        ))
     }
 
     /// From what is in memory.
     pub fn new(anchors: Anchors, crls: RevocationLists) -> Arc<Self> {
-        Self::make(anchors, crls, Path::new(""))
+        Self::make(anchors, crls, CrlPolicy::default(), Path::new(""))
     }
 
-    fn make(anchors: Anchors, crls: RevocationLists, authority: &Path) -> Arc<Self> {
+    fn make(
+        anchors: Anchors,
+        crls: RevocationLists,
+        crl_policy: CrlPolicy,
+        authority: &Path,
+    ) -> Arc<Self> {
         let parts: Vec<String> = anchors
             .certificates()
             .map(|certificate| certificate.fingerprint)
@@ -152,6 +165,7 @@ impl KubeletTrust {
             digest: Fingerprint::of(parts.join(" ").as_bytes()),
             anchors,
             crls,
+            crl_policy,
             provider: tls::kubelet_provider(),
             authority: authority.into(),
         })
@@ -170,6 +184,8 @@ impl KubeletTrust {
             not_before: certificate.not_before,
             not_after: certificate.not_after,
         });
-        authorities.chain(self.crls.expiries()).collect()
+        authorities
+            .chain(self.crls.expiries("kubelet-crl"))
+            .collect()
     }
 }

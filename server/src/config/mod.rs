@@ -2,6 +2,7 @@
 //! reads the environment.
 
 mod error;
+mod files;
 mod signing;
 
 use std::fmt;
@@ -21,7 +22,7 @@ use towline_link::quic;
 use towline_pki::gateway::GatewayFiles;
 use towline_pki::kubelet::{KubeletFiles, KubeletTrust};
 use towline_pki::{Files, SealKey};
-use towline_proto::id::{Name, Role};
+use towline_proto::id::Name;
 use towline_proto::limits;
 
 use crate::args::Args;
@@ -37,6 +38,8 @@ use crate::doors::Speaks;
 use crate::gateway::GatewayConfig;
 use crate::grants::Grants;
 use crate::trust::Snapshot;
+
+use files::{kubelet_files, own_files};
 
 pub use error::ConfigError;
 
@@ -228,6 +231,7 @@ impl Config {
             verification,
             args.kubelet_certificate_authority,
             args.kubelet_crls,
+            args.crl_policy,
         )?;
         let gateway_files = args.gateway.files(verification, args.deny_list.clone())?;
         let issuer = args.signing.issuer_files()?;
@@ -244,7 +248,7 @@ impl Config {
         let seen = Seen::now(&watched);
         let own = match files {
             Some(files) => {
-                let trust = Snapshot::load(&files, now)?;
+                let trust = Snapshot::load(&files, None, now)?;
                 Some(Own { files, trust })
             }
             None => None,
@@ -388,20 +392,6 @@ impl Config {
     }
 }
 
-/// The files by which kubelets are verified. With `off` they may be given and are not read, so
-/// that switching it is one word.
-fn kubelet_files(
-    mode: Mode,
-    authority: Option<PathBuf>,
-    crls: Vec<PathBuf>,
-) -> Result<Option<KubeletFiles>, ConfigError> {
-    match (mode, authority) {
-        (Mode::Off, _) => Ok(None),
-        (_, Some(authority)) => Ok(Some(KubeletFiles { authority, crls })),
-        (mode, None) => Err(ConfigError::NoKubeletAuthority(mode)),
-    }
-}
-
 /// Nobody else reads requests.
 fn check_kubelet_rules(
     policy: Option<&PolicyFile>,
@@ -431,36 +421,6 @@ fn compatibility(args: &Args) -> Result<Option<Profile>, ConfigError> {
     let own = args.cert.is_some();
     let env = |name: &str| std::env::var(name).ok();
     Ok(Some(Profile::new(flags.clone(), own, &env)?))
-}
-
-/// The files of our own identity; none of them only in the compatibility profile.
-fn own_files(args: &Args) -> Result<Option<Files>, ConfigError> {
-    let needs = |given: bool, flag| match given {
-        true => Err(ConfigError::NoIdentity(flag)),
-        false => Ok(()),
-    };
-    let (cert, key, agent_ca) = match (&args.cert, &args.key, &args.agent_ca) {
-        (Some(cert), Some(key), Some(agent_ca)) => (cert, key, agent_ca),
-        (None, None, None) => {
-            needs(args.client_ca.is_some(), "--client-ca")?;
-            needs(args.deny_list.is_some(), "--deny-list")?;
-            needs(args.grants.is_some(), "--grants")?;
-            needs(args.state_dir.is_some(), "--state-dir")?;
-            needs(args.carrier == CarrierMode::Quic, "--carrier quic")?;
-            return Ok(None);
-        }
-        (None, ..) => return Err(ConfigError::PartOfIdentity("--cert")),
-        (_, None, _) => return Err(ConfigError::PartOfIdentity("--key")),
-        (.., None) => return Err(ConfigError::PartOfIdentity("--agent-ca")),
-    };
-    let clients = args.client_ca.clone().map(|path| (Role::Client, path));
-    let agents = [(Role::Agent, agent_ca.clone())];
-    Ok(Some(Files {
-        cert: cert.clone(),
-        key: key.clone(),
-        anchors: agents.into_iter().chain(clients).collect(),
-        deny_list: args.deny_list.clone(),
-    }))
 }
 
 /// Konnectivity's socket is for whoever its mode lets in.

@@ -5,11 +5,12 @@ use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::SystemTime;
 
 use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 use towline_link::live::LiveDial;
-use towline_pki::VerifiedPeer;
+use towline_pki::{VerifiedPeer, date};
 use towline_proto::reason::Reason;
 
 /// What a front end has shown.
@@ -96,18 +97,38 @@ impl FrontEnds {
                 continue;
             };
             count += 1;
-            let reason = reason(&error);
             tracing::warn!(peer = entry.proof.name(), %error, "front end is no longer trusted");
-            for dial in entry.dials.iter().filter_map(Weak::upgrade) {
-                dial.end(reason);
-            }
-            entry.ended.send_replace(Some(reason));
+            entry.end(reason(&error));
         }
         count
     }
 
+    /// Ends those whose certificates have come to their end: cheaper than checking everyone.
+    pub fn end_ended(&self, now: SystemTime) {
+        for entry in self.lock().entries.values() {
+            // What is known by its authority alone is verified from time to time.
+            let Proof::Identity(peer) = &entry.proof else {
+                continue;
+            };
+            let over = date::seconds(peer.valid_until()) < date::seconds(now);
+            if over && entry.ended.borrow().is_none() {
+                tracing::warn!(peer = %peer.identity(), "front end's certificate has ended");
+                entry.end(Reason::CertificateEnded);
+            }
+        }
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, List> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entry {
+    fn end(&self, reason: Reason) {
+        for dial in self.dials.iter().filter_map(Weak::upgrade) {
+            dial.end(reason);
+        }
+        self.ended.send_replace(Some(reason));
     }
 }
 

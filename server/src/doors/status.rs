@@ -90,6 +90,8 @@ const fn status_of(reason: Reason) -> u16 {
         | Reason::AgentPolicy
         | Reason::ForbiddenAddress
         | Reason::Denied
+        | Reason::Revoked
+        | Reason::RevocationUnknown
         | Reason::PolicyChanged
         | Reason::RouteWithdrawn => 403,
         Reason::NoAgent

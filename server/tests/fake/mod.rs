@@ -114,6 +114,8 @@ impl Cluster {
             key: self.path(&format!("{role}-{name}.key")),
             anchors: vec![(Role::Server, self.path("server-ca.pem"))],
             deny_list: None,
+            crls: Vec::new(),
+            crl_policy: Default::default(),
         };
         Material::load(&files, role, SystemTime::now()).unwrap()
     }

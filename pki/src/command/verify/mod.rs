@@ -159,6 +159,7 @@ impl Rules {
                     let files = KubeletFiles {
                         authority: args.trust.clone(),
                         crls: args.crl.clone(),
+                        crl_policy: Default::default(),
                     };
                     Rules::Kubelet(KubeletTrust::load(&files).map_err(Failure::file)?)
                 }

@@ -9,6 +9,7 @@ pub mod long_path;
 pub mod memory;
 pub mod policy;
 pub mod reconnect;
+pub mod revocation;
 pub mod stalled;
 pub mod throughput;
 
@@ -76,6 +77,8 @@ pub enum Kind {
     Policy,
     /// A server that is ended and started again.
     Reconnect(reconnect::End),
+    /// Live links that end because their certificates were revoked.
+    Revocation,
     /// Round trips and dials while other readers are stalled.
     Stalled { readers: usize },
 }
@@ -121,6 +124,7 @@ pub fn all(options: &Options) -> Vec<Measure> {
         "reconnect.sigkill".into(),
         Kind::Reconnect(reconnect::End::Kill),
     );
+    add("revocation".into(), Kind::Revocation);
     add("policy".into(), Kind::Policy);
     add("gateway".into(), Kind::Gateway);
     for cell in long_path::cells(options.quick) {
@@ -143,7 +147,7 @@ impl Kind {
             Self::Stalled { readers } => readers == 1 || !peer.is_konnectivity(),
             Self::LongPath(cell) => cell.suits(peer),
             Self::MemoryDials => peer.name != "direct" && !peer.is_jumbo(),
-            Self::AskAfterBulkAlone | Self::MemoryLinks | Self::Reconnect(_) => {
+            Self::AskAfterBulkAlone | Self::MemoryLinks | Self::Reconnect(_) | Self::Revocation => {
                 peer.carrier().is_some() && !peer.is_jumbo() && !peer.speaks_grpc()
             }
             // The carrier makes no difference; one peer stands for all.
@@ -213,6 +217,7 @@ impl Turn<'_> {
             Kind::MemoryLinks => memory::links(self).await,
             Kind::Policy => policy::run(self),
             Kind::Reconnect(end) => reconnect::run(self, end).await,
+            Kind::Revocation => revocation::run(self).await,
             Kind::Stalled { readers } => stalled::run(self, readers).await,
         }
     }

@@ -256,6 +256,38 @@ pub async fn start_attesting(
     Ok(chain)
 }
 
+/// A chain whose server has a revocation list of the agents' issuer, `agents.crl` in the place.
+pub async fn start_listed(stage: &Stage, place: &Place, carrier: Carrier) -> Result<Chain> {
+    let arguments = ["target", "--listen", "127.0.0.1:0"];
+    let mut target = Launch::own("target", &place.directory, &arguments)?.start()?;
+    let address: SocketAddr = target
+        .ready(START)
+        .await?
+        .parse()
+        .during("target: address")?;
+    let list = place.directory.join("agents.crl");
+    let empty = stage.authority.issuer(Role::Agent).revocation_list(&[]);
+    fs::write(&list, empty).during("agents.crl")?;
+    let listen = SocketAddr::new(place.route.host(), free_port()?);
+    let (server, path) = any_server(stage, place, carrier, listen, address.port())?;
+    let server = server.args(["--kubelet-verification", "off"]);
+    let server = server.args(["--agent-crl", &text(&list)?]).start()?;
+    let agent = agent(stage, place, carrier, listen, address.port())?.start()?;
+    let mut chain = Chain {
+        door: Door::Connect {
+            path,
+            target: format!("{NODE}:{}", address.port()),
+        },
+        target,
+        front: Some(server),
+        back: Some(agent),
+        line: None,
+        link: Some(listen),
+    };
+    chain.wait_until_it_works(START).await?;
+    Ok(chain)
+}
+
 /// A chain whose server records every dial, or none.
 pub async fn start_recorded(
     stage: &Stage,
