@@ -13,6 +13,7 @@ use towline_link::carrier::{Carrier, CarrierKind, Stream, StreamError};
 use towline_link::error::ConnectError;
 use towline_link::tls::{self, HttpProxy, TlsOptions};
 use towline_pki::PeerError;
+use towline_proto::limits;
 use towline_proto::reason::Reason;
 use towline_proto::target::Target;
 
@@ -219,13 +220,14 @@ async fn one_eight_and_sixty_four_stalled_readers_stop_only_themselves() {
         let mut kept = Vec::new();
         for _ in 0..stalled {
             let (mut here, there) = ends.dial().await;
-            // Fill its window, of which the first byte is used, until it takes no more.
+            // It takes what may be in flight beside others, and no more.
             let mut chunk = Bytes::from(vec![0; 5 << 20]);
+            let enough = chunk.len() - limits::MUX_FLIGHT as usize + 1;
             loop {
                 let polled = std::future::poll_fn(|cx| {
                     std::task::Poll::Ready(here.send.poll_send(cx, &mut chunk))
                 });
-                if polled.await.is_pending() && chunk.len() == (1 << 20) + 1 {
+                if polled.await.is_pending() && chunk.len() <= enough {
                     break;
                 }
                 tokio::task::yield_now().await;
