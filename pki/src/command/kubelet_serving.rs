@@ -125,7 +125,8 @@ pub(crate) fn run(args: &sign::Args, now: SystemTime) -> Result<Answer, Failure>
     let asked = ServingRequest::load(&args.request).map_err(|error| refused(args, &error))?;
     check_names(args, &asked)?;
     paper::need_directory(&args.out)?;
-    let authority = Authority::load(ca_cert, ca_key, now)?;
+    let mut passphrases = args.source.unlock.passphrases();
+    let authority = Authority::unlock(ca_cert, ca_key, &mut passphrases, now)?;
     let spec = ServingSpec {
         node: asked.node().clone(),
         dns: asked.dns().to_vec(),

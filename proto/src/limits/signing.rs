@@ -20,6 +20,12 @@ pub const SERVING_LIFE_MOST: Duration = days(366);
 /// Signing requests that are kept in mind because they are not decided. Overflow: further ones
 /// are looked at when others are decided or gone, at the latest at the next list.
 pub const CSR_PENDING: usize = 8_192;
+/// Of those, made by one user, so that a node that was broken into leaves room for others.
+/// Overflow: further ones are not looked at until there is a new list.
+pub const CSR_PENDING_EACH: usize = 64;
+/// Lines of the log about one cause of refusals, a minute. Overflow: counted, and recorded in the
+/// trail all the same.
+pub const CSR_LOG_LINES: u32 = 60;
 /// Signing requests on which work goes on at once. Overflow: they wait their turn.
 pub const CSR_WORKERS: usize = 8;
 /// The request in a signing request object, bytes of PEM. Overflow: it is no request.

@@ -97,12 +97,11 @@ impl<O: Office> Desk<O> {
         // A selector that an API server does not know of would select everything.
         if request.spec.signer_name != self.office.signer() || self.is_done(request) {
             self.queue.forget(&request.metadata.name);
-        } else if !self.queue.look(&request.metadata.name) {
-            tracing::warn!(
-                signer = self.office.word(),
-                most = limits::CSR_PENDING,
-                "more signing requests wait than are kept in mind"
-            );
+        } else {
+            let (name, who) = (&request.metadata.name, &request.spec.username);
+            if !self.queue.look(name, who) {
+                self.told.full(who);
+            }
         }
         self.count();
     }

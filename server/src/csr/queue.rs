@@ -1,7 +1,7 @@
 //! Which requests wait for a look, and until when: names only, each once.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -25,12 +25,16 @@ struct Item {
     node: Option<String>,
     /// When it was first seen.
     since: Instant,
+    /// Who made it.
+    owner: Arc<str>,
 }
 
 #[derive(Default)]
 struct Inner {
     items: HashMap<String, Item>,
     due: BTreeSet<(Instant, String)>,
+    /// How many each user has.
+    owners: HashMap<Arc<str>, usize>,
     /// Some did not fit.
     overflowed: bool,
     shown: Option<HashSet<String>>,
@@ -94,14 +98,24 @@ impl Queue {
     }
 
     /// This one is new or changed: its turn is now. `false` when there is no room for it.
-    pub fn look(&self, name: &str) -> bool {
+    pub fn look(&self, name: &str, owner: &str) -> bool {
+        let owner: String = owner.chars().take(limits::HOST_BYTES).collect();
+        let owner: Arc<str> = owner.into();
         let mut inner = self.lock();
         if let Some(shown) = &mut inner.shown {
             shown.insert(name.to_owned());
         }
-        if inner.items.len() >= limits::CSR_PENDING && !inner.items.contains_key(name) {
-            inner.overflowed = true;
-            return false;
+        if !inner.items.contains_key(name) {
+            if inner.items.len() >= limits::CSR_PENDING {
+                inner.overflowed = true;
+                return false;
+            }
+            let count = inner.owners.entry(Arc::clone(&owner)).or_default();
+            if *count >= limits::CSR_PENDING_EACH {
+                return false;
+            }
+            *count += 1;
+            inner.add(name, owner);
         }
         inner.hurry(name);
         drop(inner);
@@ -226,19 +240,23 @@ impl Inner {
         })
     }
 
+    fn add(&mut self, name: &str, owner: Arc<str>) {
+        let now = Instant::now();
+        let item = Item {
+            place: Place::Due(now),
+            failures: 0,
+            node: None,
+            since: now,
+            owner,
+        };
+        self.items.insert(name.to_owned(), item);
+        self.due.insert((now, name.to_owned()));
+    }
+
     fn hurry(&mut self, name: &str) {
         let now = Instant::now();
         match self.items.get_mut(name) {
-            None => {
-                let item = Item {
-                    place: Place::Due(now),
-                    failures: 0,
-                    node: None,
-                    since: now,
-                };
-                self.items.insert(name.to_owned(), item);
-                self.due.insert((now, name.to_owned()));
-            }
+            None => {}
             Some(item) => match &mut item.place {
                 Place::Busy { again } => *again = true,
                 Place::Due(at) => {
@@ -263,10 +281,17 @@ impl Inner {
     }
 
     fn forget(&mut self, name: &str) {
-        if let Some(item) = self.items.remove(name)
-            && let Place::Due(at) = item.place
-        {
+        let Some(item) = self.items.remove(name) else {
+            return;
+        };
+        if let Place::Due(at) = item.place {
             self.due.remove(&(at, name.to_owned()));
+        }
+        if let Some(count) = self.owners.get_mut(&item.owner) {
+            *count -= 1;
+            if *count == 0 {
+                self.owners.remove(&item.owner);
+            }
         }
     }
 }
@@ -278,11 +303,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn each_has_one_place_and_its_turn() {
         let queue = Queue::default();
-        assert!(queue.look("a") && queue.look("a") && queue.look("b"));
+        assert!(queue.look("a", "u") && queue.look("a", "u") && queue.look("b", "u"));
         let first = queue.take().await;
         assert_eq!((first.name.as_str(), queue.len()), ("a", 2));
         // It changed while it was worked on: it comes again.
-        queue.look("a");
+        queue.look("a", "u");
         queue.done(&first);
         let second = queue.take().await;
         let third = queue.take().await;
@@ -295,7 +320,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_waits_is_looked_at_in_time_or_when_its_node_changes() {
         let queue = Queue::default();
-        queue.look("a");
+        queue.look("a", "u");
         let turn = queue.take().await;
         let begun = Instant::now();
         queue.later(&turn, Duration::from_secs(60), false, Some("n1".into()));
@@ -312,23 +337,37 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_gone_has_no_turn() {
         let queue = Queue::default();
-        queue.look("a");
-        queue.look("b");
+        queue.look("a", "u");
+        queue.look("b", "u");
         queue.begins();
-        queue.look("b");
+        queue.look("b", "u");
         queue.listed();
         assert_eq!(queue.take().await.name, "b");
         queue.forget("b");
         assert_eq!(queue.len(), 0);
     }
 
+    /// A node that was broken into makes requests without end: others are looked at all the same.
+    #[tokio::test(start_paused = true)]
+    async fn one_user_does_not_fill_it() {
+        let queue = Queue::default();
+        for n in 0..limits::CSR_PENDING_EACH {
+            assert!(queue.look(&format!("a{n}"), "system:node:a"));
+        }
+        assert!(!queue.look("more", "system:node:a"));
+        assert!(queue.look("b", "system:node:b"));
+        let turn = queue.take().await;
+        queue.done(&turn);
+        assert!(queue.look("more", "system:node:a"));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn what_does_not_fit_is_asked_for_again() {
         let queue = Queue::default();
         for n in 0..limits::CSR_PENDING {
-            assert!(queue.look(&n.to_string()));
+            assert!(queue.look(&n.to_string(), &n.to_string()));
         }
-        assert!(!queue.look("one more"));
+        assert!(!queue.look("one more", "u"));
         for _ in 0..limits::CSR_PENDING / 2 {
             let turn = queue.take().await;
             queue.done(&turn);

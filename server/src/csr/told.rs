@@ -3,7 +3,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -13,6 +13,7 @@ use prometheus_client::registry::Registry;
 use towline_link::error::detail;
 use towline_link::kube::KubeError;
 use towline_link::kube::csr::SigningRequest;
+use towline_link::process::ratelimit::RateLimited;
 use towline_pki::date;
 use towline_proto::limits;
 
@@ -166,6 +167,7 @@ pub struct Told {
     metrics: SigningMetrics,
     audit: Audit,
     once: Mutex<Once>,
+    lines: RateLimited<&'static str>,
 }
 
 impl Told {
@@ -176,6 +178,7 @@ impl Told {
             metrics,
             audit,
             once: Mutex::default(),
+            lines: RateLimited::new(limits::CSR_LOG_LINES, Duration::from_secs(60)),
         }
     }
 
@@ -239,6 +242,10 @@ impl Told {
         }
         self.metrics.decided(self.signer, outcome);
         self.metrics.refused(self.signer, refusal.word);
+        self.record(request, outcome, &Subject::default(), Some(refusal), None);
+        let Some(suppressed) = self.lines.allow(refusal.word) else {
+            return;
+        };
         let name = short(&request.metadata.name);
         let who = short(&request.spec.username);
         let (signer, cause, fix) = (self.signer, &refusal.cause, refusal.fix);
@@ -258,6 +265,7 @@ impl Told {
                     who,
                     signer,
                     outcome = outcome.as_str(),
+                    suppressed,
                     "signing request not approved: {cause}; {fix}"
                 );
             }
@@ -266,10 +274,24 @@ impl Told {
                 who,
                 signer,
                 outcome = outcome.as_str(),
+                suppressed,
                 "signing request not approved: {cause}; {fix}"
             ),
         }
-        self.record(request, outcome, &Subject::default(), Some(refusal), None);
+    }
+
+    /// There is no room for one more request, of anybody or of this user.
+    pub fn full(&self, who: &str) {
+        if let Some(suppressed) = self.lines.allow("full") {
+            tracing::warn!(
+                who = short(who),
+                signer = self.signer,
+                most = limits::CSR_PENDING,
+                of_one_user = limits::CSR_PENDING_EACH,
+                suppressed,
+                "more signing requests wait than are kept in mind"
+            );
+        }
     }
 
     /// Something about a request that is an alarm: once for each.

@@ -364,12 +364,15 @@ async fn nothing_is_missed_when_the_watch_ends() {
 #[tokio::test]
 async fn many_and_large_requests_are_listed() {
     let world = World::new().await;
-    world.kube.put_node("n1", &["10.0.0.1", "n1"]);
     let count = limits::KUBE_PAGE + 20;
-    let one = object("x", &asked());
     for n in 0..count {
-        let mut object = one.clone();
-        object["metadata"]["name"] = json!(format!("r{n:04}"));
+        let node = format!("n{n}");
+        world.kube.put_node(&node, &[]);
+        let mut spec = asked();
+        (spec.dns, spec.ips) = (vec![node.clone()], vec![]);
+        spec.common_name = format!("system:node:{node}");
+        let mut object = object(&format!("r{n:04}"), &spec);
+        object["spec"]["username"] = json!(spec.common_name);
         if n < 6 {
             object["metadata"]["annotations"] = json!({"large": "x".repeat(900 * 1024)});
         }
@@ -379,4 +382,25 @@ async fn many_and_large_requests_are_listed() {
     for n in 0..count {
         world.decided(&format!("r{n:04}"), "Approved").await;
     }
+}
+
+/// A node that was broken into makes requests without end.
+#[tokio::test]
+async fn one_node_does_not_take_the_room_of_others() {
+    let world = World::new().await;
+    world.kube.put_node("n1", &["10.0.0.1", "n1"]);
+    for n in 0..limits::CSR_PENDING_EACH * 2 {
+        let mut object = object(&format!("a{n:04}"), &asked());
+        object["spec"]["username"] = json!("system:node:evil");
+        object["spec"]["groups"] = json!([]);
+        world.kube.put_request(object);
+    }
+    let approver = world.approver(Options::default());
+    world.kube.put_request(object("own", &asked()));
+    world.decided("own", "Approved").await;
+    let most = limits::CSR_PENDING_EACH;
+    let counted = format!(
+        "towline_server_csr_decisions_total{{signer=\"kubelet-serving\",outcome=\"not-ours\"}} {most}"
+    );
+    approver.counted(&counted).await;
 }
