@@ -235,8 +235,16 @@ impl Authority {
         now: SystemTime,
     ) -> Result<Self, AuthorityError> {
         let authority = Self::assemble(der, key)?;
-        let certificate = &authority.certificate;
+        Self::check(&authority.certificate, now)?;
+        Ok(authority)
+    }
+
+    /// Whether this is the certificate of an authority that is valid now, whoever has its key.
+    pub fn check(certificate: &Certificate, now: SystemTime) -> Result<(), AuthorityError> {
         let subject = || certificate.subject.clone();
+        if !certificate.is_authority {
+            return Err(AuthorityError::NotAuthority { subject: subject() });
+        }
         if date::seconds(now) < date::seconds(certificate.not_before) {
             return Err(AuthorityError::NotYetValid {
                 subject: subject(),
@@ -249,7 +257,7 @@ impl Authority {
                 not_after: certificate.not_after,
             });
         }
-        Ok(authority)
+        Ok(())
     }
 
     fn assemble(der: CertificateDer<'static>, key: PrivateKey) -> Result<Self, AuthorityError> {
@@ -316,14 +324,8 @@ impl Authority {
         }
         let (not_after, cut_short) = self.end_of(issue, &profile, now)?;
         let backdated = now.checked_sub(BACKDATE).unwrap_or(now);
-        // Not a Kubernetes user name: under a shared authority it would be one.
-        let common_name = format!("towline:{}:{}", identity.role, identity.name);
         let spec = LeafSpec {
-            common_name: if common_name.len() <= NAME_CHARS {
-                common_name
-            } else {
-                format!("towline:{}", identity.role)
-            },
+            common_name: identity.common_name(),
             uris: vec![identity.to_string()],
             dns: issue.dns.clone(),
             ips: issue.ips.clone(),

@@ -10,6 +10,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::mint::NAME_CHARS;
 use towline_proto::id::{ClusterName, Name, NameError, Role, UnknownRole};
 
 /// Who somebody is.
@@ -46,6 +47,16 @@ impl Identity {
             cluster,
             role,
             name,
+        }
+    }
+
+    /// What its holder is called in a subject: not a Kubernetes user name, which under a shared
+    /// authority it would be.
+    pub(crate) fn common_name(&self) -> String {
+        let whole = format!("towline:{}:{}", self.role, self.name);
+        match whole.len() {
+            0..=NAME_CHARS => whole,
+            _ => format!("towline:{}", self.role),
         }
     }
 }

@@ -64,7 +64,8 @@ impl KeyKind {
         KeyKind::ALL.into_iter().find(matching).unwrap_or_default()
     }
 
-    const fn describe(self) -> &'static str {
+    /// As [`PublicKey::describe`] says it.
+    pub(crate) const fn describe(self) -> &'static str {
         match self {
             KeyKind::EcdsaP256 => "ECDSA P-256",
             KeyKind::EcdsaP384 => "ECDSA P-384",
@@ -286,6 +287,11 @@ impl PublicKey {
     /// Whether it is an RSA key, which can decipher too.
     pub(crate) fn is_rsa(&self) -> bool {
         rsa_bits(&self.der).is_some()
+    }
+
+    /// Whether it is of this kind.
+    pub fn is_of(&self, kind: KeyKind) -> bool {
+        self.describe() == kind.describe()
     }
 
     /// Key identifier: the first 160 bits of the SHA-256 of the key (RFC 7093 section 2).

@@ -21,6 +21,7 @@
 pub mod anchors;
 pub mod authority;
 pub mod chain;
+pub mod cluster;
 pub mod credentials;
 pub mod crl;
 pub mod date;

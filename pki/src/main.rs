@@ -34,6 +34,7 @@ struct Args {
 #[derive(Subcommand)]
 enum Verb {
     Init(command::init::Args),
+    Apply(command::apply::Args),
     Issue(command::issue::Args),
     Request(command::request::Args),
     Sign(command::sign::Args),
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
     let now = SystemTime::now();
     let result = match args.verb {
         Verb::Init(args) => answer::of(command::init::run(&args, now)),
+        Verb::Apply(args) => answer::of(command::apply::run(&args, now)),
         Verb::Issue(args) => answer::of(command::issue::run(&args, now)),
         Verb::Request(args) => answer::of(command::request::run(&args)),
         Verb::Sign(args) => answer::of(command::sign::run(&args, now)),

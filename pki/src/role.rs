@@ -101,7 +101,7 @@ impl Profile {
 }
 
 /// A DNS name as a certificate carries it: no address in any spelling, no wildcard.
-fn check_dns(text: &str) -> Result<(), NameRefusal> {
+pub(crate) fn check_dns(text: &str) -> Result<(), NameRefusal> {
     let bare = text.trim_start_matches('[').trim_end_matches(']');
     if bare.parse::<IpAddr>().is_ok() {
         return Err(NameRefusal::IpAsDns { text: bare.into() });

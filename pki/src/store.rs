@@ -5,6 +5,8 @@
 //! the new one, never half of one. Nothing outside this module opens a file.
 
 mod journal;
+mod look;
+mod staging;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -18,6 +20,8 @@ use crate::pem::{self, PemError};
 use crate::secret::Secret;
 
 pub use journal::{Journal, Lock};
+pub use look::{is_there, names_in, read_if_there, read_secret_if_there};
+pub use staging::{DirectoryLock, Staged, is_left_over, lock, remove_all, take_away};
 
 /// Mode bits that make a key file public: anything for others, writing for the group. Reading by
 /// the group is allowed, because Kubernetes gives a Secret to a non-root process that way.
@@ -44,6 +48,8 @@ pub enum StoreError {
         limits::SURVEY_FILES, limits::SURVEY_DEPTH, path = path.display()
     )]
     TooMany { path: PathBuf },
+    #[error("{path}: another process is changing it; wait for it to end", path = path.display())]
+    Busy { path: PathBuf },
     #[error("{path}: is there already and is never overwritten", path = path.display())]
     Exists { path: PathBuf },
     #[error(
@@ -235,12 +241,18 @@ pub fn replace_pair(
     let next = next_key(key);
     write_secret(&next, secret, Replace::Atomically)?;
     write_public(cert, text, Replace::Atomically)?;
-    let failed = |source| StoreError::Write {
-        path: key.into(),
-        source,
-    };
-    fs::rename(&next, key).map_err(failed)?;
-    sync_directory_of(key).map_err(failed)
+    finish_pair(key)
+}
+
+/// Puts the key that waits beside into its place: the last step of [`replace_pair`].
+pub fn finish_pair(key: &Path) -> Result<(), StoreError> {
+    let renamed = step().and_then(|()| fs::rename(next_key(key), key));
+    renamed
+        .and_then(|()| sync_directory_of(key))
+        .map_err(|source| StoreError::Write {
+            path: key.into(),
+            source,
+        })
 }
 
 /// Gives a file a second name, which must be free: a copy that takes one step.
@@ -262,7 +274,8 @@ pub fn remove(path: &Path) -> Result<(), StoreError> {
 }
 
 fn place(path: &Path, change: impl FnOnce() -> io::Result<()>) -> Result<(), StoreError> {
-    may_change()
+    step()
+        .and_then(|()| may_change())
         .and_then(|()| change())
         .and_then(|()| sync_directory_of(path))
         .map_err(|source| StoreError::Write {
@@ -274,14 +287,16 @@ fn place(path: &Path, change: impl FnOnce() -> io::Result<()>) -> Result<(), Sto
 /// Makes a directory that only its owner can enter, and its parents.
 pub fn make_private_directory(path: &Path) -> Result<(), StoreError> {
     use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(|source| StoreError::Write {
-            path: path.into(),
-            source,
-        })
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700);
+    let made = match path.is_dir() {
+        true => Ok(()),
+        false => step().and_then(|()| builder.create(path)),
+    };
+    made.map_err(|source| StoreError::Write {
+        path: path.into(),
+        source,
+    })
 }
 
 fn write_mode(path: &Path, bytes: &[u8], mode: u32, replace: Replace) -> Result<(), StoreError> {
@@ -303,7 +318,7 @@ fn write_mode(path: &Path, bytes: &[u8], mode: u32, replace: Replace) -> Result<
     let result = write_and_place(&temporary, path, bytes, mode, replace);
     if result.is_err() || replace == Replace::Never {
         // Of a link into place the temporary name is left over; of a failure everything is.
-        let _ = fs::remove_file(&temporary);
+        let _ = step().and_then(|()| fs::remove_file(&temporary));
     }
     result.map_err(failed)?;
     sync_directory_of(path).map_err(failed)
@@ -317,7 +332,7 @@ fn directory_of(path: &Path) -> &Path {
 }
 
 pub(crate) fn sync_directory_of(path: &Path) -> io::Result<()> {
-    File::open(directory_of(path)).and_then(|directory| directory.sync_all())
+    flush(&File::open(directory_of(path))?)
 }
 
 fn write_and_place(
@@ -329,13 +344,8 @@ fn write_and_place(
 ) -> io::Result<()> {
     // Left over from a process of the same number that was killed.
     let _ = fs::remove_file(temporary);
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
+    write_file(temporary, bytes, mode)?;
+    step()?;
     may_change()?;
     match replace {
         // A link fails when the name is taken, and does so in one step; a rename would not.
@@ -344,11 +354,43 @@ fn write_and_place(
     }
 }
 
+/// A new file, flushed to the disk.
+fn write_file(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    step()?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path)?;
+    step()?;
+    file.write_all(bytes)?;
+    flush(&file)
+}
+
+fn flush(file: &File) -> io::Result<()> {
+    step()?;
+    #[cfg(test)]
+    if faults::are_on() {
+        return Ok(());
+    }
+    file.sync_all()
+}
+
+/// Stands before each thing that changes the disk: tests cut a run off there.
+fn step() -> io::Result<()> {
+    #[cfg(test)]
+    faults::step()?;
+    Ok(())
+}
+
 /// Tests end the program, as it were, before one of its changes.
 #[cfg(not(test))]
 fn may_change() -> io::Result<()> {
     Ok(())
 }
+
+#[cfg(test)]
+pub(crate) mod faults;
 
 #[cfg(test)]
 use tests::may_change;

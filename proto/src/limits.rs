@@ -312,6 +312,12 @@ pub const POLICY_NAME_BYTES: usize = 64;
 pub const YAML_NODES: usize = 500_000;
 /// Lists and mappings inside each other in a YAML file. Overflow: the file is refused.
 pub const YAML_DEPTH: usize = 16;
+/// Machines of one cluster file. Overflow: the file is refused.
+pub const CLUSTER_MACHINES: usize = 5_000;
+/// Addresses, and names, of one machine of a cluster file. Overflow: the file is refused.
+pub const CLUSTER_NAMES: usize = 32;
+/// Machines whose files are written at once: waits for the disk overlap. Overflow: they queue.
+pub const CLUSTER_WRITERS: usize = 16;
 /// Documents of one file of manifests. Overflow: the file is refused.
 pub const YAML_DOCUMENTS: usize = 1024;
 /// Files that one look at a directory takes in. Overflow: refused; name fewer.

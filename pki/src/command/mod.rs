@@ -10,6 +10,7 @@ use towline_pki::{
 
 pub(crate) mod accept;
 pub(crate) mod answer;
+pub(crate) mod apply;
 pub(crate) mod ask;
 pub(crate) mod audit_key;
 pub(crate) mod book;
@@ -106,9 +107,10 @@ impl fmt::Display for Failure {
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Write { .. } | StoreError::Exists { .. } | StoreError::Locked { .. } => {
-                Self::failed(error)
-            }
+            StoreError::Write { .. }
+            | StoreError::Exists { .. }
+            | StoreError::Locked { .. }
+            | StoreError::Busy { .. } => Self::failed(error),
             _ => Self::file(error),
         }
     }

@@ -80,6 +80,7 @@ impl Journal {
             text.push_str(line);
             text.push('\n');
         }
+        super::step().map_err(failed)?;
         let _lock = Lock::take(&self.path.with_extension("lock"))?;
         let is_full = |found: fs::Metadata| found.len() >= self.full;
         if fs::metadata(&self.path).is_ok_and(is_full) {
