@@ -43,7 +43,7 @@ pub(super) fn reasons(
         reasons.push(Reason::IssuerChanged);
     }
     says(&leaf.subject, certificate, &mut reasons);
-    reasons.extend(age(wanted, leaf, certificate, now));
+    age(wanted, leaf, certificate, now, &mut reasons);
     reasons
 }
 
@@ -111,8 +111,19 @@ fn says(wanted: &Subject, certificate: &Certificate, reasons: &mut Vec<Reason>) 
         reasons.push(Reason::IdentityChanged);
     }
     let words = |list: &[Usage]| list.iter().map(Usage::to_string).collect::<BTreeSet<_>>();
-    if words(&wanted.usages) != words(&certificate.usages) || !certificate.signs_handshakes {
-        reasons.push(Reason::UsageChanged);
+    let (to, mut from) = (words(&wanted.usages), words(&certificate.usages));
+    if !certificate.signs_handshakes {
+        from.insert("no digitalSignature".to_owned());
+    }
+    if to != from {
+        let text = |words: BTreeSet<String>| match words.is_empty() {
+            true => "none".to_owned(),
+            false => words.into_iter().rev().collect::<Vec<_>>().join(", "),
+        };
+        reasons.push(Reason::Usages {
+            from: text(from),
+            to: text(to),
+        });
     }
 }
 
@@ -132,27 +143,27 @@ fn age(
     leaf: &WantedLeaf,
     certificate: &Certificate,
     now: SystemTime,
-) -> Option<Reason> {
+    reasons: &mut Vec<Reason>,
+) {
     let (not_before, not_after) = (certificate.not_before, certificate.not_after);
     let life = not_after.duration_since(not_before).unwrap_or_default();
-    let most = leaf.life + BACKDATE;
+    let ahead = wanted.renew_before.unwrap_or(life / 3);
+    let due = not_after.checked_sub(ahead).unwrap_or(not_before);
     if now < not_before {
-        return Some(Reason::NotYetValid { not_before });
-    }
-    if !certificate.is_current(now) {
-        return Some(Reason::Expired { not_after });
+        reasons.push(Reason::NotYetValid { not_before });
+    } else if !certificate.is_current(now) {
+        reasons.push(Reason::Expired { not_after });
+    } else if now >= due {
+        reasons.push(Reason::Due { not_after });
     }
     // Dates in certificates are whole seconds.
-    if life > most + Duration::from_secs(1) {
+    if life > leaf.life + BACKDATE + Duration::from_secs(1) {
         let days = |life: Duration| life.as_secs() / 86_400;
-        return Some(Reason::LongLife {
+        reasons.push(Reason::LongLife {
             days: days(life),
             most: days(leaf.life),
         });
     }
-    let ahead = wanted.renew_before.unwrap_or(life / 3);
-    let due = not_after.checked_sub(ahead).unwrap_or(not_before);
-    (now >= due).then_some(Reason::Due { not_after })
 }
 
 /// Whether the authority's key signed it. What cannot be computed is judged by name and key

@@ -21,7 +21,7 @@ authorities:
 ";
 
 /// Cuts a run off everywhere. `start` fills the directory; returns how many places there were.
-fn everywhere(start: &dyn Fn(&Path), wanted: &Wanted, prune: bool) -> usize {
+pub(super) fn everywhere(start: &dyn Fn(&Path), wanted: &Wanted, prune: bool) -> usize {
     let expected = {
         let scratch = Scratch::new();
         let dir = scratch.path("prod");
@@ -69,7 +69,7 @@ fn names(dir: &Path) -> Vec<PathBuf> {
     names
 }
 
-fn copy(from: &Path, to: &Path) {
+pub(super) fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for name in names(from) {
         let (from, to) = (from.join(&name), to.join(&name));

@@ -30,4 +30,6 @@ pub use write::{Done, WriteError, write};
 #[cfg(test)]
 mod crash_tests;
 #[cfg(test)]
+mod external_tests;
+#[cfg(test)]
 mod tests;

@@ -294,6 +294,18 @@ impl Planner<'_> {
         compare::reasons(self.wanted, leaf, found, issuer, self.now)
     }
 
+    /// How long a certificate lives is for those to say who sign it.
+    fn reasons_to_ask(
+        &self,
+        leaf: &WantedLeaf,
+        found: &Certified,
+        issuer: Issuer<'_>,
+    ) -> Vec<Reason> {
+        let mut reasons = self.reasons(leaf, found, issuer);
+        reasons.retain(|reason| !matches!(reason, Reason::LongLife { .. }));
+        reasons
+    }
+
     fn signed_here(&mut self, index: usize, leaf: &WantedLeaf, seen: &Seen, issuer: Issuer<'_>) {
         let Some(found) = &seen.certificate else {
             let kind = self.wanted.leaf_kind;
@@ -392,7 +404,7 @@ impl Planner<'_> {
         let path = leaf.place.path();
         let is_conf = matches!(leaf.place, Place::Conf { .. });
         let mut reasons = match &seen.certificate {
-            Some(found) => self.reasons(leaf, found, issuer),
+            Some(found) => self.reasons_to_ask(leaf, found, issuer),
             None => vec![self.newness(leaf.place.stem())],
         };
         if reasons.is_empty() {
@@ -404,7 +416,7 @@ impl Planner<'_> {
             return self.same_certificate(index, leaf, seen);
         }
         if let (true, Some(found)) = (is_conf, &seen.aside_certificate) {
-            let still = self.reasons(leaf, found, issuer);
+            let still = self.reasons_to_ask(leaf, found, issuer);
             if still.is_empty() {
                 return self.change(path, Kind::Leaf(index, Act::Assemble), reasons);
             }

@@ -214,7 +214,7 @@ impl Present {
                     self.left_over(dir, &format!("{}{folder}", layout::host(&name)))?;
                 }
                 self.machines.insert(name);
-            } else {
+            } else if is_ours(&dir.join(layout::host(&name))) {
                 self.machines_gone.push(name);
             }
         }
@@ -256,6 +256,15 @@ impl Present {
             }
         }
     }
+}
+
+/// Whether a directory holds anything that is made for machines. What is somebody else's is not
+/// told and not taken away.
+fn is_ours(directory: &Path) -> bool {
+    let pairs = layout::HOST_PAIRS.iter().map(|stem| format!("{stem}.key"));
+    let files = layout::HOST_FILES.iter().map(|name| (*name).to_owned());
+    let mut all = pairs.chain(files);
+    all.any(|name| store::is_there(&directory.join(name)))
 }
 
 /// Whether the directory is the cluster's already; an error when it is another's.

@@ -30,7 +30,11 @@ pub enum Reason {
     AddressRemoved(IpAddr),
     /// Another identity.
     IdentityChanged,
-    UsageChanged,
+    /// Other usages.
+    Usages {
+        from: String,
+        to: String,
+    },
     /// Another kind of key than the file asks for.
     KeyKind {
         from: String,
@@ -83,7 +87,7 @@ impl Reason {
             Reason::AddressAdded(_) => "address-added",
             Reason::AddressRemoved(_) => "address-removed",
             Reason::IdentityChanged => "identity-changed",
-            Reason::UsageChanged => "usage-changed",
+            Reason::Usages { .. } => "usage-changed",
             Reason::KeyKind { .. } => "key-kind-changed",
             Reason::Due { .. } => "due",
             Reason::Expired { .. } => "expired",
@@ -113,7 +117,7 @@ impl fmt::Display for Reason {
             Reason::AddressAdded(ip) => write!(f, "address {ip} added"),
             Reason::AddressRemoved(ip) => write!(f, "address {ip} removed"),
             Reason::IdentityChanged => f.write_str("another identity"),
-            Reason::UsageChanged => f.write_str("other usages"),
+            Reason::Usages { from, to } => write!(f, "usages {from} become {to}"),
             Reason::KeyKind { from, to } => write!(f, "key is {from}, wanted is {to}"),
             Reason::Due { not_after } => write!(f, "due: it ends {}", date::text(*not_after)),
             Reason::Expired { not_after } => write!(f, "it ended {}", date::text(*not_after)),

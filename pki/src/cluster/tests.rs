@@ -311,6 +311,19 @@ fn an_authority_is_never_written_over_and_its_key_may_be_elsewhere() {
             ..
         }
     ));
+    // A new issuer needs the root, which is elsewhere.
+    for end in ["key", "crt"] {
+        std::fs::remove_file(dir.join(format!("issuers/agents.{end}"))).unwrap();
+    }
+    let present = Present::read(&dir, &plain, now()).unwrap();
+    let error = plan(&plain, &present, false, now()).unwrap_err();
+    assert!(matches!(
+        error,
+        PlanError::NoKey {
+            purpose: Purpose::Root,
+            ..
+        }
+    ));
 }
 
 #[test]
@@ -349,9 +362,12 @@ fn a_machine_that_is_gone_stays_until_it_is_pruned() {
     );
     assert!(dir.join("hosts/node-1/kubelet.conf").exists());
     std::fs::write(dir.join("hosts/cp-1/notes.txt"), "mine").unwrap();
+    std::fs::create_dir(dir.join("hosts/old")).unwrap();
+    std::fs::write(dir.join("hosts/old/notes.txt"), "mine").unwrap();
     let plan = apply(&dir, &without, true, now()).unwrap();
     assert_eq!(plan.changes.len(), 1);
     assert!(!dir.join("hosts/node-1").exists());
+    assert!(dir.join("hosts/old/notes.txt").exists());
     // A part that a machine does not play any more; what is not ours is left alone.
     let no_agents = wanted(&format!("{SMALL}towline: {{agents: false}}\n"));
     let plan = planned(&dir, &no_agents, false, now());

@@ -73,15 +73,21 @@ pub enum Program {
     ProxyServer,
     /// Konnectivity's agent.
     ProxyAgent,
+    /// A member of etcd.
+    Etcd,
+    /// Kubernetes' API server.
+    KubeApiserver,
 }
 
 impl Program {
     /// All of them.
-    pub const ALL: [Program; 4] = [
+    pub const ALL: [Program; 6] = [
         Program::FrontEnd,
         Program::Reusable,
         Program::ProxyServer,
         Program::ProxyAgent,
+        Program::Etcd,
+        Program::KubeApiserver,
     ];
 
     fn name(self) -> &'static str {
@@ -90,6 +96,8 @@ impl Program {
             Self::Reusable => "reusable",
             Self::ProxyServer => "proxy-server",
             Self::ProxyAgent => "proxy-agent",
+            Self::Etcd => "etcd",
+            Self::KubeApiserver => "kube-apiserver",
         }
     }
 
@@ -108,6 +116,8 @@ impl Program {
                 "sigs.k8s.io/apiserver-network-proxy/cmd/agent",
                 &["konnectivity"],
             ),
+            Self::Etcd => ("etcd", "go.etcd.io/etcd/server/v3", &["etcd"]),
+            Self::KubeApiserver => ("apiserver", ".", &["apiserver"]),
         }
     }
 

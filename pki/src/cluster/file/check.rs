@@ -35,6 +35,14 @@ pub(super) fn file(raw: raw::File, beside: &Path) -> Result<ClusterFile, Fault> 
     let kubernetes = &raw.kubernetes;
     let services = services(kubernetes)?;
     let (authorities, external) = authorities(&raw.authorities, beside)?;
+    let held_elsewhere = |one: &External| one.purpose == Purpose::Kubernetes && one.key.is_none();
+    if let Some(place) = kubernetes.signer_on_control_planes.as_ref()
+        && place.value
+        && external.iter().any(held_elsewhere)
+    {
+        let cause = "control planes cannot sign with a key that is not here";
+        return Err(Fault::at(place.referenced, cause));
+    }
     let mut found = Machines::new(authorities.contains(&Purpose::Kubernetes), &services);
     found.all(&raw)?;
     let machines = found.list;
@@ -60,7 +68,10 @@ pub(super) fn file(raw: raw::File, beside: &Path) -> Result<ClusterFile, Fault> 
         cluster_domain,
         apiserver_dns,
         apiserver_ips,
-        signer_on_control_planes: kubernetes.signer_on_control_planes,
+        signer_on_control_planes: kubernetes
+            .signer_on_control_planes
+            .as_ref()
+            .is_some_and(|it| it.value),
         machines,
         clients: people(&raw.towline.clients)?,
         operators: people(&raw.towline.operators)?,

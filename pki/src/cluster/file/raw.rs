@@ -38,7 +38,7 @@ pub(super) struct Kubernetes {
     pub(super) service_cidrs: Option<Vec<Text>>,
     pub(super) cluster_domain: Option<Text>,
     pub(super) apiserver_names: Vec<Text>,
-    pub(super) signer_on_control_planes: bool,
+    pub(super) signer_on_control_planes: Option<Spanned<bool>>,
 }
 
 #[derive(Deserialize)]
