@@ -54,6 +54,11 @@ pub enum PresentError {
         path = path.display()
     )]
     IsAuthority { path: PathBuf },
+    #[error(
+        "{path}: is missing, and a rotation of it was begun: run `towline-pki rotate activate` again",
+        path = path.display()
+    )]
+    Rotation { path: PathBuf },
     #[error("{path}: is of cluster {found}, and the file is of {wanted}: use another directory", path = path.display())]
     OtherCluster {
         path: PathBuf,
@@ -314,6 +319,10 @@ fn held(dir: &Path, wanted: &WantedAuthority, now: SystemTime) -> Read<Held> {
         };
     }
     let Some(first) = all.first() else {
+        let begun = ["next", "old"].map(|word| dir.join(format!("{}-{word}.crt", purpose.stem())));
+        if begun.iter().any(|path| store::is_there(path)) {
+            return Err(PresentError::Rotation { path });
+        }
         if let (Some(text), Some(path)) = (&held.key_text, &key) {
             held.key = Some(private_key(path, text)?);
         }

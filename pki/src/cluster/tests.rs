@@ -292,7 +292,7 @@ fn an_authority_is_never_written_over_and_its_key_may_be_elsewhere() {
     let (_scratch, dir, plain) = made(SMALL);
     let before = std::fs::read(dir.join("pki/ca.crt")).unwrap();
     let other = wanted(&format!(
-        "{SMALL}keys: {{authorities: rsa-2048}}\nlives: {{authorities: 5000}}\n"
+        "{SMALL}keys: {{authorities: rsa-3072}}\nlives: {{authorities: 5000}}\n"
     ));
     assert_eq!(apply(&dir, &other, false, now()).unwrap().changes, []);
     assert_eq!(std::fs::read(dir.join("pki/ca.crt")).unwrap(), before);
@@ -346,6 +346,18 @@ fn a_trust_file_keeps_what_was_added_to_it() {
     let copy = dir.join("hosts/cp-1/towline/agents.pem");
     assert_eq!(std::fs::read_to_string(copy).unwrap(), both);
     assert_eq!(std::fs::read_to_string(&trust).unwrap(), both);
+}
+
+#[test]
+fn a_rotation_that_was_cut_off_is_not_taken_for_an_authority_that_never_was() {
+    let (_scratch, dir, wanted) = made(SMALL);
+    let (now_there, old) = (
+        dir.join("issuers/agents.crt"),
+        dir.join("issuers/agents-old.crt"),
+    );
+    std::fs::rename(&now_there, old).unwrap();
+    let error = Present::read(&dir, &wanted, now()).err().unwrap();
+    assert!(error.to_string().contains("rotate activate"), "{error}");
 }
 
 #[test]

@@ -380,8 +380,15 @@ fn keys(raw: &raw::Keys) -> Result<Keys, Fault> {
         (None, KeyKind::Ed25519) => KeyKind::EcdsaP256,
         (None, kind) => kind,
     };
+    let authorities = kind(&raw.authorities)?.unwrap_or_default();
+    if let Some(text) = &raw.authorities
+        && !authorities.fits_authority()
+    {
+        let cause = format!("{authorities} is too weak for an authority: use rsa-3072 or more");
+        return Err(Fault::at(text.referenced, cause));
+    }
     Ok(Keys {
-        authorities: kind(&raw.authorities)?.unwrap_or_default(),
+        authorities,
         certificates,
         service_accounts,
     })
