@@ -12,6 +12,8 @@
 //! [`encrypted`] and [`passphrase`] (keys under a passphrase), [`seal`] (signatures for later
 //! proof).
 //!
+//! A whole cluster from one file: [`cluster`].
+//!
 //! For people: [`survey`] (every certificate in a place), [`probe`] (a server that is dialled), [`lint`] (what is wrong with one), [`yaml`]
 //! (files that operators write).
 //!

@@ -604,3 +604,31 @@ fn one_run_at_a_time() {
     drop(held);
     tool.ok(APPLY);
 }
+
+#[test]
+fn encrypted_keys_of_authorities_are_opened() {
+    let tool = with(CLUSTER);
+    fs::write(tool.dir.path("pass"), "correct horse\n").unwrap();
+    fs::set_permissions(tool.dir.path("pass"), fs::Permissions::from_mode(0o600)).unwrap();
+    tool.ok("init prod --cluster prod.example --encrypt-keys --passphrase-file pass");
+    let key = fs::read(tool.dir.path("prod/issuers/agents.key")).unwrap();
+    let out = tool.ok(&format!("{APPLY} --passphrase-file pass"));
+    assert!(!out.contains("issuers/agents.crt"), "{out}");
+    assert_eq!(
+        fs::read(tool.dir.path("prod/issuers/agents.key")).unwrap(),
+        key
+    );
+    let verify =
+        "verify prod/hosts/node-1/towline/agent.crt --role agent --trust prod/trust/agents.pem";
+    tool.ok(&format!("{verify} --cluster prod.example"));
+    assert!(
+        tool.ok(&format!("{APPLY} --passphrase-file pass"))
+            .contains("0 changed")
+    );
+    fs::write(tool.dir.path("pass"), "wrong\n").unwrap();
+    tool.refused(
+        &format!("{APPLY} --passphrase-file pass"),
+        3,
+        &["nothing was changed", "passphrase"],
+    );
+}

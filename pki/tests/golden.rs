@@ -184,6 +184,18 @@ const STORIES: &[(&str, &[&str], &[&str])] = &[
         ],
     ),
     (
+        "apply",
+        &[],
+        &[
+            "apply -f cluster.yaml -d prod --dry-run",
+            "apply -f cluster.yaml -d prod",
+            "apply -f cluster.yaml -d prod",
+            "apply -f more.yaml -d prod --dry-run",
+            "apply -f more.yaml -d prod -o json",
+            "apply -f other.yaml -d prod",
+        ],
+    ),
+    (
         "kubelet-client",
         &[PROD],
         &[
@@ -193,6 +205,14 @@ const STORIES: &[(&str, &[&str], &[&str])] = &[
     ),
 ];
 
+const CLUSTER: &str = "\
+version: 1
+cluster: prod.example
+controlPlanes:
+  - {name: cp-1, addresses: [10.0.0.1]}
+nodes:
+  - {name: node-1, addresses: [10.0.1.1]}
+";
 const PROD: &str = "init prod --cluster prod.example";
 const NODE: &str = "issue --dir prod agent node-7 --ip 10.0.1.7,fd00::7";
 
@@ -215,6 +235,16 @@ fn every_answer_is_what_it_was() {
 
 fn story(before: &[&str], looked_at: &[&str]) -> String {
     let tool = Tool::new();
+    for (name, text) in [
+        ("cluster.yaml", CLUSTER.to_owned()),
+        (
+            "more.yaml",
+            CLUSTER.replace("[10.0.1.1]", "[10.0.1.1, 10.0.1.9]"),
+        ),
+        ("other.yaml", CLUSTER.replace("nodes:", "nodse:")),
+    ] {
+        fs::write(tool.dir.path(name), text).unwrap();
+    }
     for args in before {
         tool.ok(args);
     }

@@ -15,6 +15,7 @@ use super::wanted::{Place, Wanted, WantedAuthority, WantedLeaf};
 use crate::authority::{Authority, AuthorityError};
 use crate::inspect::{Certificate, CertificateError};
 use crate::key::{KeyError, PrivateKey};
+use crate::passphrase::Passphrases;
 use crate::pem::{self, PemError};
 use crate::secret::Secret;
 use crate::store::{self, StoreError};
@@ -145,12 +146,31 @@ pub(super) type Certified = (Certificate, CertificateDer<'static>);
 impl Present {
     /// Reads everything below `dir` that is wanted.
     pub fn read(dir: &Path, wanted: &Wanted, now: SystemTime) -> Read<Self> {
+        Self::read_all(dir, wanted, None, now)
+    }
+
+    /// As [`read`](Self::read), and opens encrypted keys of authorities.
+    pub fn unlock(
+        dir: &Path,
+        wanted: &Wanted,
+        passphrases: &mut Passphrases,
+        now: SystemTime,
+    ) -> Read<Self> {
+        Self::read_all(dir, wanted, Some(passphrases), now)
+    }
+
+    fn read_all(
+        dir: &Path,
+        wanted: &Wanted,
+        mut passphrases: Option<&mut Passphrases>,
+        now: SystemTime,
+    ) -> Read<Self> {
         let mut present = Self {
             cluster: cluster(dir, &wanted.cluster)?,
             ..Self::default()
         };
         for authority in &wanted.authorities {
-            let held = held(dir, authority, now)?;
+            let held = held(dir, authority, passphrases.as_deref_mut(), now)?;
             present.authorities.insert(authority.purpose, held);
         }
         if wanted.service_account.is_some() {
@@ -289,7 +309,12 @@ fn cluster(dir: &Path, wanted: &str) -> Read<bool> {
     })
 }
 
-fn held(dir: &Path, wanted: &WantedAuthority, now: SystemTime) -> Read<Held> {
+fn held(
+    dir: &Path,
+    wanted: &WantedAuthority,
+    passphrases: Option<&mut Passphrases>,
+    now: SystemTime,
+) -> Read<Held> {
     let purpose = wanted.purpose;
     let own = dir.join(purpose.certificate());
     let own_key = dir.join(purpose.key());
@@ -330,7 +355,17 @@ fn held(dir: &Path, wanted: &WantedAuthority, now: SystemTime) -> Read<Held> {
     };
     let certificate = read_certificate(&path, first)?;
     match (&held.key_text, &key) {
-        (Some(_), Some(key)) => held.authority = Some(Authority::load(&path, key, now)?),
+        (Some(text), Some(key)) => {
+            let authority = match (is_encrypted(text), passphrases) {
+                (true, Some(passphrases)) => Authority::unlock(&path, key, passphrases, now)?,
+                _ => Authority::load(&path, key, now)?,
+            };
+            // Where a copy goes, a daemon reads it, and nobody is there to ask.
+            if is_encrypted(text) {
+                held.key_text = Some(authority.key_to_pem());
+            }
+            held.authority = Some(authority);
+        }
         _ => Authority::check(&certificate, now).map_err(|source| AuthorityError::In {
             path,
             source: Box::new(source),
@@ -342,6 +377,10 @@ fn held(dir: &Path, wanted: &WantedAuthority, now: SystemTime) -> Read<Held> {
         false => all,
     };
     trusted(dir, purpose, held)
+}
+
+fn is_encrypted(text: &Secret) -> bool {
+    matches!(pem::encrypted_key(text.expose()), Ok(Some(_)))
 }
 
 /// Adds what the trust file says, where the purpose has one.

@@ -15,6 +15,7 @@ use towline_pki::{Certificate, date, store};
 use towline_proto::limits;
 
 use super::answer::{self, Answer};
+use super::unlock::Unlock;
 use super::{EXIT_CODES, Failure};
 
 const EXAMPLES: &str = "\
@@ -50,6 +51,8 @@ pub(crate) struct Args {
     /// Take away what the file does not name any more: directories of machines, pairs of clients
     #[arg(long)]
     prune: bool,
+    #[command(flatten)]
+    unlock: Unlock,
 }
 
 impl From<ClusterFileError> for Failure {
@@ -85,7 +88,8 @@ pub(crate) fn run(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
         true => Some(store::lock(&args.dir)?),
         false => None,
     };
-    let present = Present::read(&args.dir, &wanted, now)?;
+    let mut passphrases = args.unlock.passphrases();
+    let present = Present::unlock(&args.dir, &wanted, &mut passphrases, now)?;
     let plan = plan(&wanted, &present, args.prune, now)?;
     let done = match args.dry_run || plan.changes.is_empty() {
         true => Done::default(),
