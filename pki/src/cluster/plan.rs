@@ -410,8 +410,9 @@ impl Planner<'_> {
         if reasons.is_empty() {
             let aside = seen.aside.is_some() || seen.aside_certificate.is_some();
             if seen.request.is_some() || aside {
+                let request = format!("{}.csr", leaf.place.stem());
                 let act = Kind::Leaf(index, Act::Answered);
-                return self.change(path, act, vec![Reason::Answered]);
+                return self.change(request, act, vec![Reason::Answered]);
             }
             return self.same_certificate(index, leaf, seen);
         }
