@@ -11,12 +11,14 @@
 //! certificate: nobody stays by draining. A session that ends in any other way (silence, a
 //! broken rule, a lost stream) has no such wait.
 
+mod start;
+
 use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::task::{Poll, ready};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, watch};
@@ -28,6 +30,7 @@ use towline_proto::reason::Reason;
 use towline_proto::session::{Output, Session};
 
 use crate::carrier::{Carrier, SendStream, Stream, StreamError};
+use start::{certificate_end, next_link_id};
 
 /// Where in its life a greeted link is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -210,25 +213,6 @@ impl Drop for DialGuard {
 /// tokio's clock, so that tests can pause it.
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
-}
-
-/// The moment on our clock at which a certificate ends; `None` beyond what a clock can hold.
-fn certificate_end(carrier: &dyn Carrier) -> Option<Instant> {
-    let not_after = carrier.peer().valid_until();
-    let left = not_after
-        .duration_since(SystemTime::now())
-        .unwrap_or_default();
-    now().checked_add(left)
-}
-
-/// Numbers a process's links.
-fn next_link_id() -> LinkId {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    loop {
-        if let Some(id) = LinkId::new(NEXT.fetch_add(1, Ordering::Relaxed)) {
-            return id;
-        }
-    }
 }
 
 /// Why a greeting did not end in a link.
