@@ -32,6 +32,10 @@ pub fn expect<'a, T>(
     }
 }
 
+/// How many times longer than promised a noisy machine may take before a test says no. What is
+/// promised is measured by the bench.
+pub const NOISE: u32 = 4;
+
 /// Looks until `look` gives something. For states that have no event, such as a metric; the
 /// pause between two looks is no synchronisation, only politeness.
 #[track_caller]

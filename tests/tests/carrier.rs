@@ -12,7 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 use towline_link::carrier::CarrierKind;
 use towline_tests::apiserver::Pipe;
 use towline_tests::cluster::{Cluster, Plan};
-use towline_tests::scenario::{self, eventually, expect};
+use towline_tests::scenario::{self, NOISE, eventually, expect};
 use towline_tests::scenarios;
 use towline_tests::target::Behaviour;
 
@@ -52,7 +52,7 @@ async fn a_link_falls_back_to_tls_within_three_seconds_when_udp_is_blocked() {
     cluster.start_agent("n1").await;
     cluster.linked().await;
     assert!(
-        begun.elapsed() < Duration::from_secs(3),
+        begun.elapsed() < NOISE * Duration::from_secs(3),
         "{:?}",
         begun.elapsed()
     );
@@ -176,7 +176,7 @@ scenarios! {
         let begun = Instant::now();
         let front = cluster.apiserver();
         let mut pipe = eventually("a dial", || async { front.dial(POD).await.ok()?.ok() }).await;
-        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < NOISE * Duration::from_secs(2), "{:?}", begun.elapsed());
         echoes(&mut pipe).await;
     }
 
@@ -199,7 +199,7 @@ scenarios! {
         cluster.path().cut();
         let outcome = expect("the end of the dial", target.outcome()).await;
         assert_eq!(outcome.end, towline_tests::target::End::Reset);
-        assert!(begun.elapsed() > Duration::from_secs(5) && begun.elapsed() < Duration::from_secs(14), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() > Duration::from_secs(5) && begun.elapsed() < NOISE * Duration::from_secs(14), "{:?}", begun.elapsed());
     }
 
     async fn a_cut_of_forty_seconds_heals_within_five(carrier) {
@@ -214,7 +214,7 @@ scenarios! {
         let front = cluster.apiserver();
         let mut pipe = eventually("a dial", || async { front.dial(POD).await.ok()?.ok() }).await;
         echoes(&mut pipe).await;
-        assert!(healed.elapsed() < Duration::from_secs(5), "{:?}", healed.elapsed());
+        assert!(healed.elapsed() < NOISE * Duration::from_secs(5), "{:?}", healed.elapsed());
     }
 }
 

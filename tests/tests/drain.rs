@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use towline_tests::apiserver::Pipe;
 use towline_tests::cluster::{Plan, links_of};
 use towline_tests::pattern::Check;
-use towline_tests::scenario::{eventually, expect};
+use towline_tests::scenario::{NOISE, eventually, expect};
 use towline_tests::scenarios;
 use towline_tests::target::{Behaviour, End, read_all, send_pattern};
 
@@ -75,7 +75,7 @@ scenarios! {
         let begun = Instant::now();
         server.drain();
         expect("the server's end", server.wait()).await.unwrap_err();
-        assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < NOISE * Duration::from_secs(3), "{:?}", begun.elapsed());
         let mut check = Check::default();
         assert_eq!(expect("the end of the dial", read_all(&mut pipe, &mut check, u64::MAX)).await, End::Reset);
         assert_eq!(expect("the target's report", target.outcome()).await.end, End::Reset);
@@ -91,7 +91,7 @@ scenarios! {
         server.stop_now();
         let begun = Instant::now();
         let _ = expect("the server's end", server.wait()).await;
-        assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < NOISE * Duration::from_secs(3), "{:?}", begun.elapsed());
         assert_eq!(expect("the target's report", target.outcome()).await.end, End::Reset);
     }
 
