@@ -279,7 +279,7 @@ fn verify_fails_from_half_of_a_list_s_life_on() {
     let tool = Tool::with_cluster();
     let now = SystemTime::now();
     let issuer = |name: &str| {
-        let file = |end: &str| tool.dir.path(&format!("prod/issuers/{name}.{end}"));
+        let file = |end: &str| tool.dir.path(format!("prod/issuers/{name}.{end}"));
         Authority::load(&file("crt"), &file("key"), now).unwrap()
     };
     let agents = issuer("agents");
