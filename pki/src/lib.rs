@@ -50,6 +50,7 @@ pub mod passphrase;
 pub mod peer_error;
 pub mod pem;
 mod pem_lines;
+pub mod pkcs12;
 pub mod pkcs8;
 pub mod presented;
 pub mod probe;

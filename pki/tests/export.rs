@@ -346,6 +346,51 @@ fn egress_selector_is_what_the_manifests_beside_the_server_are() {
 }
 
 #[test]
+fn pkcs12_is_one_that_openssl_reads() {
+    if !have_openssl() {
+        return;
+    }
+    let tool = world();
+    let root = tool.dir.root();
+    fs::write(tool.dir.path("pass"), "correct horse battery\n").unwrap();
+    let pass = tool.dir.path("pass");
+    fs::set_permissions(&pass, fs::Permissions::from_mode(0o600)).unwrap();
+    let make = "export pkcs12 --cert server-cp-1.crt --key server-cp-1.key --chain prod/issuers/servers.crt \
+                --passphrase-file pass";
+    let out = tool.ok(&format!("{make} --out a.p12"));
+    assert!(
+        out.contains("2 certificates") && !out.contains("horse"),
+        "{out}"
+    );
+    assert_eq!(tool.mode("a.p12"), 0o600);
+    openssl(
+        root,
+        "pkcs12 -in a.p12 -passin file:pass -nodes -out back.pem",
+    );
+    let back = text(&tool, "back.pem");
+    let certificates = pem::certificates(back.as_bytes()).unwrap();
+    let expected = text(&tool, "server-cp-1.crt") + &text(&tool, "prod/issuers/servers.crt");
+    assert_eq!(
+        certificates,
+        pem::certificates(expected.as_bytes()).unwrap()
+    );
+    assert_eq!(
+        pem::private_key(back.as_bytes()).unwrap(),
+        pem::private_key(text(&tool, "server-cp-1.key").as_bytes()).unwrap()
+    );
+    fs::write(tool.dir.path("other"), "wrong horse battery\n").unwrap();
+    let wrong = Command::new("openssl")
+        .args("pkcs12 -in a.p12 -passin file:other -noout".split(' '))
+        .current_dir(root)
+        .output()
+        .unwrap();
+    assert!(!wrong.status.success());
+    tool.refused(make, 2, &["--out"]);
+    let stranger = make.replace("server-cp-1.key", "client-kube-apiserver.key");
+    tool.refused(&format!("{stranger} --out b.p12"), 3, &["belong together"]);
+}
+
+#[test]
 fn a_private_key_leaves_only_where_it_is_asked_for() {
     let tool = world();
     fs::write(

@@ -21,6 +21,7 @@ mod config_map;
 mod egress_selector;
 mod kubeconfig;
 mod pem_bundle;
+mod pkcs12;
 mod secret;
 
 const EXAMPLES: &str = "\
@@ -37,7 +38,7 @@ Examples:
 `towline-pki export FORM --help` has more.";
 
 /// Write certificates in a form that others take: PEM with its chain, a kubeconfig, Secret and
-/// ConfigMap manifests, kube-apiserver's EgressSelectorConfiguration.
+/// ConfigMap manifests, kube-apiserver's EgressSelectorConfiguration, PKCS#12.
 ///
 /// What is read may have any form: text around the blocks, CRLF, a byte order mark, the wrong
 /// order. What is written has one: RFC 7468, leaf first, keys as PKCS#8. Without --out it goes to
@@ -56,6 +57,7 @@ enum Form {
     Secret(secret::Args),
     ConfigMap(config_map::Args),
     EgressSelector(egress_selector::Args),
+    Pkcs12(pkcs12::Args),
 }
 
 pub(crate) fn run(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
@@ -64,6 +66,7 @@ pub(crate) fn run(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
         Form::Kubeconfig(args) => kubeconfig::run(args, now),
         Form::Secret(args) => secret::run(args, now),
         Form::ConfigMap(args) => config_map::run(args, now),
+        Form::Pkcs12(args) => pkcs12::run(args, now),
         Form::EgressSelector(args) => egress_selector::run(args),
     }
 }
