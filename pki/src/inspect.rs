@@ -105,6 +105,8 @@ pub struct Certificate {
     pub path_length: Option<u32>,
     /// For example "ECDSA P-256".
     pub key: String,
+    /// Object identifier of the algorithm that it is signed with.
+    pub signed_with: String,
     pub(crate) subject_der: Vec<u8>,
     pub(crate) issuer_der: Vec<u8>,
     pub(crate) public_key_der: Vec<u8>,
@@ -154,6 +156,7 @@ impl Certificate {
             is_authority: false,
             path_length: None,
             key: key::describe(read.public_key().raw),
+            signed_with: escape(&read.signature_algorithm.algorithm.to_id_string()),
             subject_der: read.subject().as_raw().to_vec(),
             issuer_der: read.issuer().as_raw().to_vec(),
             public_key_der: read.public_key().raw.to_vec(),

@@ -8,6 +8,8 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use towline_proto::target::HostName;
+
 use crate::inspect::{Certificate, Usage};
 use crate::key;
 use crate::survey::Found;
@@ -56,6 +58,16 @@ const MASTERS_LIFE: Duration = Duration::from_secs(400 * DAY);
 const MASTERS: &str = "system:masters";
 const NODES: &str = "system:nodes";
 const NODE: &str = "system:node:";
+/// What approvers of kubelets' requests allow a serving certificate to live.
+const KUBELET_LIFE: Duration = Duration::from_secs(367 * DAY);
+/// MD5 and SHA-1 with RSA, SHA-1 with ECDSA and DSA.
+const WEAK_SIGNATURES: [&str; 5] = [
+    "1.2.840.113549.1.1.4",
+    "1.2.840.113549.1.1.5",
+    "1.3.14.3.2.29",
+    "1.2.840.10045.4.1",
+    "1.2.840.10040.4.3",
+];
 /// Smallest RSA key that is not weak, bits.
 const RSA_BITS: usize = 2048;
 
@@ -96,6 +108,16 @@ fn of_any(
             Severity::Error,
             format!("an RSA key of {bits} bits can be broken"),
             "make a new key: ECDSA P-256, or RSA of 2048 bits and more",
+        );
+    }
+    // Nobody checks what an authority signed for itself.
+    let own = certificate.subject_der == certificate.issuer_der;
+    if !own && WEAK_SIGNATURES.contains(&certificate.signed_with.as_str()) {
+        add(
+            "weak-signature",
+            Severity::Error,
+            "it is signed with SHA-1 or MD5, which verifiers refuse".to_owned(),
+            "issue it anew: authorities of today sign with SHA-256 and more",
         );
     }
     if certificate.not_after < certificate.not_before {
@@ -142,6 +164,13 @@ fn of_leaf(
                 Severity::Error,
                 format!("{name} is written as a DNS name, where no verifier looks for an address"),
                 "issue it anew with the address as an IP name",
+            );
+        } else if !name.contains('*') && name.parse::<HostName>().is_err() {
+            add(
+                "malformed-name",
+                Severity::Error,
+                format!("{name} is no DNS name, so nobody can connect to it by that"),
+                "issue it anew with names of letters, digits, '-' and '.'",
             );
         } else if name.contains('*') {
             add(
@@ -249,7 +278,35 @@ fn of_kubelet(
         );
     }
     if !certificate.usages.contains(&Usage::ServerAuth) {
+        if !certificate.ip_sans.is_empty() || !certificate.dns_sans.is_empty() {
+            add(
+                "names-in-client",
+                Severity::Warning,
+                format!("the kubelet of {node} logs in with it, and it has names of a server"),
+                "leave them out: the signer kube-apiserver-client-kubelet refuses them",
+            );
+        }
         return;
+    }
+    if life(certificate) > KUBELET_LIFE {
+        add(
+            "long-life",
+            Severity::Warning,
+            format!(
+                "a kubelet's serving certificate that lives {} days",
+                days(certificate)
+            ),
+            "a year at most, and rotateCertificates: approvers refuse more",
+        );
+    }
+    let nowhere = |ip: &&IpAddr| ip.is_loopback() || ip.is_unspecified() || ip.is_multicast();
+    if let Some(ip) = certificate.ip_sans.iter().find(nowhere) {
+        add(
+            "unreachable-address",
+            Severity::Error,
+            format!("{ip} is an address of every machine or of none, not of node {node}"),
+            "issue it with the node's own addresses",
+        );
     }
     if certificate.ip_sans.is_empty() {
         add(

@@ -235,6 +235,21 @@ fn lint_finds_what_hurts_later() {
         ..Strange::spec("x", 9)
     };
     strange.put(&tool, "two.crt", &two);
+    let lasting = LeafSpec {
+        not_after: SystemTime::now() + 400 * DAY,
+        ..kubelet(&["n1"], &["10.0.0.1", "127.0.0.1"])
+    };
+    strange.put(&tool, "lasting.crt", &lasting);
+    let odd = LeafSpec {
+        dns: vec!["a b".into()],
+        ..Strange::spec("a", 9)
+    };
+    strange.put(&tool, "odd.crt", &odd);
+    let login = LeafSpec {
+        usages: vec![Usage::ClientAuth],
+        ..kubelet(&["n1"], &[])
+    };
+    strange.put(&tool, "login.crt", &login);
     let shared = new_key();
     for name in ["one", "other"] {
         let spec = LeafSpec {
@@ -273,6 +288,12 @@ fn lint_finds_what_hurts_later() {
         ["kubelet-group", "missing-ip-name"]
     );
     assert_eq!(rules_of("foreign.crt"), ["foreign-name", "kubelet-group"]);
+    assert_eq!(
+        rules_of("lasting.crt"),
+        ["kubelet-group", "long-life", "unreachable-address"]
+    );
+    assert_eq!(rules_of("odd.crt"), ["malformed-name"]);
+    assert_eq!(rules_of("login.crt"), ["kubelet-group", "names-in-client"]);
     assert_eq!(rules_of("nameless.crt"), ["no-names"]);
     assert_eq!(rules_of("long.crt"), ["long-life"]);
     assert_eq!(rules_of("no-usage.crt"), ["no-usage"]);
