@@ -9,6 +9,7 @@ use crate::anchors::Anchors;
 use crate::date;
 use crate::identity::Identity;
 use crate::inspect::{Certificate, Leaf};
+use crate::join::{JoinFile, JoinToken};
 use crate::kubelet::{Expected, KubeletTrust, RevocationLists};
 use crate::pem;
 use crate::request::Request;
@@ -89,6 +90,26 @@ pub fn identity(bytes: &[u8]) {
     }
     if let Ok(serial) = text.parse::<Serial>() {
         assert_eq!(serial.to_string().parse().as_ref(), Ok(&serial));
+    }
+}
+
+/// A join token, and a file of them: what reads is written the same way again.
+pub fn join(bytes: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(bytes)
+        && let Ok(token) = JoinToken::parse(text)
+    {
+        let written = token.to_text();
+        let again = std::str::from_utf8(written.expose()).map(JoinToken::parse);
+        assert!(matches!(again, Ok(Ok(again)) if again.id == token.id));
+    }
+    if let Ok(file) = JoinFile::parse(bytes) {
+        let text: String = file
+            .entries()
+            .iter()
+            .map(|one| format!("{one}\n"))
+            .collect();
+        let again = JoinFile::parse(text.as_bytes());
+        assert!(matches!(again, Ok(again) if again.entries() == file.entries()));
     }
 }
 

@@ -66,6 +66,11 @@ impl FromStr for JoinId {
     }
 }
 
+/// Which token a text is, of whatever kind, without keeping it.
+pub fn token_hash(text: &str) -> [u8; 32] {
+    sha256(text.as_bytes())
+}
+
 /// What is wrong with a join token, or a file of them. Never says what a token is.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {

@@ -279,6 +279,11 @@ impl PublicKey {
         &self.der
     }
 
+    /// SHA-256 of it: which key it is.
+    pub fn hash(&self) -> [u8; 32] {
+        sha256(&self.der)
+    }
+
     /// For example "ECDSA P-256".
     pub fn describe(&self) -> String {
         describe(&self.der)

@@ -53,6 +53,7 @@ enum Verb {
     AuditKey(command::audit_key::Args),
     GatewayIssuer(command::gateway_issuer::Args),
     KubeletClient(command::kubelet_client::Args),
+    Token(command::token::Args),
 }
 
 fn main() -> ExitCode {
@@ -81,6 +82,7 @@ fn main() -> ExitCode {
         Verb::AuditKey(args) => answer::of(command::audit_key::run(&args)),
         Verb::GatewayIssuer(args) => answer::of(command::gateway_issuer::run(&args, now)),
         Verb::KubeletClient(args) => answer::of(command::kubelet_client::run(&args, now)),
+        Verb::Token(args) => answer::of(command::token::run(&args, now)),
     };
     answer::print(&verb_of(&matches), args.output, result)
 }

@@ -22,6 +22,7 @@ use crate::compat::KonnectivityArgs;
 use crate::compat::args::DoorMode;
 use crate::config::CarrierMode;
 use crate::csr::SigningArgs;
+use crate::enrol::EnrolArgs;
 use crate::gateway::flags::GatewayArgs;
 
 /// The control plane's end of the line: gives kube-apiserver a byte pipe to any node.
@@ -184,6 +185,9 @@ pub struct Args {
 
     #[command(flatten)]
     pub signing: SigningArgs,
+
+    #[command(flatten)]
+    pub enrol: EnrolArgs,
 
     /// Service prefixes of the cluster
     #[arg(

@@ -20,6 +20,8 @@ pub struct Control {
     pub files: ReloadHandle,
     /// For `POST /reload`, too: the policy file is read apart from the others.
     pub policy_file: Option<ReloadHandle>,
+    /// For `POST /reload`, too: what agents are issued certificates by.
+    pub enrolment: Option<ReloadHandle>,
     /// For `GET /policy/explain`.
     pub dialer: Arc<Dialer>,
     /// For `POST /drain`.
@@ -44,13 +46,20 @@ impl Daemon for Control {
     }
 
     async fn reload(&self) -> Result<(), String> {
-        // Both are read, whatever becomes of the first.
+        // All are read, whatever becomes of the first.
         let files = self.files.reload_now().await;
         let policy = match &self.policy_file {
             Some(file) => file.reload_now().await,
             None => Ok(()),
         };
-        files.and(policy).map_err(|error| error.to_string())
+        let enrolment = match &self.enrolment {
+            Some(files) => files.reload_now().await,
+            None => Ok(()),
+        };
+        files
+            .and(policy)
+            .and(enrolment)
+            .map_err(|error| error.to_string())
     }
 
     fn drain(&self) {

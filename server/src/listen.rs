@@ -26,6 +26,9 @@ pub enum StartError {
     /// Health and admin.
     #[error(transparent)]
     Admin(#[from] AdminError),
+    /// What was issued before.
+    #[error(transparent)]
+    Enrol(#[from] crate::enrol::EnrolFlagError),
     /// The audit trail.
     #[error(transparent)]
     Audit(#[from] crate::audit::open::OpenError),

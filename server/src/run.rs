@@ -45,6 +45,7 @@ use crate::doors::connect::Desk;
 use crate::doors::front_ends::FrontEnds;
 use crate::doors::signed::SignedDoor;
 use crate::doors::{tcp, unix};
+use crate::enrol;
 use crate::gateway::Gateway;
 use crate::gateway::event::RequestSink;
 use crate::konnectivity::Counted;
@@ -88,6 +89,7 @@ pub struct Server {
     policy: Arc<InForce>,
     _files: reload::Reloader,
     _policy_file: Option<reload::Reloader>,
+    _enrolment: Option<reload::Reloader>,
     quic: Option<Arc<QuicListener>>,
     failed: Arc<OnceLock<String>>,
     trail: Mutex<Option<Trail>>,
@@ -116,6 +118,7 @@ impl Server {
             grants,
             kubelets,
             gateway,
+            enrol,
             policy,
             signing,
             dials,
@@ -201,6 +204,7 @@ impl Server {
             attestor: Arc::clone(&attestor),
             audit: audit.clone(),
         };
+        let enrol_prefixes = prefixes.clone();
         let mut dialer = Dialer::new(
             Arc::clone(&agents),
             prefixes,
@@ -251,8 +255,23 @@ impl Server {
         });
         let signing_files = signing.as_ref().map(Signing::files).unwrap_or_default();
 
-        // Agents come in.
+        // Agents come in, some for a certificate first.
         let mut serving = JoinSet::new();
+        let mut tasks = JoinSet::new();
+        let enrolment = match (enrol, &trust) {
+            (Some(config), Some(trust)) => {
+                let around = enrol::flags::Around {
+                    trust: trust.clone(),
+                    audit: audit.clone(),
+                    agents: Arc::clone(&agents),
+                    prefixes: enrol_prefixes,
+                    registry: &mut registry,
+                };
+                Some(config.start(around, &mut tasks)?)
+            }
+            // The configuration has no issuer without an identity.
+            _ => None,
+        };
         let own = trust.clone().map(|trust| {
             let greeter = Greeter::new(
                 Arc::clone(&agents),
@@ -271,6 +290,7 @@ impl Server {
         if let Some(listener) = tcp {
             let tls = TlsLinks {
                 own,
+                enrol: enrolment.as_ref().map(|running| Arc::clone(&running.door)),
                 legacy: compat.as_ref().and_then(|compat| compat.door.clone()),
                 counted: metrics.clone(),
                 handshakes: links.quic.handshakes,
@@ -333,6 +353,9 @@ impl Server {
             policy.watch_over(readiness.condition("policy", "not read yet"));
             follow_policy(Arc::clone(&policy), seen, counted.clone())
         });
+        let enrolment_reload = enrolment
+            .as_ref()
+            .map(|running| running.follow(counted.clone()));
         let files = reload::Reloader::start("files", watch, counted, move || {
             // SIGHUP says that the file may have been moved, too.
             recorded.look();
@@ -342,6 +365,9 @@ impl Server {
             let (trust, attestor) = (trust.clone(), Arc::clone(&attestor));
             let gateway = gateway.clone();
             let legacy = compat.as_ref().map(|compat| compat.trust.clone());
+            let issuer = enrolment
+                .as_ref()
+                .map(|running| Arc::clone(&running.issuer));
             Arc::new(move || {
                 let snapshot = trust.as_ref().map(Trust::snapshot);
                 let mut all = snapshot.map_or_else(Vec::new, |own| own.material.expiries());
@@ -349,6 +375,7 @@ impl Server {
                 all.extend(signing_files.expiries());
                 all.extend(gateway.iter().flat_map(|gateway| gateway.expiries()));
                 all.extend(legacy.iter().flat_map(LegacyTrust::expiries));
+                all.extend(issuer.iter().map(|issuer| issuer.expiry()));
                 all
             })
         };
@@ -372,7 +399,6 @@ impl Server {
             drain: drain.view(),
             listen: address,
         };
-        let mut tasks = JoinSet::new();
         tasks.spawn(live.clone().keep_budget());
         tasks.spawn(cut_when_forced(drain.view(), live));
         tasks.spawn(Arc::clone(&reloader).keep_verifying());
@@ -409,6 +435,7 @@ impl Server {
             status,
             files: files.handle(),
             dialer: Arc::clone(&dialer),
+            enrolment: enrolment_reload.as_ref().map(reload::Reloader::handle),
             policy_file: policy_reload.as_ref().map(reload::Reloader::handle),
             drain: drain.clone(),
             drain_timeout,
@@ -432,6 +459,7 @@ impl Server {
             policy,
             _files: files,
             _policy_file: policy_reload,
+            _enrolment: enrolment_reload,
             quic,
             failed,
             trail: Mutex::new(trail),

@@ -140,6 +140,11 @@ impl Ca {
         list.pem().expect("a list can be written")
     }
 
+    /// Its key as PEM, for whoever is to sign with it.
+    pub fn key_pem(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
     /// The certificate as PEM, to be written into a trust file.
     pub fn pem(&self) -> &str {
         &self.pem

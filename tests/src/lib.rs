@@ -13,6 +13,7 @@ pub mod bench;
 pub mod cluster;
 pub mod demo;
 pub mod emulator;
+pub mod enrol;
 pub mod forwarder;
 pub mod gateway;
 pub mod grpc;

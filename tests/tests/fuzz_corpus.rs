@@ -140,6 +140,38 @@ fn dial_requests() {
 }
 
 #[test]
+fn enrolment() {
+    use towline_proto::enrol::{EnrolReply, EnrolRequest, Proof, Refusal, Token};
+    let token = || Token::new("eyJhbGciOi.x.y").unwrap();
+    let proofs = [
+        Proof::Certificate,
+        Proof::ServiceAccount(token()),
+        Proof::Join(token()),
+    ];
+    let mut samples: Vec<Vec<u8>> = Vec::new();
+    for proof in proofs {
+        let request = EnrolRequest {
+            csr: vec![0x30, 0x03, 1, 2, 3],
+            proof,
+            name: Some("n1".parse().unwrap()),
+            software: "towline-agent/0.1.0".into(),
+        };
+        samples.push(request.encode()[2..].to_vec());
+    }
+    for refusal in Refusal::all() {
+        let text = refusal.to_string();
+        samples.push(EnrolReply::Refused { refusal, text }.encode()[3..].to_vec());
+    }
+    samples.push(EnrolReply::Issued(vec![vec![0x30, 1], vec![0x30]]).encode()[3..].to_vec());
+    over("enrol", &samples, towline_proto::enrol::fuzz_enrol);
+}
+
+#[test]
+fn join_tokens() {
+    over("join", &[], towline_pki::fuzz::join);
+}
+
+#[test]
 fn multiplexer_frames() {
     let frames = vec![
         (0_u8..=255).collect(),

@@ -23,6 +23,7 @@ mod kubeconfig;
 pub mod lease;
 pub mod moment;
 pub mod node;
+pub mod pod;
 pub mod review;
 pub mod watch;
 

@@ -3,7 +3,8 @@
 use serde::Deserialize;
 use towline_proto::limits;
 
-use super::client::Client;
+use super::client::{Client, escape};
+use super::error::KubeError;
 use super::follow::{Collection, Listed};
 
 const PATH: &str = "/api/v1/nodes";
@@ -71,4 +72,9 @@ impl Listed for Node {
 /// All Nodes, for following.
 pub fn all(client: Client) -> Collection {
     Collection::new(client, PATH, "")
+}
+
+/// Reads one.
+pub async fn get(client: &Client, name: &str) -> Result<Node, KubeError> {
+    client.get(&format!("{PATH}/{}", escape(name))).await
 }

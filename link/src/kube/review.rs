@@ -1,5 +1,7 @@
 //! TokenReview: whose token is this, and is it for us?
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::client::Client;
@@ -57,6 +59,9 @@ pub struct User {
     /// Groups.
     #[serde(default)]
     pub groups: Vec<String>,
+    /// What else is known, such as the pod and the node that a token is bound to.
+    #[serde(default)]
+    pub extra: BTreeMap<String, Vec<String>>,
 }
 
 /// Asks the API about a token.

@@ -35,6 +35,7 @@ pub(crate) mod sign;
 pub(crate) mod sign_issuer;
 pub(crate) mod source;
 pub(crate) mod status;
+pub(crate) mod token;
 pub(crate) mod unlock;
 pub(crate) mod verify;
 

@@ -13,6 +13,7 @@ use towline_proto::policy::RuleTag;
 use towline_proto::reason::Reason;
 use towline_proto::target::{Class, Target};
 
+use super::enrolment::EnrolmentEvent;
 use super::signing::SigningEvent;
 use crate::attest::Attestation;
 use crate::caller::Caller;
@@ -75,6 +76,8 @@ pub enum Event {
     Request(Box<RequestEvent>),
     /// Something was decided about a signing request of the Kubernetes API.
     Signing(Box<SigningEvent>),
+    /// An agent was given a certificate, or refused one.
+    Enrolment(Box<EnrolmentEvent>),
     /// A front end asked for something that is no dial.
     BadRequest {
         /// Where.
@@ -105,6 +108,7 @@ impl Event {
             Event::End { .. } => "end",
             Event::Request(_) => "request",
             Event::Signing(_) => "signing",
+            Event::Enrolment(_) => "enrolment",
             Event::BadRequest { .. } => "bad-request",
             Event::Refused { .. } => "refused",
         }

@@ -13,6 +13,7 @@
 
 pub mod chain;
 pub mod command;
+pub mod enrolment;
 pub mod facts;
 pub mod file;
 pub mod findings;

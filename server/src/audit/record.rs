@@ -7,6 +7,7 @@ use towline_proto::id::DialId;
 use towline_proto::limits;
 
 use super::chain::Head;
+use super::enrolment;
 use super::facts::{Event, Facts, Timed};
 use super::requests::{self, Commands};
 use super::signing;
@@ -73,6 +74,11 @@ impl Teller {
             Event::Signing(event) => {
                 let mut fields = self.begin(event.at, "signing");
                 signing::add(&mut fields, event);
+                fields
+            }
+            Event::Enrolment(event) => {
+                let mut fields = self.begin(timed.at, "enrolment");
+                enrolment::add(&mut fields, event);
                 fields
             }
             Event::BadRequest {

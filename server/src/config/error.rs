@@ -14,6 +14,7 @@ use towline_proto::limits;
 use crate::attest::Mode;
 use crate::compat::ProfileError;
 use crate::csr::SigningError;
+use crate::enrol::EnrolFlagError;
 use crate::gateway::flags::GatewayFlagError;
 use crate::grants::GrantsError;
 use crate::trust::TrustError;
@@ -47,6 +48,9 @@ pub enum ConfigError {
     /// Files of the gateway.
     #[error(transparent)]
     Gateway(#[from] GatewayError),
+    /// Flags and files of enrolment.
+    #[error(transparent)]
+    Enrol(#[from] EnrolFlagError),
     /// Nobody could ask for anything.
     #[error("no door for front ends: give --door-unix PATH or --door-tcp ADDRESS")]
     NoDoor,

@@ -35,6 +35,7 @@ use crate::compat::args::DoorMode;
 use crate::csr::SigningConfig;
 use crate::dial::DialOptions;
 use crate::doors::Speaks;
+use crate::enrol::{self, EnrolConfig};
 use crate::gateway::GatewayConfig;
 use crate::grants::Grants;
 use crate::trust::Snapshot;
@@ -105,6 +106,8 @@ pub struct Config {
     pub kubelets: KubeletConfig,
     /// The kubelet gateway.
     pub gateway: Option<GatewayConfig>,
+    /// The issuing authority of agents.
+    pub enrol: Option<EnrolConfig>,
     /// The policy file, what was in it, and what it was before it was read.
     pub policy: Option<((PathBuf, PolicyFile), Seen)>,
     /// Bounds of dials.
@@ -267,6 +270,14 @@ impl Config {
             Some(files) => Some(GatewayConfig::load(files, now)?),
             None => None,
         };
+        let env = |name: &str| std::env::var(name).ok();
+        let beside = enrol::flags::Beside {
+            trust: own.as_ref().map(|own| &own.trust),
+            state_dir: args.state_dir.as_deref(),
+            tcp: args.carrier != CarrierMode::Quic,
+            kubeconfig: args.konnectivity.kubeconfig.as_deref(),
+        };
+        let enrol = args.enrol.config(&beside, &env, now)?;
         let grants = match args.grants {
             Some(path) => Some((path.clone(), Grants::load(&path)?)),
             None => None,
@@ -359,6 +370,7 @@ impl Config {
             },
             kubelets,
             gateway,
+            enrol,
             policy,
             audit,
             memory_budget: args.memory_budget.into(),

@@ -19,10 +19,11 @@ use towline_link::process::shares::{Share, Shares, network};
 use towline_link::quic::QuicListener;
 use towline_link::tls::{self, TlsOptions};
 use towline_proto::limits;
-use towline_proto::version::ALPN_LINK;
+use towline_proto::version::{ALPN_ENROL, ALPN_LINK};
 
 use super::greet::Greeter;
 use super::serve::serve;
+use crate::enrol::EnrolDoor;
 use crate::legacy::accept::LegacyDoor;
 use crate::metrics::Metrics;
 use crate::trust::Trust;
@@ -62,6 +63,8 @@ fn note_panic(ended: Result<(), tokio::task::JoinError>) {
 pub struct TlsLinks {
     /// Whom we trust, and who greets agents; none without an identity of our own.
     pub own: Option<(Trust, Arc<Greeter>)>,
+    /// The door for agents that want a certificate, where one is issued.
+    pub enrol: Option<Arc<EnrolDoor>>,
     /// The door for legacy agents, closed in general.
     pub legacy: Option<Arc<LegacyDoor>>,
     /// What is counted.
@@ -79,6 +82,7 @@ pub struct TlsLinks {
 /// What the connections of one listener share.
 struct Shared {
     own: Option<(Trust, Arc<Greeter>)>,
+    enrol: Option<Arc<EnrolDoor>>,
     legacy: Option<Arc<LegacyDoor>>,
     counted: Metrics,
     handshakes: Semaphore,
@@ -98,6 +102,7 @@ impl TlsLinks {
         };
         let shared = Arc::new(Shared {
             own: self.own,
+            enrol: self.enrol,
             legacy: self.legacy,
             counted: self.counted,
             handshakes: Semaphore::new(self.handshakes),
@@ -126,7 +131,7 @@ impl TlsLinks {
                         drop((shared, unproven));
                         serve(carrier, greeter, drain).await;
                     }
-                    Ok(Shaken::Legacy(serving)) => {
+                    Ok(Shaken::Other(serving)) => {
                         drop(shared);
                         serving(address, drain, unproven).await;
                     }
@@ -153,7 +158,7 @@ impl Shared {
 enum Shaken {
     Link(Arc<dyn Carrier>, Arc<Greeter>),
     /// Serves the rest of the connection.
-    Legacy(Box<dyn FnOnce(SocketAddr, DrainWatch, Share<IpAddr>) -> Serving + Send>),
+    Other(Box<dyn FnOnce(SocketAddr, DrainWatch, Share<IpAddr>) -> Serving + Send>),
 }
 
 type Serving = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -195,13 +200,27 @@ async fn handshake(shared: &Shared, tcp: TcpStream, from: IpAddr) -> Result<Shak
 /// prove more comes in by the door that asks for less.
 async fn choose(shared: &Shared, tcp: TcpStream) -> Result<Shaken, ConnectError> {
     let arrived = tls::Arrived::read(tcp).await?;
+    // It goes on in places and with limits of its own, so that a thousand new nodes take nothing
+    // from agents that have their certificates.
+    if let Some(door) = &shared.enrol
+        && arrived.offers(ALPN_ENROL)
+        && !arrived.offers(ALPN_LINK)
+    {
+        let door = Arc::clone(door);
+        return Ok(Shaken::Other(Box::new(move |address, drain, unproven| {
+            // That door counts callers itself.
+            drop(unproven);
+            Box::pin(door.serve(arrived, address, drain))
+        })));
+    }
     if let Some(door) = &shared.legacy
+        && !arrived.offers(ALPN_ENROL)
         && !(shared.own.is_some() && arrived.offers(ALPN_LINK))
         && let Some(trust) = &door.trust.snapshot().agents
     {
         let (io, chain) = arrived.other(Arc::clone(&trust.tls)).await?;
         let door = Arc::clone(door);
-        return Ok(Shaken::Legacy(Box::new(move |address, drain, unproven| {
+        return Ok(Shaken::Other(Box::new(move |address, drain, unproven| {
             Box::pin(door.serve(io, chain, address, drain, unproven))
         })));
     }

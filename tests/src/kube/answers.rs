@@ -80,6 +80,11 @@ pub(crate) fn answer(state: &mut State, asked: &Asked, name: Option<&str>) -> An
     if asked.path == REVIEWS && asked.verb == "POST" {
         return Answer::Whole(201, review(state, &asked.body));
     }
+    if asked.verb == "GET"
+        && let Some(object) = state.plain.get(&asked.path)
+    {
+        return Answer::Whole(200, object.clone());
+    }
     if let Some(answer) = signing::answer(state, asked, name.unwrap_or_default()) {
         return answer;
     }
@@ -161,6 +166,7 @@ fn review(state: &State, body: &Value) -> Value {
         Some(Token {
             username,
             audiences,
+            extra,
             ..
         }) => {
             let good: Vec<&String> = audiences
@@ -173,7 +179,10 @@ fn review(state: &State, body: &Value) -> Value {
                 }
                 false => json!({
                     "authenticated": true, "audiences": good,
-                    "user": {"username": username, "uid": "1", "groups": ["system:serviceaccounts"]},
+                    "user": {
+                        "username": username, "uid": "1", "groups": ["system:serviceaccounts"],
+                        "extra": extra,
+                    },
                 }),
             }
         }

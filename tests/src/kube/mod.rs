@@ -37,6 +37,8 @@ pub struct Token {
     pub audiences: Vec<String>,
     /// Its time is over.
     pub expired: bool,
+    /// What else the API says of it: keys as in a real answer.
+    pub extra: HashMap<String, Vec<String>>,
 }
 
 /// What a real API does on a bad day.
@@ -61,6 +63,8 @@ pub(crate) struct State {
     leases: Store,
     objects: Objects,
     rights: Rights,
+    /// What is read by its path alone: Pods, Nodes.
+    plain: HashMap<String, serde_json::Value>,
     mood: Mood,
     /// Verb and path of every request, oldest first.
     requests: Vec<String>,
@@ -128,6 +132,7 @@ impl FakeKube {
                 leases: Store::default(),
                 objects: Objects::default(),
                 rights: Rights::default(),
+                plain: HashMap::new(),
                 mood: Mood::Good,
                 requests: Vec::new(),
                 connections: 0,
@@ -191,6 +196,50 @@ impl FakeKube {
     /// What a TokenReview says of this token.
     pub fn token(&self, token: &str, what: Token) {
         self.shared.lock().tokens.insert(token.to_owned(), what);
+    }
+
+    /// The token of an agent's pod on a node, as Kubernetes 1.30 and later describe it.
+    pub fn agent_token(&self, token: &str, account: &str, audience: &str, node: &str) {
+        let extra = [
+            ("pod-name", format!("agent-{node}")),
+            ("pod-uid", format!("uid-{node}")),
+            ("node-name", node.to_owned()),
+            ("node-uid", format!("node-uid-{node}")),
+            ("credential-id", "JTI=1".to_owned()),
+        ];
+        let named = |(key, value): (&str, String)| {
+            (format!("authentication.kubernetes.io/{key}"), vec![value])
+        };
+        let what = Token {
+            username: format!("system:serviceaccount:{account}"),
+            audiences: vec![audience.to_owned()],
+            expired: false,
+            extra: extra.into_iter().map(named).collect(),
+        };
+        self.token(token, what);
+    }
+
+    /// Puts an object at a path, or takes it away.
+    pub fn plain(&self, path: &str, object: Option<serde_json::Value>) {
+        let mut state = self.shared.lock();
+        match object {
+            Some(object) => state.plain.insert(path.to_owned(), object),
+            None => state.plain.remove(path),
+        };
+    }
+
+    /// A Node with these addresses.
+    pub fn plain_node(&self, name: &str, addresses: &[&str]) {
+        let addresses: Vec<_> = addresses
+            .iter()
+            .map(|address| serde_json::json!({"type": "InternalIP", "address": address}))
+            .collect();
+        let node = serde_json::json!({
+            "kind": "Node", "apiVersion": "v1",
+            "metadata": {"name": name, "uid": format!("node-uid-{name}")},
+            "status": {"addresses": addresses},
+        });
+        self.plain(&format!("/api/v1/nodes/{name}"), Some(node));
     }
 
     /// How it behaves from now on.

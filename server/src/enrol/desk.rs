@@ -1,0 +1,312 @@
+//! One request from its bytes to its answer.
+//!
+//! In this order, and the first failure decides: the request reads; something can be issued and
+//! recorded at all; the signing request is signed by its key; the proof says which node it is;
+//! what was asked for is that node; the identity is not denied; nobody else is at it; a join token
+//! meets no other holder of the name; the addresses are free; the proof was not used for another
+//! key, and is spent; it is signed, read back by the very verifier that links will use, written to
+//! the ledger, and only then handed out.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rustls_pki_types::CertificateDer;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use towline_pki::join::{JoinEntry, token_hash};
+use towline_pki::seal::hex;
+use towline_pki::{Identity, Issue, Request};
+use towline_proto::enrol::{EnrolReply, EnrolRequest, Proof, Refusal};
+use towline_proto::id::{Name, Role};
+use towline_proto::limits;
+
+use super::No;
+use super::account::Accounts;
+use super::issuer::Issuer;
+use super::join::Joins;
+use super::names::Names;
+use super::nodes::{Looked, Nodes};
+use super::told::Told;
+use crate::audit::enrolment::{EnrolmentEvent, IssuedFacts};
+use crate::trust::{Snapshot, Trust};
+
+/// Everything that an answer needs.
+pub struct Desk {
+    /// Whose certificates are taken, and who is denied.
+    pub trust: Trust,
+    /// Who signs.
+    pub issuer: Arc<Issuer>,
+    /// Service-account tokens, where they are taken.
+    pub accounts: Option<Accounts>,
+    /// Join tokens, where they are taken.
+    pub joins: Option<Arc<Joins>>,
+    /// Who holds which name.
+    pub names: Names,
+    /// Whose addresses are whose.
+    pub nodes: Nodes,
+    /// What is said of it.
+    pub told: Told,
+    /// `--enrol-certificate-life`.
+    pub life: Duration,
+    /// Questions to the Kubernetes API at once.
+    pub asking: Semaphore,
+}
+
+/// What is known of a request, as far as it came.
+#[derive(Default)]
+struct Known {
+    node: String,
+    join: Option<String>,
+    key: Option<String>,
+}
+
+/// What a proof says.
+struct Proven {
+    name: Name,
+    join: Option<JoinEntry>,
+    /// Addresses in the certificate that was shown.
+    shown: Vec<IpAddr>,
+}
+
+impl Desk {
+    /// Answers the request in `body`, from a peer that showed `chain`.
+    pub async fn answer(
+        &self,
+        body: &[u8],
+        chain: &[CertificateDer<'static>],
+        address: SocketAddr,
+        now: SystemTime,
+    ) -> EnrolReply {
+        let begun = Instant::now();
+        let mut known = Known::default();
+        let request = EnrolRequest::decode(body)
+            .map_err(|error| No::new(Refusal::Malformed, error.to_string()));
+        let proof = request.as_ref().map_or("none", |one| one.proof.as_str());
+        let done = match &request {
+            Ok(request) => self.decide(request, chain, now, &mut known).await,
+            Err(no) => Err(no.clone()),
+        };
+        let (reply, outcome) = match done {
+            Ok((issued, chain)) => {
+                let ders = chain.iter().map(|der| der.to_vec()).collect();
+                (EnrolReply::Issued(ders), Ok(issued))
+            }
+            Err(No { refusal, text }) => {
+                let outcome = Err((refusal, text.clone()));
+                (EnrolReply::Refused { refusal, text }, outcome)
+            }
+        };
+        let event = EnrolmentEvent {
+            address,
+            proof,
+            node: known.node,
+            join: known.join,
+            key: known.key,
+            outcome,
+        };
+        self.told.answered(event, begun.elapsed());
+        reply
+    }
+
+    async fn decide(
+        &self,
+        request: &EnrolRequest,
+        chain: &[CertificateDer<'static>],
+        now: SystemTime,
+        known: &mut Known,
+    ) -> Result<(IssuedFacts, Vec<CertificateDer<'static>>), No> {
+        if let Some(asked) = &request.name {
+            known.node = asked.to_string();
+        }
+        if let Some(why) = self.told.obstacle() {
+            let text = format!("nothing is issued that cannot be recorded: {why}");
+            return Err(No::new(Refusal::Unavailable, text));
+        }
+        let signing = Request::parse_der(&request.csr)
+            .map_err(|error| No::new(Refusal::SigningRequest, error.to_string()))?;
+        let key = signing.public_key().hash();
+        known.key = Some(hex(&key));
+        let trust = self.trust.snapshot();
+        let proven = self.prove(request, chain, &trust, now).await?;
+        let name = proven.name.clone();
+        known.join = proven.join.as_ref().map(|entry| entry.id.to_string());
+        if let Some(asked) = request.name.as_ref().filter(|asked| **asked != name) {
+            let text = format!("the proof is {name}'s, not {asked}'s");
+            known.node = name.to_string();
+            return Err(No::new(Refusal::OtherName, text));
+        }
+        known.node = name.to_string();
+        let cluster = trust.identity().cluster.clone();
+        let identity = Identity::new(cluster, Role::Agent, name.clone());
+        if trust.agents.deny_list().has_identity(&identity) {
+            let text = format!("{identity} is denied until an operator lifts that");
+            return Err(No::new(Refusal::Denied, text));
+        }
+        let _reserved = self.names.reserve(&name)?;
+        if !self.names.has_room(&name, now) {
+            let text = "the server holds as many names as it may";
+            return Err(No::new(Refusal::Busy, text));
+        }
+        if proven.join.is_some() {
+            self.check_untaken(&name, &key, &trust, now)?;
+        }
+        let ips = self.addresses(&proven, request, now).await?;
+        if let Proof::ServiceAccount(token) = &request.proof
+            && let Some(accounts) = &self.accounts
+        {
+            accounts.claim(token_hash(token.expose()), key, now)?;
+        }
+        if let (Some(joins), Some(entry)) = (&self.joins, proven.join) {
+            let (joins, name) = (Arc::clone(joins), name.clone());
+            let spending = tokio::task::spawn_blocking(move || joins.spend(&entry, &name, &key));
+            spending
+                .await
+                .map_err(|_| No::new(Refusal::Unavailable, "the server failed"))??;
+        }
+        let issue = Issue {
+            identity,
+            dns: Vec::new(),
+            ips,
+            life: None,
+            public_key: signing.public_key().clone(),
+        };
+        let signed = self.issuer.current().sign(issue, self.life, now);
+        let (issued, chain) = signed.map_err(|error| {
+            tracing::error!(node = %name, %error, "nothing can be issued");
+            No::new(
+                Refusal::Unavailable,
+                "the issuing authority cannot sign now",
+            )
+        })?;
+        // By what is in force when it is handed out, which may be newer than the proof's check.
+        let agents = Arc::clone(&self.trust.snapshot().agents);
+        agents.verify(&chain, now).map_err(|error| {
+            tracing::error!(node = %name, %error, "what was signed is not taken by --agent-ca");
+            No::new(
+                Refusal::Unavailable,
+                "the issuing authority is not trusted here",
+            )
+        })?;
+        let der = chain.first().cloned().unwrap_or_else(|| Vec::new().into());
+        self.names.record(&issued.leaf, der, key).await?;
+        let facts = IssuedFacts {
+            serial: issued.leaf.serial.clone(),
+            until: issued.leaf.not_after,
+            ips: issued.leaf.ip_sans.clone(),
+        };
+        Ok((facts, chain))
+    }
+
+    /// Which node it is.
+    async fn prove(
+        &self,
+        request: &EnrolRequest,
+        chain: &[CertificateDer<'static>],
+        trust: &Snapshot,
+        now: SystemTime,
+    ) -> Result<Proven, No> {
+        let off = |what: &str| {
+            let text = format!("this server takes no {what}");
+            No::new(Refusal::ProofOff, text)
+        };
+        match &request.proof {
+            Proof::Certificate => {
+                if chain.is_empty() {
+                    let text = "no certificate was shown, and no token";
+                    return Err(No::new(Refusal::NoCertificate, text));
+                }
+                // Once more: the handshake may lie behind a reload.
+                let peer = trust.agents.verify(chain, now).map_err(|error| {
+                    let refusal = match error {
+                        towline_pki::PeerError::Denied { .. } => Refusal::Denied,
+                        _ => Refusal::NoCertificate,
+                    };
+                    No::new(refusal, error.to_string())
+                })?;
+                Ok(Proven {
+                    name: peer.identity().name.clone(),
+                    join: None,
+                    shown: peer.leaf().ip_sans.clone(),
+                })
+            }
+            Proof::ServiceAccount(token) => {
+                let accounts = self.accounts.as_ref();
+                let accounts = accounts.ok_or_else(|| off("service-account tokens"))?;
+                let _turn = self.asking.acquire().await.ok();
+                Ok(Proven {
+                    name: accounts.node_of(token).await?,
+                    join: None,
+                    shown: Vec::new(),
+                })
+            }
+            Proof::Join(token) => {
+                let joins = self.joins.as_ref().ok_or_else(|| off("join tokens"))?;
+                let cluster = &trust.identity().cluster;
+                let (entry, name) = joins.find(token, request.name.as_ref(), cluster, now)?;
+                Ok(Proven {
+                    name,
+                    join: Some(entry),
+                    shown: Vec::new(),
+                })
+            }
+        }
+    }
+
+    /// A join token makes no second holder of a name. The one who holds it already may be the one
+    /// who asks, when its answer was lost; and one that was revoked holds nothing.
+    fn check_untaken(
+        &self,
+        name: &Name,
+        key: &[u8; 32],
+        trust: &Snapshot,
+        now: SystemTime,
+    ) -> Result<(), No> {
+        let Some(holding) = self.names.holding(name, now) else {
+            return Ok(());
+        };
+        let revoked = trust.agents.deny_list().has_serial(&holding.serial);
+        if revoked || holding.key == Some(*key) {
+            return Ok(());
+        }
+        let text = format!(
+            "{name} holds a valid certificate (serial {}): revoke that one first, or wait for its end",
+            holding.serial
+        );
+        Err(No::new(Refusal::NameTaken, text))
+    }
+
+    async fn addresses(
+        &self,
+        proven: &Proven,
+        request: &EnrolRequest,
+        now: SystemTime,
+    ) -> Result<Vec<IpAddr>, No> {
+        let looked = {
+            let _turn = self.asking.acquire().await.ok();
+            self.nodes.look(&proven.name).await
+        };
+        let given = proven.join.as_ref().map(|entry| entry.ips.clone());
+        let given = given.unwrap_or_default();
+        let mut ips = match (looked, &request.proof) {
+            (Ok(Looked::Addresses(found)), _) => found,
+            // A renewal goes on with what was found before; the API may be away for a while.
+            (Ok(Looked::Nothing) | Err(_), Proof::Certificate) => proven.shown.clone(),
+            (Ok(Looked::NoNode), Proof::Certificate | Proof::ServiceAccount(_)) => {
+                let text = format!("there is no Node {} any more", proven.name);
+                return Err(No::new(Refusal::NoNode, text));
+            }
+            (Err(no), Proof::ServiceAccount(_)) => return Err(no),
+            (Ok(Looked::Nothing), Proof::ServiceAccount(_)) => Vec::new(),
+            // The Node may register later.
+            (_, Proof::Join(_)) => Vec::new(),
+        };
+        ips.extend(given);
+        ips.sort_unstable();
+        ips.dedup();
+        ips.truncate(limits::LIST_ITEMS);
+        let free = self.nodes.check_free(&proven.name, &ips, &self.names, now);
+        free.await?;
+        Ok(ips)
+    }
+}
