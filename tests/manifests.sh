@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 validate=$(command -v kubernetes-validate || echo target/ci-python/bin/kubernetes-validate)
 for file in server/deploy/static-pod.yaml server/deploy/sidecar.yaml agent/deploy/daemonset.yaml \
+  agent/deploy/daemonset-enrol.yaml server/deploy/enrol-rbac.yaml \
   server/deploy/kubelet-serving.yaml server/deploy/kubelet-serving-signer.yaml \
   server/deploy/konnectivity/[0-9]-*.yaml; do
   "$validate" --strict "$file"

@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use clap::{Command, CommandFactory};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use towline_link::carrier::CarrierKind;
+use towline_proto::enrol::{Proof, Token};
 use towline_tests::cluster::{Cluster, Plan, node_ip};
+use towline_tests::enrol::EnrolWorld;
 use towline_tests::target::Behaviour;
 
 const POD: &str = "10.244.0.5:8080";
@@ -128,6 +130,7 @@ fn manifests_and_units_use_only_flags_that_exist() {
             &agent,
             &[
                 "agent/deploy/daemonset.yaml",
+                "agent/deploy/daemonset-enrol.yaml",
                 "systemd/towline-agent.service",
             ][..],
         ),
@@ -214,6 +217,21 @@ async fn used_cluster(carrier: CarrierKind) -> Cluster {
     cluster
 }
 
+/// What is counted of one agent that enrols, after one that is refused.
+async fn enrolment(into: &mut BTreeSet<(String, String, String)>) {
+    let world = EnrolWorld::start(CarrierKind::Tls, &[]).await;
+    let nothing = Token::new("nothing").expect("a token");
+    world.refused(Proof::ServiceAccount(nothing), None).await;
+    world.kube.plain_node("n1", &["10.0.0.1"]);
+    let _ = world.account_token("token", "n1");
+    let token = world.token_file("token", "token").display().to_string();
+    let ca = world.scratch.join("servers.ca").display().to_string();
+    let flags = ["--enrol-token-file", &token, "--server-ca", &ca];
+    let agent = world.agent(1, &world.agent_args("n1", &flags)).await;
+    families(&scrape(world.server().health_address()).await, into);
+    families(&scrape(agent.health_address()).await, into);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readme_lists_every_metric() {
     let mut all = BTreeSet::new();
@@ -225,6 +243,7 @@ async fn readme_lists_every_metric() {
             &mut all,
         );
     }
+    enrolment(&mut all).await;
     assert!(all.len() > 20, "{all:?}");
     let mut table = String::from("| metric | type | meaning |\n|---|---|---|\n");
     for (name, kind, help) in &all {

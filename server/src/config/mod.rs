@@ -22,8 +22,10 @@ use towline_link::quic;
 use towline_pki::gateway::GatewayFiles;
 use towline_pki::kubelet::{KubeletFiles, KubeletTrust};
 use towline_pki::{Files, SealKey};
+use towline_proto::address;
 use towline_proto::id::Name;
 use towline_proto::limits;
+use towline_proto::target::Target;
 
 use crate::args::Args;
 use crate::attest::{KubeletConfig, Mode};
@@ -276,6 +278,7 @@ impl Config {
             state_dir: args.state_dir.as_deref(),
             tcp: args.carrier != CarrierMode::Quic,
             kubeconfig: args.konnectivity.kubeconfig.as_deref(),
+            control_plane: control_plane(&args.signing.control_plane_prefixes, &args.advertise),
         };
         let enrol = args.enrol.config(&beside, &env, now)?;
         let grants = match args.grants {
@@ -316,7 +319,7 @@ impl Config {
         };
         let env = |name: &str| std::env::var(name).ok();
         let (flags, known) = (&args.konnectivity, &args.advertise);
-        let signing = signing::signing(args.signing, flags, known, &env, now)?;
+        let signing = signing::signing(args.signing, flags, known, enrol.is_some(), &env, now)?;
         let profile = compat.as_ref();
         let health = profile
             .and_then(|profile| profile.health)
@@ -402,6 +405,13 @@ impl Config {
             compat,
         })
     }
+}
+
+/// Where no node is by its own word.
+fn control_plane(prefixes: &[IpNet], advertised: &[Target]) -> Vec<IpNet> {
+    let told = advertised.iter().filter_map(|target| target.address());
+    let told = told.map(|address| IpNet::from(address::canonical(address.ip())));
+    prefixes.iter().copied().chain(told).collect()
 }
 
 /// Nobody else reads requests.

@@ -13,12 +13,14 @@ pub(super) fn signing(
     args: SigningArgs,
     flags: &KonnectivityArgs,
     advertised: &[Target],
+    enrols: bool,
     env: &dyn Fn(&str) -> Option<String>,
     now: SystemTime,
 ) -> Result<Option<SigningConfig>, ConfigError> {
     let file = flags.kubeconfig.as_deref();
     let file = file.filter(|path| !path.as_os_str().is_empty());
-    if file.is_some() && !args.kubelet_serving_approver && flags.compatibility.is_none() {
+    let asks = args.kubelet_serving_approver || enrols;
+    if file.is_some() && !asks && flags.compatibility.is_none() {
         return Err(ConfigError::OnlyCompatible("--kubeconfig"));
     }
     Ok(args.config(file, env, advertised, now)?)

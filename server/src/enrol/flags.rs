@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use ipnet::IpNet;
 use prometheus_client::registry::Registry;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -132,6 +133,7 @@ pub struct EnrolConfig {
     account: Option<(AccountRule, Client)>,
     joins: Option<Arc<Joins>>,
     ledger: Ledger,
+    control_plane: Vec<IpNet>,
     seen: Seen,
     paths: Vec<PathBuf>,
 }
@@ -146,6 +148,8 @@ pub struct Beside<'a> {
     pub tcp: bool,
     /// `--kubeconfig`.
     pub kubeconfig: Option<&'a Path>,
+    /// Where no node is by its own word.
+    pub control_plane: Vec<IpNet>,
 }
 
 /// Name of the ledger in the state directory.
@@ -224,6 +228,7 @@ impl EnrolArgs {
             account,
             joins,
             ledger: Ledger::at(state.join(LEDGER)),
+            control_plane: beside.control_plane.clone(),
             seen,
             paths,
         }))
@@ -319,6 +324,7 @@ impl EnrolConfig {
             names,
             nodes: Nodes {
                 client,
+                control_plane: self.control_plane,
                 prefixes: around.prefixes,
                 agents: around.agents,
             },

@@ -3,13 +3,14 @@
 //! agent says.
 //!
 //! A kubelet writes its own Node's status, so an address counts only inside `--node-cidr`, outside
-//! the prefixes of services and pods, and while nobody else holds it; an overlap refuses the
+//! the prefixes of control plane, services and pods, and while nobody else holds it; an overlap refuses the
 //! newcomer.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use ipnet::IpNet;
 use towline_link::kube::node::Node;
 use towline_link::kube::{Client, node};
 use towline_proto::address;
@@ -27,6 +28,8 @@ use crate::classify::{Prefixes, within};
 pub struct Nodes {
     /// The Kubernetes API, where there is one.
     pub client: Option<Client>,
+    /// Where the control plane is: never a node's by its own word.
+    pub control_plane: Vec<IpNet>,
     /// Of the cluster.
     pub prefixes: Prefixes,
     /// Whose addresses are whose now.
@@ -34,7 +37,7 @@ pub struct Nodes {
 }
 
 /// The addresses of a Node that may count, by the operator's prefixes. Pure.
-pub fn allowed(claimed: &Node, prefixes: &Prefixes) -> Vec<IpAddr> {
+pub fn allowed(claimed: &Node, prefixes: &Prefixes, control_plane: &[IpNet]) -> Vec<IpAddr> {
     let mut out: Vec<IpAddr> = Vec::new();
     for text in claimed.addresses() {
         let Ok(ip) = text.parse::<IpAddr>() else {
@@ -44,6 +47,7 @@ pub fn allowed(claimed: &Node, prefixes: &Prefixes) -> Vec<IpAddr> {
         let good = within(&prefixes.node, ip)
             && !within(&prefixes.service, ip)
             && !within(&prefixes.pod, ip)
+            && !within(control_plane, ip)
             && address::refusal(ip).is_none();
         if good && !out.contains(&ip) {
             out.push(ip);
@@ -71,9 +75,11 @@ impl Nodes {
             return Ok(Looked::Nothing);
         };
         match node::get(client, name.as_str()).await {
-            Ok(found) if found.metadata.name == name.as_str() => {
-                Ok(Looked::Addresses(allowed(&found, &self.prefixes)))
-            }
+            Ok(found) if found.metadata.name == name.as_str() => Ok(Looked::Addresses(allowed(
+                &found,
+                &self.prefixes,
+                &self.control_plane,
+            ))),
             Ok(_) => Ok(Looked::NoNode),
             Err(error) if error.is_not_found() => Ok(Looked::NoNode),
             Err(error) => Err(unavailable(&error)),
@@ -134,6 +140,7 @@ mod tests {
             "fd00::5",
             // Not a node's, a pod's, a service's, nobody's.
             "192.0.2.1",
+            "10.0.0.250",
             "10.0.7.1",
             "10.96.0.1",
             "127.0.0.1",
@@ -152,7 +159,8 @@ mod tests {
             },
             ..Node::default()
         };
-        let good: Vec<String> = allowed(&node, &prefixes)
+        let master = ["10.0.0.250/32".parse().unwrap()];
+        let good: Vec<String> = allowed(&node, &prefixes, &master)
             .iter()
             .map(ToString::to_string)
             .collect();
@@ -161,6 +169,6 @@ mod tests {
             node: Vec::new(),
             ..prefixes
         };
-        assert!(allowed(&node, &none).is_empty());
+        assert!(allowed(&node, &none, &[]).is_empty());
     }
 }
