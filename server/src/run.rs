@@ -258,20 +258,13 @@ impl Server {
         // Agents come in, some for a certificate first.
         let mut serving = JoinSet::new();
         let mut tasks = JoinSet::new();
-        let enrolment = match (enrol, &trust) {
-            (Some(config), Some(trust)) => {
-                let around = enrol::flags::Around {
-                    trust: trust.clone(),
-                    audit: audit.clone(),
-                    agents: Arc::clone(&agents),
-                    prefixes: enrol_prefixes,
-                    registry: &mut registry,
-                };
-                Some(config.start(around, &mut tasks)?)
-            }
-            // The configuration has no issuer without an identity.
-            _ => None,
+        let around = enrol::flags::Around {
+            audit: audit.clone(),
+            agents: Arc::clone(&agents),
+            prefixes: enrol_prefixes,
+            registry: &mut registry,
         };
+        let enrolment = enrol::flags::start(enrol, trust.as_ref(), around, &mut tasks)?;
         let own = trust.clone().map(|trust| {
             let greeter = Greeter::new(
                 Arc::clone(&agents),
@@ -353,9 +346,7 @@ impl Server {
             policy.watch_over(readiness.condition("policy", "not read yet"));
             follow_policy(Arc::clone(&policy), seen, counted.clone())
         });
-        let enrolment_reload = enrolment
-            .as_ref()
-            .map(|running| running.follow(counted.clone()));
+        let enrolment_reload = enrolment.as_ref().map(|one| one.follow(counted.clone()));
         let files = reload::Reloader::start("files", watch, counted, move || {
             // SIGHUP says that the file may have been moved, too.
             recorded.look();
@@ -365,9 +356,7 @@ impl Server {
             let (trust, attestor) = (trust.clone(), Arc::clone(&attestor));
             let gateway = gateway.clone();
             let legacy = compat.as_ref().map(|compat| compat.trust.clone());
-            let issuer = enrolment
-                .as_ref()
-                .map(|running| Arc::clone(&running.issuer));
+            let issuer = enrolment.as_ref().map(|one| Arc::clone(&one.issuer));
             Arc::new(move || {
                 let snapshot = trust.as_ref().map(Trust::snapshot);
                 let mut all = snapshot.map_or_else(Vec::new, |own| own.material.expiries());

@@ -281,8 +281,6 @@ fn rule(text: &str, audience: Option<String>) -> Result<AccountRule, EnrolFlagEr
 
 /// What enrolment needs of the rest of the server.
 pub struct Around<'a> {
-    /// Whose certificates are taken.
-    pub trust: Trust,
     /// The trail.
     pub audit: Audit,
     /// Who is linked.
@@ -305,10 +303,24 @@ pub struct Running {
     trust: Trust,
 }
 
+/// Begins, where an authority is configured; there is none without an identity of ours.
+pub fn start(
+    config: Option<EnrolConfig>,
+    trust: Option<&Trust>,
+    around: Around<'_>,
+    tasks: &mut JoinSet<()>,
+) -> Result<Option<Running>, EnrolFlagError> {
+    let (Some(config), Some(trust)) = (config, trust) else {
+        return Ok(None);
+    };
+    config.start(trust.clone(), around, tasks).map(Some)
+}
+
 impl EnrolConfig {
     /// Reads what was issued before, and begins.
-    pub fn start(
+    fn start(
         self,
+        trust: Trust,
         around: Around<'_>,
         tasks: &mut JoinSet<()>,
     ) -> Result<Running, EnrolFlagError> {
@@ -317,7 +329,7 @@ impl EnrolConfig {
         let client = self.account.as_ref().map(|(_, client)| client.clone());
         let accounts = self.account;
         let desk = Desk {
-            trust: around.trust.clone(),
+            trust: trust.clone(),
             issuer: Arc::clone(&self.issuer),
             accounts: accounts.map(|(rule, client)| Accounts::new(client, rule)),
             joins: self.joins.clone(),
@@ -338,7 +350,7 @@ impl EnrolConfig {
             seen: self.seen,
             paths: self.paths,
             joins: self.joins,
-            trust: around.trust,
+            trust,
         })
     }
 }
