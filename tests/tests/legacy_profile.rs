@@ -145,6 +145,7 @@ fn good() -> Token {
         username: "system:serviceaccount:kube-system:konnectivity-agent".to_owned(),
         audiences: vec![AUDIENCE.to_owned()],
         expired: false,
+        extra: Default::default(),
     }
 }
 
@@ -215,6 +216,7 @@ async fn tokens_are_judged_by_the_api_and_refused_with_known_texts() {
         username: username.to_owned(),
         audiences: vec![audience.to_owned()],
         expired,
+        extra: Default::default(),
     };
     let account = "system:serviceaccount:kube-system:konnectivity-agent";
     world.kube.token(
