@@ -189,6 +189,7 @@ async fn a_token_is_reviewed_for_its_audience() {
         username: username.to_owned(),
         audiences: vec!["system:konnectivity-server".to_owned()],
         expired: false,
+        extra: Default::default(),
     };
     world.kube.token("good", good.clone());
     world.kube.token(
