@@ -155,6 +155,10 @@ fn create(args: &Create, now: SystemTime) -> Result<Answer, Failure> {
         PathBuf::from(format!("join-{which}.token"))
     });
     let tokens = &args.tokens.tokens;
+    // A file that cannot be read is left alone, without a lock beside it.
+    if tokens.exists() {
+        read(tokens)?;
+    }
     let _held = lock(tokens)?;
     let there = match tokens.exists() {
         true => read(tokens)?,
@@ -246,6 +250,7 @@ fn list(args: &Tokens, now: SystemTime) -> Result<Answer, Failure> {
 
 fn revoke(args: &Revoke, now: SystemTime) -> Result<Answer, Failure> {
     let tokens = &args.tokens.tokens;
+    read(tokens)?;
     let _held = lock(tokens)?;
     let file = read(tokens)?;
     let known = |id: &JoinId| file.entries().iter().any(|entry| entry.id == *id);
