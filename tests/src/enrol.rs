@@ -21,6 +21,7 @@ use towline_pki::{
 };
 use towline_proto::enrol::{EnrolReply, EnrolRequest, Proof, Refusal, Token};
 use towline_proto::id::Role;
+use towline_proto::limits;
 use towline_server::run::Server;
 
 use crate::apiserver::FakeApiserver;
@@ -93,6 +94,13 @@ impl Default for Node {
 impl EnrolWorld {
     /// A server on this carrier, with more flags.
     pub async fn start(carrier: CarrierKind, flags: &[&str]) -> Self {
+        let mut world = Self::prepared(carrier, flags).await;
+        world.restart().await.expect("the server starts");
+        world
+    }
+
+    /// Everything but the server.
+    pub async fn prepared(carrier: CarrierKind, flags: &[&str]) -> Self {
         let authority = Authority::new("kit.example");
         let scratch = Scratch::new().expect("a directory");
         for (name, role) in [("agents.ca", Role::Agent), ("servers.ca", Role::Server)] {
@@ -114,7 +122,7 @@ impl EnrolWorld {
             .sign()
             .write(&scratch, "s0")
             .expect("files");
-        let mut world = Self {
+        Self {
             authority,
             kube,
             wire: Wire::default(),
@@ -123,9 +131,12 @@ impl EnrolWorld {
             carrier,
             flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
             address: None,
-        };
-        world.restart().await.expect("the server starts");
-        world
+        }
+    }
+
+    /// Where the server is to be, or is when it is another process.
+    pub fn at(&mut self, address: SocketAddr) {
+        self.address = Some(address);
     }
 
     /// The command line of the server.
@@ -190,7 +201,10 @@ impl EnrolWorld {
 
     /// Where it is.
     pub fn address(&self) -> SocketAddr {
-        self.server().link_address()
+        match (&self.server, self.address) {
+            (Some(server), _) => server.link_address(),
+            (None, address) => address.expect("an address"),
+        }
     }
 
     /// Its trail.
@@ -287,7 +301,8 @@ impl EnrolWorld {
         let config = towline_pki::tls::enrol_client(shown, contact).expect("a configuration");
         let server = self.address().to_string().parse().expect("a target");
         let name = towline_pki::tls::server_name();
-        let met = tls::meet(&server, name, config, None).await;
+        let after = limits::ENROL_ATTEMPT;
+        let met = Box::pin(tls::meet_within(after, &server, name, config, None)).await;
         met.map(|met| met.stream).map_err(|error| error.to_string())
     }
 
