@@ -2,6 +2,7 @@
 
 pub mod attest;
 pub mod audit;
+pub mod enrolment;
 pub mod gateway;
 pub mod intact;
 pub mod latency;
@@ -50,6 +51,8 @@ pub enum Kind {
     AttestedDial,
     /// Every kubelet of many nodes verified at start, and again.
     AttestAll,
+    /// Thousands of new nodes that all want a certificate at once.
+    Enrolment,
     /// The first round trip beside a bulk download that was alone until then.
     AskAfterBulkAlone,
     /// Round trips beside a bulk download.
@@ -125,6 +128,7 @@ pub fn all(options: &Options) -> Vec<Measure> {
         Kind::Reconnect(reconnect::End::Kill),
     );
     add("revocation".into(), Kind::Revocation);
+    add("enrolment".into(), Kind::Enrolment);
     add("policy".into(), Kind::Policy);
     add("gateway".into(), Kind::Gateway);
     for cell in long_path::cells(options.quick) {
@@ -152,6 +156,8 @@ impl Kind {
             }
             // The carrier makes no difference; one peer stands for all.
             Self::Policy => peer.name == "towline-quic",
+            // Over TCP, whatever carries links.
+            Self::Enrolment => peer.name == "towline-tls",
             Self::AttestAll | Self::AttestedDial | Self::AuditedDial | Self::Gateway => {
                 peer.carrier().is_some() && !peer.is_jumbo() && !peer.speaks_grpc()
             }
@@ -211,6 +217,7 @@ impl Turn<'_> {
             Kind::Connects => latency::connects(self, shared?).await,
             Kind::Dial => latency::dial(self, shared?).await,
             Kind::Intact(what) => intact::run(self, what).await,
+            Kind::Enrolment => enrolment::run(self).await,
             Kind::Gateway => gateway::run(self).await,
             Kind::LongPath(cell) => long_path::run(self, cell).await,
             Kind::MemoryDials => memory::dials(self).await,

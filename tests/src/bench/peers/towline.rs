@@ -40,6 +40,13 @@ pub struct Stage {
 }
 
 impl Stage {
+    /// Our server's program.
+    pub fn server(&self) -> Result<&PathBuf> {
+        self.server
+            .as_ref()
+            .map_err(|error| Failure::new(error.to_string()))
+    }
+
     /// Looks for the daemons beside this program and makes an authority.
     pub fn new() -> Result<Self> {
         let scratch = Scratch::new().during("scratch directory")?;
