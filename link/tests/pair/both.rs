@@ -5,6 +5,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use towline_link::carrier::{Carrier, CarrierKind, Stream};
@@ -20,12 +21,12 @@ macro_rules! on_both_carriers {
     ($($(#[$attribute:meta])* $name:ident),* $(,)?) => {
         mod quic {
             $(#[tokio::test] $(#[$attribute])* async fn $name() {
-                super::$name($crate::both::Ends::on_quic().await).await
+                $crate::both::in_time(super::$name($crate::both::Ends::on_quic().await)).await
             })*
         }
         mod tls {
             $(#[tokio::test] $(#[$attribute])* async fn $name() {
-                super::$name($crate::both::Ends::on_tls().await).await
+                $crate::both::in_time(super::$name($crate::both::Ends::on_tls().await)).await
             })*
         }
     };
@@ -37,15 +38,23 @@ macro_rules! on_both_carriers_paused {
     ($($name:ident),* $(,)?) => {
         mod quic {
             $(#[tokio::test(start_paused = true)] async fn $name() {
-                super::$name($crate::both::Ends::on_quic_in_memory().await).await
+                $crate::both::in_time(super::$name($crate::both::Ends::on_quic_in_memory().await)).await
             })*
         }
         mod tls {
             $(#[tokio::test(start_paused = true)] async fn $name() {
-                super::$name($crate::both::Ends::on_tls_in_memory().await).await
+                $crate::both::in_time(super::$name($crate::both::Ends::on_tls_in_memory().await)).await
             })*
         }
     };
+}
+
+/// No test takes longer, on its own clock: one that waits for what never comes fails.
+const LIMIT: Duration = Duration::from_secs(300);
+
+pub async fn in_time(test: impl Future<Output = ()>) {
+    let ended = tokio::time::timeout(LIMIT, Box::pin(test)).await;
+    assert!(ended.is_ok(), "waits for ever");
 }
 
 /// Both ends of a link, verified and not greeted.
