@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use ipnet::IpNet;
+use towline_link::carrier::CarrierMode;
 use towline_link::process::telemetry::{LogFilter, LogFormat};
 use towline_link::process::values::{ByteSize, TimeSpan};
 use towline_link::quic::Congestion;
@@ -16,7 +17,6 @@ use towline_proto::target::{Class, Target};
 
 use crate::enrol::flags::EnrolArgs;
 use crate::konnectivity::args::KonnectivityArgs;
-use crate::reach::CarrierMode;
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
+use towline_link::carrier::CarrierMode;
 use towline_link::process::compat::{MetricsAt, Second};
 use towline_link::process::policy_file::{PolicyFile, PolicyFileError};
 use towline_link::process::telemetry::{LogFilter, LogFormat};
@@ -28,7 +29,6 @@ use crate::enrol::start::{enrolled, enrolling};
 use crate::konnectivity::args::KonnectivityArgs;
 use crate::konnectivity::config::{LegacyConfig, LegacyConfigError, Listeners};
 use crate::policy::{Policy, Rules};
-use crate::reach::CarrierMode;
 use crate::serve::ServeConfig;
 use crate::trust::{Snapshot, TrustError};
 

@@ -1,14 +1,12 @@
 //! One attempt to reach a server: its name resolved anew, the carriers raced, the peer verified.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::task::JoinSet;
-use towline_link::carrier::{Carrier, CarrierKind};
+use towline_link::carrier::{Carrier, CarrierKind, CarrierMode};
 use towline_link::connect::{BothFailed, CarrierMemory, Won, connect_auto};
 use towline_link::error::ConnectError;
 use towline_link::quic::{QuicEndpoint, UdpBuffers};
@@ -19,45 +17,6 @@ use towline_proto::reason::Reason;
 use towline_proto::target::{Host, Target};
 
 use crate::trust::Snapshot;
-
-/// `--carrier`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum CarrierMode {
-    /// quic where it works, tls where it does not.
-    #[default]
-    Auto,
-    /// quic only.
-    Quic,
-    /// tls only.
-    Tls,
-}
-
-/// A word that names no carrier.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown carrier {0:?}: use auto, quic or tls")]
-pub struct UnknownCarrier(String);
-
-impl FromStr for CarrierMode {
-    type Err = UnknownCarrier;
-    fn from_str(text: &str) -> Result<Self, UnknownCarrier> {
-        match text {
-            "auto" => Ok(CarrierMode::Auto),
-            "quic" => Ok(CarrierMode::Quic),
-            "tls" => Ok(CarrierMode::Tls),
-            other => Err(UnknownCarrier(other.chars().take(32).collect())),
-        }
-    }
-}
-
-impl fmt::Display for CarrierMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            CarrierMode::Auto => "auto",
-            CarrierMode::Quic => "quic",
-            CarrierMode::Tls => "tls",
-        })
-    }
-}
 
 /// Why no carrier led to a server.
 #[derive(Debug, thiserror::Error)]

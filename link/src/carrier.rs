@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -39,6 +40,45 @@ impl CarrierKind {
 impl fmt::Display for CarrierKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+/// `--carrier`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CarrierMode {
+    /// Both: at a server at the same port; at an agent quic where it works, tls where it does not.
+    #[default]
+    Auto,
+    /// quic only.
+    Quic,
+    /// tls only.
+    Tls,
+}
+
+/// A word that names no carrier.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown carrier {0:?}: use auto, quic or tls")]
+pub struct UnknownCarrier(String);
+
+impl FromStr for CarrierMode {
+    type Err = UnknownCarrier;
+    fn from_str(text: &str) -> Result<Self, UnknownCarrier> {
+        match text {
+            "auto" => Ok(CarrierMode::Auto),
+            "quic" => Ok(CarrierMode::Quic),
+            "tls" => Ok(CarrierMode::Tls),
+            other => Err(UnknownCarrier(other.chars().take(32).collect())),
+        }
+    }
+}
+
+impl fmt::Display for CarrierMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            CarrierMode::Auto => "auto",
+            CarrierMode::Quic => "quic",
+            CarrierMode::Tls => "tls",
+        })
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use ipnet::IpNet;
+use towline_link::carrier::CarrierMode;
 use towline_link::process::telemetry::{LogFilter, LogFormat};
 use towline_link::process::values::{ByteSize, TimeSpan};
 use towline_link::quic::Congestion;
@@ -20,7 +21,6 @@ use crate::audit::requests::Commands;
 use crate::audit::trail::OnFailure;
 use crate::compat::KonnectivityArgs;
 use crate::compat::args::DoorMode;
-use crate::config::CarrierMode;
 use crate::csr::SigningArgs;
 use crate::enrol::EnrolArgs;
 use crate::gateway::flags::GatewayArgs;

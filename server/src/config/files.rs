@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
+use towline_link::carrier::CarrierMode;
 use towline_pki::kubelet::KubeletFiles;
 use towline_pki::{CrlPolicy, Files};
 use towline_proto::id::Role;
 
-use super::{CarrierMode, ConfigError};
+use super::ConfigError;
 use crate::args::Args;
 use crate::attest::Mode;
 

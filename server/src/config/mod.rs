@@ -5,14 +5,13 @@ mod error;
 mod files;
 mod signing;
 
-use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
+use towline_link::carrier::CarrierMode;
 use towline_link::process::compat::{MetricsAt, Second};
 use towline_link::process::policy_file::PolicyFile;
 use towline_link::process::telemetry::{LogFilter, LogFormat};
@@ -45,45 +44,6 @@ use crate::trust::Snapshot;
 use files::{kubelet_files, own_files};
 
 pub use error::ConfigError;
-
-/// `--carrier`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum CarrierMode {
-    /// Both, at the same port.
-    #[default]
-    Auto,
-    /// quic only.
-    Quic,
-    /// tls only.
-    Tls,
-}
-
-/// A word that names no carrier.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown carrier {0:?}: use auto, quic or tls")]
-pub struct UnknownCarrier(String);
-
-impl FromStr for CarrierMode {
-    type Err = UnknownCarrier;
-    fn from_str(text: &str) -> Result<Self, UnknownCarrier> {
-        match text {
-            "auto" => Ok(CarrierMode::Auto),
-            "quic" => Ok(CarrierMode::Quic),
-            "tls" => Ok(CarrierMode::Tls),
-            other => Err(UnknownCarrier(other.chars().take(32).collect())),
-        }
-    }
-}
-
-impl fmt::Display for CarrierMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            CarrierMode::Auto => "auto",
-            CarrierMode::Quic => "quic",
-            CarrierMode::Tls => "tls",
-        })
-    }
-}
 
 /// Checked values, grouped by who uses them.
 #[derive(Clone, Debug)]

@@ -5,10 +5,11 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use tokio::net::{TcpListener, TcpSocket};
+use towline_link::carrier::CarrierMode;
 use towline_link::quic::{BindError, EndpointKeys, KeysError, QuicListener};
 use towline_proto::limits;
 
-use crate::config::{CarrierMode, LinkConfig};
+use crate::config::LinkConfig;
 use crate::trust::Snapshot;
 
 /// Why a listener could not be made.
