@@ -437,3 +437,65 @@ fn a_private_key_leaves_only_where_it_is_asked_for() {
         &["CERTIFICATE"],
     );
 }
+
+/// A key under a passphrase is opened; what is written is said to be open, and is never written when
+/// the passphrase is wrong.
+#[test]
+fn encrypted_keys_are_opened_for_what_takes_no_passphrase() {
+    if !have_openssl() {
+        return;
+    }
+    let tool = Tool::with_cluster();
+    tool.ok("issue --dir prod client al");
+    for (name, text) in [
+        ("pass", "correct horse"),
+        ("wrong", "battery staple"),
+        ("own", "another one"),
+    ] {
+        fs::write(tool.dir.path(name), format!("{text}\n")).unwrap();
+        let mode = PermissionsExt::from_mode(0o600);
+        fs::set_permissions(tool.dir.path(name), mode).unwrap();
+    }
+    let plain = fs::read(tool.dir.path("client-al.key")).unwrap();
+    openssl(
+        tool.dir.root(),
+        "pkcs8 -topk8 -in client-al.key -out locked.key -passout file:pass",
+    );
+    for (number, form) in [
+        "pem --cert client-al.crt --key locked.key",
+        "secret al --cert client-al.crt --key locked.key",
+        "secret al --from tls.key=locked.key",
+        "kubeconfig --server https://x:6443 --ca prod/trust/servers.pem --cert client-al.crt --key locked.key",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let form = format!("export {form} --out {number}.out");
+        tool.refused(&form, 1, &["locked.key", "--passphrase-file"]);
+        tool.refused(&format!("{form} --passphrase-file wrong"), 1, &["locked.key"]);
+        let out = tool.ok(&format!("{form} --passphrase-file pass"));
+        assert!(out.contains("was encrypted; what is written is not"), "{out}");
+        let made = fs::read(tool.dir.path(&format!("{number}.out"))).unwrap();
+        assert_eq!(tool.mode(&format!("{number}.out")), 0o600);
+        if number == 0 {
+            assert!(made.starts_with(&plain));
+        }
+    }
+    // PKCS#12 has two: of the key that is read, and of what is made.
+    let form = "export pkcs12 --cert client-al.crt --key locked.key --out al.p12";
+    tool.refused(
+        &format!("{form} --passphrase-file own"),
+        1,
+        &["--key-passphrase-file"],
+    );
+    tool.refused(
+        &format!("{form} --passphrase-file own --key-passphrase-file own"),
+        1,
+        &["locked.key"],
+    );
+    tool.ok(&format!(
+        "{form} --passphrase-file own --key-passphrase-file pass"
+    ));
+    let shown = openssl(tool.dir.root(), "pkcs12 -in al.p12 -nodes -passin file:own");
+    assert!(shown.contains("PRIVATE KEY"), "{shown}");
+}

@@ -337,3 +337,66 @@ fn renew_waits_until_it_is_due() {
     assert_eq!(list(&tool, "prod/trust/servers.crl").0, 2);
     tool.ok("crl verify --dir prod");
 }
+
+/// `verify` judges by the files of a daemon, so it says what the daemon says.
+#[test]
+fn verify_knows_the_lists_of_every_role() {
+    let tool = Tool::with_cluster();
+    for (role, name, list) in [
+        ("agent", "n1", "agents"),
+        ("server", "s1", "servers"),
+        ("client", "c1", "servers"),
+        ("operator", "o1", "servers"),
+    ] {
+        tool.ok(&format!("issue --dir prod {role} {name}"));
+        tool.ok("crl renew --dir prod");
+        let verify = format!(
+            "verify {role}-{name}.crt --role {role} --trust prod/trust/{list}.pem \
+             --cluster prod.example --crl prod/trust/{list}.crl"
+        );
+        tool.ok(&verify);
+        // The list of somebody else covers nobody here, and is none that a daemon would take.
+        let other = if list == "agents" {
+            "servers"
+        } else {
+            "agents"
+        };
+        let foreign = verify.replace(&format!("{list}.crl"), &format!("{other}.crl"));
+        tool.refused(&foreign, 3, &["none of the authorities"]);
+        tool.ok(&format!("revoke --dir prod --cert {role}-{name}.crt"));
+        tool.refused(&verify, 1, &["revoked"]);
+        let answer = tool.run(&format!("{verify} -o json"));
+        assert!(answer.out.contains("\"revoked\""), "{}", answer.out);
+    }
+    let web = "verify agent-n1.crt --role kube-apiserver --trust prod/trust/agents.pem";
+    tool.refused(
+        &format!("{web} --crl prod/trust/agents.crl"),
+        2,
+        &["kube-apiserver"],
+    );
+    // A list that is past its next update counts or does not, as the daemons' policy says.
+    tool.ok("issue --dir prod agent n2");
+    let clock = SystemTime::now() - 40 * DAY;
+    let lists = stale_list(&tool, clock);
+    let verify = format!(
+        "verify agent-n2.crt --role agent --trust prod/trust/agents.pem --cluster prod.example --crl {lists}"
+    );
+    tool.ok(&verify);
+    tool.refused(&format!("{verify} --crl-policy fail-closed"), 1, &["list"]);
+    tool.refused(&format!("{verify} --crl-policy maybe"), 2, &["keep-last"]);
+}
+
+/// A list of the issuer of agents that was made then, for 30 days.
+fn stale_list(tool: &Tool, made: SystemTime) -> &'static str {
+    let at = |end: &str| tool.dir.path(&format!("prod/issuers/agents.{end}"));
+    let authority = Authority::load(&at("crt"), &at("key"), SystemTime::now()).unwrap();
+    let list = authority.sign_list(&ListSpec {
+        number: 9,
+        this_update: made,
+        next_update: made + 30 * DAY,
+        revoked: Vec::new(),
+    });
+    let text = pem::write_revocation_list(&list.unwrap());
+    fs::write(tool.dir.path("stale.crl"), text).unwrap();
+    "stale.crl"
+}

@@ -19,6 +19,7 @@ use towline_pki::{
 use towline_proto::id::{ClusterName, Name, Role};
 
 use super::answer::{self, Answer};
+use super::lists::Lists;
 use super::unlock::Unlock;
 use super::{EXIT_CODES, Failure, paper, source};
 
@@ -115,7 +116,8 @@ fn authority(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
         store::remove(&layout.request(seat, generation))?;
         succession::trust(&layout, seat)?;
     }
-    let text = report(
+    let followed = Lists::follow(&layout, seat, &mut passphrases, now)?;
+    let mut text = report(
         args,
         &cluster,
         &layout,
@@ -124,8 +126,10 @@ fn authority(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
         root.is_some(),
         now,
     );
+    text.push_str(&followed.lines("with a list of the new one, which it needs before it signs"));
     let mut files = vec![answer::file(&layout.cert(seat, generation), "certificate")];
     files.extend(layout.trust(seat).map(|path| answer::file(&path, "trust")));
+    files.extend(followed.files());
     Ok(Answer::new(
         text,
         json!({

@@ -9,7 +9,9 @@ use towline_pki::crl::{List, RevocationListError};
 use towline_pki::{Certificate, date, store};
 
 use super::answer::{self, Answer};
-use super::book::{Book, Signed};
+use super::book::Book;
+use super::deny::DenyFile;
+use super::lists::Signed;
 use super::source::Source;
 use super::{EXIT_CODES, Failure};
 
@@ -49,6 +51,7 @@ struct Show {
 }
 
 /// Sign the cluster's lists anew, with a higher number and a later end. What has ended is left out.
+/// The first time it makes an empty deny list, too.
 #[derive(clap::Args)]
 struct Renew {
     /// Days until the list needs a successor
@@ -147,10 +150,20 @@ fn renew(args: &Renew, now: SystemTime) -> Result<Answer, Failure> {
                 continue;
             }
         }
-        let signed = book.sign(*group, &[], args.days, now)?;
-        text.push_str(&signed.line(now));
-        files.push(answer::file(&signed.path, "revocation-list"));
-        lists.push(Signed::json(&signed));
+        for signed in book.sign(*group, &[], args.days, now)? {
+            text.push_str(&signed.line(now));
+            lists.push(Signed::json(&signed));
+        }
+        files.push(answer::file(&path, "revocation-list"));
+    }
+    let denied = book.denied();
+    if !denied.exists() {
+        DenyFile::read(&denied)?.write(&denied)?;
+        text.push_str(&format!(
+            "made     {}: nobody is denied\n",
+            denied.display()
+        ));
+        files.push(answer::file(&denied, "deny-list"));
     }
     Ok(Answer::new(text, json!({ "lists": lists, "files": files })))
 }

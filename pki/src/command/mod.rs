@@ -24,6 +24,7 @@ pub(crate) mod issue;
 pub(crate) mod kubelet_client;
 pub(crate) mod kubelet_serving;
 pub(crate) mod lint;
+pub(crate) mod lists;
 pub(crate) mod needs_renewal;
 pub(crate) mod paper;
 pub(crate) mod renew;

@@ -101,8 +101,8 @@ pub(crate) fn run(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
     }
     let mut answer = paper::report(&issued, &signing, &args.cert, Some(&key_path), now);
     answer.append(&format!(
-        "before   serial {} is valid until {}; when it is in wrong hands put\n         \
-         \"serial:{}\" on the deny list\n",
+        "before   serial {} is valid until {}; when it is in wrong hands:\n         \
+         towline-pki revoke --serial {}\n",
         old.serial,
         date::text(old.not_after),
         old.serial

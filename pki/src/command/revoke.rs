@@ -10,8 +10,9 @@ use towline_pki::{Certificate, Identity, Serial, date};
 use towline_proto::id::Role;
 
 use super::answer::{self, Answer};
-use super::book::{Book, Entry, Group, Signed};
+use super::book::{Book, Entry, Group};
 use super::deny::DenyFile;
+use super::lists::Signed;
 use super::source::Source;
 use super::{EXIT_CODES, Failure};
 
@@ -107,7 +108,7 @@ pub(crate) fn run(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
             .map(|one| one.entry.clone())
             .collect();
         if !args.deny_only && !added.is_empty() {
-            lists.push(book.sign(*group, &added, args.days, now)?);
+            lists.extend(book.sign(*group, &added, args.days, now)?);
         }
     }
     Ok(report(&doomed, &denied, &path, &lists, now))
@@ -270,9 +271,11 @@ fn report(
         text.push_str(&list.line(now));
     }
     text.push_str("next     bring these files to the daemons; they end live links by themselves\n");
-    let mut files: Vec<_> = lists
+    let mut paths: Vec<_> = lists.iter().map(|list| &list.path).collect();
+    paths.dedup();
+    let mut files: Vec<_> = paths
         .iter()
-        .map(|list| answer::file(&list.path, "revocation-list"))
+        .map(|path| answer::file(path, "revocation-list"))
         .collect();
     if !denied.is_empty() {
         files.push(answer::file(path, "deny-list"));

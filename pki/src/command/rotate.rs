@@ -9,11 +9,12 @@ use towline_pki::hierarchy::succession::{self, Stage};
 use towline_pki::role::{ISSUER_LIFE, ROOT_LIFE};
 use towline_pki::store::{self, Replace};
 use towline_pki::{
-    Authority, AuthorityError, Certificate, Generation, KeyKind, Layout, Ledger, Passphrases,
-    PrivateKey, Seat, Secret, date, survey,
+    Authority, AuthorityError, Certificate, Generation, KeyKind, Layout, Ledger, PassphraseSource,
+    Passphrases, PrivateKey, Seat, Secret, date, survey,
 };
 
 use super::answer::{self, Answer};
+use super::lists::{Followed, Lists};
 use super::root::{self, RootFlags};
 use super::unlock::{self, Unlock};
 use super::{EXIT_CODES, Failure, init, source};
@@ -172,8 +173,9 @@ fn prepare(args: &Prepare, now: SystemTime) -> Result<Answer, Failure> {
     } else {
         succession::trust(&layout, seat)?;
     }
+    let followed = Lists::follow(&layout, seat, &mut passphrases, now)?;
     let made = read(&next)?;
-    Ok(prepared(args, &layout, &made, now))
+    Ok(prepared(args, &layout, &made, &followed, now))
 }
 
 /// The name in the new authority: the cluster's, or of a root without one what the old one says.
@@ -244,11 +246,18 @@ fn awaited(args: &Prepare, layout: &Layout) -> Answer {
     )
 }
 
-fn prepared(args: &Prepare, layout: &Layout, made: &Certificate, now: SystemTime) -> Answer {
+fn prepared(
+    args: &Prepare,
+    layout: &Layout,
+    made: &Certificate,
+    followed: &Followed,
+    now: SystemTime,
+) -> Answer {
     let (seat, dir) = (args.seat, args.dir.display());
     let cert = layout.cert(seat, Generation::Next);
     let mut files = vec![answer::file(&cert, "certificate")];
     files.extend(layout.trust(seat).map(|path| answer::file(&path, "trust")));
+    files.extend(followed.files());
     let next = match seat {
         Seat::Root => format!(
             "nobody anchors on a root, so nobody has to be told: towline-pki rotate activate root \
@@ -272,8 +281,10 @@ fn prepared(args: &Prepare, layout: &Layout, made: &Certificate, now: SystemTime
          \x20 valid    until {until} ({left})\n\
          \x20 file     {cert}\n\
          {trust}\
+         {lists}\
          \n\
          next     {next}\n",
+        lists = followed.lines("with a list of the new one, which it needs before it signs"),
         subject = made.subject,
         sha256 = made.fingerprint,
         until = date::text(made.not_after),
@@ -297,9 +308,11 @@ fn prepared(args: &Prepare, layout: &Layout, made: &Certificate, now: SystemTime
 fn activate(args: &Activate, now: SystemTime) -> Result<Answer, Failure> {
     let (seat, layout) = (args.seat, Layout::new(&args.dir));
     let stage = Stage::of(&layout, seat);
+    let mut passphrases = args.unlock.passphrases();
     if stage.has_old() && !stage.has_next() {
         succession::trust(&layout, seat)?;
-        return activated(args, &layout, "was active already", now);
+        let followed = Lists::follow(&layout, seat, &mut passphrases, now)?;
+        return activated(args, &layout, "was active already", &followed, now);
     }
     let successor = succession::successor(&layout, seat)?;
     let successor = Certificate::parse(successor.as_ref())?;
@@ -307,8 +320,9 @@ fn activate(args: &Activate, now: SystemTime) -> Result<Answer, Failure> {
     if !args.force && !stage.has_old() && seat != Seat::Root {
         refuse_unready(args, &successor)?;
     }
-    succession::activate(&layout, seat, &mut args.unlock.passphrases(), now)?;
-    activated(args, &layout, "signs from now on", now)
+    succession::activate(&layout, seat, &mut passphrases, now)?;
+    let followed = Lists::follow(&layout, seat, &mut passphrases, now)?;
+    activated(args, &layout, "signs from now on", &followed, now)
 }
 
 fn refuse_unready(args: &Activate, successor: &Certificate) -> Result<(), Failure> {
@@ -362,6 +376,7 @@ fn activated(
     args: &Activate,
     layout: &Layout,
     what: &str,
+    followed: &Followed,
     now: SystemTime,
 ) -> Result<Answer, Failure> {
     let (seat, dir) = (args.seat, args.dir.display());
@@ -376,15 +391,22 @@ fn activated(
     let text = format!(
         "active   authority of {seat}: {subject} {what}\n\
          \x20 old      is trusted still, and signs no certificates any more\n\
+         {lists}\
          \n\
          next     {next}:\n\
          \x20        towline-pki rotate retire {seat} --dir {dir}\n",
+        lists =
+            followed.lines("with a list of the new one: to the daemons before its certificates"),
         subject = made.subject,
     );
     let certificates: Vec<Value> = vec![answer::certificate(&made, now)];
     Ok(Answer::new(
         text,
-        json!({ "issuer": seat.as_str(), "certificates": certificates }),
+        json!({
+            "issuer": seat.as_str(),
+            "certificates": certificates,
+            "files": followed.files().into_iter().collect::<Vec<_>>(),
+        }),
     ))
 }
 
@@ -425,6 +447,9 @@ fn retire(args: &Retire, now: SystemTime) -> Result<Answer, Failure> {
         }
     }
     succession::retire(&layout, seat)?;
+    // No list is missing, so no key is asked for: only the old one's list goes.
+    let mut nobody = Passphrases::new(PassphraseSource::Terminal, "");
+    let followed = Lists::follow(&layout, seat, &mut nobody, now)?;
     let (dir, trust) = (args.dir.display(), layout.trust(seat));
     let made = current(&layout, seat)?;
     let mut text = format!(
@@ -437,6 +462,7 @@ fn retire(args: &Retire, now: SystemTime) -> Result<Answer, Failure> {
              in the ledger;\n           daemons that were not given theirs are cut off with the next step\n"
         ));
     }
+    text.push_str(&followed.lines("without the old one's list; goes with the trust file"));
     if let Some(trust) = &trust {
         text.push_str(&format!(
             "\nnext     give {} to the daemons again: until then they trust the old one still\n",
@@ -447,10 +473,11 @@ fn retire(args: &Retire, now: SystemTime) -> Result<Answer, Failure> {
             "\nnext     nothing: no daemon anchors on a root ({dir})\n"
         ));
     }
-    let files: Vec<Value> = trust
+    let mut files: Vec<Value> = trust
         .iter()
         .map(|path| answer::file(path, "trust"))
         .collect();
+    files.extend(followed.files());
     Ok(Answer::new(
         text,
         json!({

@@ -6,7 +6,9 @@ use std::time::SystemTime;
 use towline_pki::manifest::{self, EntryName, Kubeconfig, Namespace, Url};
 use towline_pki::{Certificate, Usage, pem};
 
-use super::{Content, EXIT_CODES, Failure, Place, Shown, read_authorities, read_chain, read_key};
+use super::{
+    Content, EXIT_CODES, Failure, Open, Place, Shown, read_authorities, read_chain, read_key,
+};
 use crate::command::answer::Answer;
 
 const EXAMPLES: &str = "\
@@ -42,13 +44,15 @@ pub(super) struct Args {
     #[arg(short, long, value_name = "NAME")]
     namespace: Option<Namespace>,
     #[command(flatten)]
+    open: Open,
+    #[command(flatten)]
     place: Place,
 }
 
 pub(super) fn run(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
     args.place.check()?;
     let mut shown = Shown::default();
-    let key = read_key(&args.key)?;
+    let key = read_key(&args.key, &mut args.open.passphrases(), &mut shown)?;
     let chain = read_chain(&args.cert, &[], Some(&key), &mut shown, now)?;
     let named =
         |error: &dyn std::fmt::Display| Failure::file(format!("{}: {error}", args.cert.display()));

@@ -11,11 +11,13 @@ use rustls_pki_types::CertificateDer;
 use serde_json::{Value, json};
 use towline_pki::order::{Chain, order};
 use towline_pki::pkcs8::pkcs8;
-use towline_pki::store::{self, Replace};
-use towline_pki::{Anchors, Certificate, PrivateKey, PublicKey, Secret, date, pem};
+use towline_pki::store::{self, KeyFile, Replace};
+use towline_pki::{
+    Anchors, Certificate, PassphraseSource, Passphrases, PrivateKey, PublicKey, Secret, date, pem,
+};
 
 use super::answer::{self, Answer};
-use super::{EXIT_CODES, Failure};
+use super::{EXIT_CODES, Failure, unlock};
 
 mod config_map;
 mod egress_selector;
@@ -42,7 +44,9 @@ Examples:
 ///
 /// What is read may have any form: text around the blocks, CRLF, a byte order mark, the wrong
 /// order. What is written has one: RFC 7468, leaf first, keys as PKCS#8. Without --out it goes to
-/// standard output. A private key is written only where --key names one.
+/// standard output. A private key is written only where --key names one. One that is encrypted is
+/// opened first: what is written holds it in the open, except as PKCS#12, which has a passphrase of
+/// its own.
 #[derive(clap::Args)]
 #[command(after_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
 pub(crate) struct Args {
@@ -179,15 +183,46 @@ impl Shown {
     }
 }
 
+/// Where the passphrase of an encrypted key comes from that is exported.
+#[derive(clap::Args)]
+struct Open {
+    /// File whose first line is the passphrase of the key, when it is encrypted; without it and
+    /// --passphrase-fd you are asked
+    #[arg(long, value_name = "FILE", conflicts_with = "passphrase_fd")]
+    passphrase_file: Option<PathBuf>,
+    /// Open descriptor to read that passphrase from
+    #[arg(long, value_name = "NUMBER")]
+    passphrase_fd: Option<u32>,
+}
+
+impl Open {
+    fn passphrases(&self) -> Passphrases {
+        let source = unlock::source(&self.passphrase_file, self.passphrase_fd);
+        Passphrases::new(source.unwrap_or(PassphraseSource::Terminal), "")
+    }
+}
+
 /// A private key that was read: as PEM, and its public half.
 struct Key {
     pem: Secret,
     public: PublicKey,
 }
 
-fn read_key(path: &Path) -> Result<Key, Failure> {
+/// A key that is encrypted is opened, and that is said.
+fn read_key(path: &Path, passphrases: &mut Passphrases, shown: &mut Shown) -> Result<Key, Failure> {
     let named = |error| Failure::file(format!("{}: {error}", path.display()));
-    let der = store::read_private_key(path)?;
+    let der = match store::read_key_file(path)? {
+        KeyFile::Plain(der) => der,
+        KeyFile::Encrypted(_) => {
+            let key = PrivateKey::unlock(path, passphrases)?;
+            let what = format!("{}: was encrypted; what is written is not", path.display());
+            shown.notes.push(what);
+            return Ok(Key {
+                pem: key.to_pem(),
+                public: key.public(),
+            });
+        }
+    };
     let public = PrivateKey::from_der(&der).map_err(named)?.public();
     let pkcs8 = pkcs8(&der).map_err(named)?;
     Ok(Key {

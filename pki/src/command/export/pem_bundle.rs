@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use towline_pki::{Secret, pem};
 
-use super::{Content, EXIT_CODES, Failure, Place, Shown, read_chain, read_key};
+use super::{Content, EXIT_CODES, Failure, Open, Place, Shown, read_chain, read_key};
 use crate::command::answer::Answer;
 
 const EXAMPLES: &str = "\
@@ -31,13 +31,18 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
     #[command(flatten)]
+    open: Open,
+    #[command(flatten)]
     place: Place,
 }
 
 pub(super) fn run(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
     args.place.check()?;
-    let key = args.key.as_deref().map(read_key).transpose()?;
     let mut shown = Shown::default();
+    let mut passphrases = args.open.passphrases();
+    let key = args.key.as_deref();
+    let key = key.map(|key| read_key(key, &mut passphrases, &mut shown));
+    let key = key.transpose()?;
     let chain = read_chain(&args.cert, &args.chain, key.as_ref(), &mut shown, now)?;
     let mut certificates = chain.certificates;
     if args.root {

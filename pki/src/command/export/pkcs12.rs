@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use towline_pki::pkcs12::pkcs12;
-use towline_pki::{PassphraseSource, Passphrases, Secret, store};
+use towline_pki::{PassphraseSource, Passphrases, Secret, pem};
 
 use super::{Content, EXIT_CODES, Failure, Place, Shown, read_chain, read_key};
 use crate::command::answer::Answer;
@@ -37,6 +37,13 @@ pub(super) struct Args {
     /// Open descriptor to read that passphrase from
     #[arg(long, value_name = "NUMBER")]
     passphrase_fd: Option<u32>,
+    /// File whose first line is the passphrase of --key, when that is encrypted; without it and
+    /// --key-passphrase-fd you are asked
+    #[arg(long, value_name = "FILE", conflicts_with = "key_passphrase_fd")]
+    key_passphrase_file: Option<PathBuf>,
+    /// Open descriptor to read the passphrase of --key from
+    #[arg(long, value_name = "NUMBER")]
+    key_passphrase_fd: Option<u32>,
     #[command(flatten)]
     place: Place,
 }
@@ -47,14 +54,16 @@ pub(super) fn run(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
         return Err(Failure::usage("PKCS#12 is not text; add --out FILE"));
     }
     let mut shown = Shown::default();
-    let key = read_key(&args.key)?;
+    let own = unlock::source(&args.key_passphrase_file, args.key_passphrase_fd);
+    let mut own = Passphrases::new(own.unwrap_or(PassphraseSource::Terminal), "key-");
+    let key = read_key(&args.key, &mut own, &mut Shown::default())?;
     let chain = read_chain(&args.cert, &args.chain, Some(&key), &mut shown, now)?;
     let mut certificates = chain.certificates;
     certificates.extend(chain.root);
     let source = unlock::source(&args.passphrase_file, args.passphrase_fd);
     let mut passphrases = Passphrases::new(source.unwrap_or(PassphraseSource::Terminal), "");
     let passphrase = passphrases.choose("the PKCS#12 file")?;
-    let der = store::read_private_key(&args.key)?;
+    let der = pem::private_key(key.pem.expose()).map_err(Failure::file)?;
     let inner = towline_pki::pkcs8::pkcs8(&der).map_err(Failure::file)?;
     let made = pkcs12(inner.expose(), &certificates, passphrase).map_err(Failure::failed)?;
     let what = format!("PKCS#12 with a key and {} certificates", certificates.len());

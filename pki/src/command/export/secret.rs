@@ -7,7 +7,9 @@ use towline_pki::manifest::{self, DataKey, Meta, Namespace, ObjectName, SecretTy
 use towline_pki::{Secret, pem, store};
 
 use super::config_map::{self, Entry};
-use super::{Content, EXIT_CODES, Failure, Place, Shown, read_authorities, read_chain, read_key};
+use super::{
+    Content, EXIT_CODES, Failure, Open, Place, Shown, read_authorities, read_chain, read_key,
+};
 use crate::command::answer::Answer;
 
 const EXAMPLES: &str = "\
@@ -44,6 +46,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "[KEY=]FILE", conflicts_with_all = ["cert", "key", "chain", "ca"])]
     from: Vec<Entry>,
     #[command(flatten)]
+    open: Open,
+    #[command(flatten)]
     place: Place,
 }
 
@@ -56,7 +60,7 @@ pub(super) fn run(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
     };
     let (kind, data) = match (&args.cert, &args.key) {
         (Some(cert), Some(key)) => (SecretType::Tls, tls(args, cert, key, &mut shown, now)?),
-        _ => (SecretType::Opaque, opaque(&args.from, &mut shown, now)?),
+        _ => (SecretType::Opaque, opaque(args, &mut shown, now)?),
     };
     let made = manifest::secret(&meta, kind, &data).map_err(Failure::usage)?;
     let what = format!("Secret {} of type {}", args.name, type_of(kind));
@@ -78,7 +82,7 @@ fn tls(
     shown: &mut Shown,
     now: SystemTime,
 ) -> Result<Vec<(DataKey, Secret)>, Failure> {
-    let key = read_key(key)?;
+    let key = read_key(key, &mut args.open.passphrases(), shown)?;
     let chain = read_chain(cert, &args.chain, Some(&key), shown, now)?;
     let text = pem::write_certificates(&chain.certificates);
     let mut data = vec![
@@ -97,18 +101,20 @@ fn named(key: &str) -> Result<DataKey, Failure> {
 }
 
 fn opaque(
-    entries: &[Entry],
+    args: &Args,
     shown: &mut Shown,
     now: SystemTime,
 ) -> Result<Vec<(DataKey, Secret)>, Failure> {
+    let entries = &args.from;
     config_map::refuse_twice(entries)?;
+    let mut passphrases = args.open.passphrases();
     let mut data = Vec::with_capacity(entries.len());
     for entry in entries {
         let text = Secret::new(store::read(&entry.file)?);
         let holds_key = pem::holds_private_key(text.expose());
         let value = match holds_key {
             // Read once more, with a look at who else may read it.
-            true => read_key(&entry.file)?.pem,
+            true => read_key(&entry.file, &mut passphrases, shown)?.pem,
             false => {
                 let text = config_map::public(entry, shown, now)?;
                 Secret::new(text.into_bytes())

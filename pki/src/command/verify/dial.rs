@@ -25,6 +25,7 @@ pub(super) fn run(args: &Args, target: &Target, now: SystemTime) -> Result<Answe
             role,
             anchors,
             deny,
+            lists,
         } => {
             if args.role != Expected::Server {
                 return Err(Failure::usage(format!(
@@ -48,7 +49,9 @@ pub(super) fn run(args: &Args, target: &Target, now: SystemTime) -> Result<Answe
                     }
                 }
             };
-            Judge::Server(PeerVerifier::new(cluster, role, anchors, deny))
+            Judge::Server(PeerVerifier::with_lists(
+                cluster, role, anchors, deny, lists,
+            ))
         }
         Rules::Kubelet(trust) => {
             let Some(node) = args.node.clone() else {

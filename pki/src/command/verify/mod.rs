@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use rustls_pki_types::CertificateDer;
+use towline_pki::crl::{CrlPolicy, Revocation};
 use towline_pki::kubelet::{KubeletFiles, KubeletTrust};
 use towline_pki::{Anchors, Certificate, DenyList, Leaf, PeerError, PeerVerifier, WebRoots, store};
 use towline_proto::id::{ClusterName, Name, Role};
@@ -20,7 +21,7 @@ const EXAMPLES: &str = "\
 Examples:
   towline-pki verify agent-node-7.crt --role agent --trust trust/agents.pem
   towline-pki verify agent-node-7.crt --role agent --trust trust/agents.pem --cluster prod \\
-      --deny-list denied.txt -o json
+      --deny-list trust/denied --crl trust/agents.crl -o json
   towline-pki verify cp.example:8091 --role server --trust trust/servers.pem --cluster prod
   towline-pki verify cp.example:8091 --role server --trust trust/servers.pem \\
       --cert agent-node-7.crt --key agent-node-7.key
@@ -28,7 +29,7 @@ Examples:
   towline-pki verify api.example:6443 --role kube-apiserver --trust ca.crt";
 
 /// Check a certificate exactly as a daemon checks a peer: chain, dates, usage, one identity,
-/// cluster, role, deny list. Of a server that is dialled, also whether it holds the key, and
+/// cluster, role, deny list, revocation. Of a server that is dialled, also whether it holds the key, and
 /// whether it takes ours.
 ///
 /// Roles server, agent, client and operator are judged by identity, a kubelet by its node and the
@@ -55,9 +56,13 @@ pub(crate) struct Args {
     /// Node that a kubelet must be of
     #[arg(long, value_name = "NAME", required_if_eq("role", "kubelet"))]
     node: Option<Name>,
-    /// Revocation lists for a kubelet's chain (may be given several times)
+    /// Revocation lists that must cover the whole chain, as daemons have them (may be given several
+    /// times)
     #[arg(long, value_name = "FILE")]
     crl: Vec<PathBuf>,
+    /// What a list past its next update means: keep-last or fail-closed, as --crl-policy of the daemons
+    #[arg(long, value_name = "POLICY", default_value_t, requires = "crl")]
+    crl_policy: CrlPolicy,
     /// Name or address that a kubelet's or kube-apiserver's certificate must cover; without it the
     /// one that is dialled
     #[arg(long, value_name = "HOST")]
@@ -100,8 +105,13 @@ pub(crate) fn run(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
             "--cluster and --deny-list are for identities: kubelets and kube-apiserver have none",
         ));
     }
-    if args.role != Expected::Kubelet && (args.node.is_some() || !args.crl.is_empty()) {
-        return Err(Failure::usage("--node and --crl are for --role kubelet"));
+    if args.role != Expected::Kubelet && args.node.is_some() {
+        return Err(Failure::usage("--node is for --role kubelet"));
+    }
+    if args.role == Expected::KubeApiserver && !args.crl.is_empty() {
+        return Err(Failure::usage(
+            "--crl: daemons have no revocation lists for kube-apiserver, so none would count",
+        ));
     }
     let path = Path::new(&args.place);
     if path.symlink_metadata().is_err()
@@ -146,6 +156,7 @@ enum Rules {
         role: Role,
         anchors: Anchors,
         deny: DenyList,
+        lists: Option<Revocation>,
     },
     Kubelet(std::sync::Arc<KubeletTrust>),
     Web(WebRoots),
@@ -159,7 +170,7 @@ impl Rules {
                     let files = KubeletFiles {
                         authority: args.trust.clone(),
                         crls: args.crl.clone(),
-                        crl_policy: Default::default(),
+                        crl_policy: args.crl_policy,
                     };
                     Rules::Kubelet(KubeletTrust::load(&files).map_err(Failure::file)?)
                 }
@@ -170,10 +181,16 @@ impl Rules {
             Some(path) => DenyList::load(path)?,
             None => DenyList::default(),
         };
+        let anchors = Anchors::load(&args.trust)?;
+        let lists = match args.crl.as_slice() {
+            [] => None,
+            paths => Some(Revocation::load(paths, &anchors, args.crl_policy, None)?),
+        };
         Ok(Rules::Identity {
             role,
-            anchors: Anchors::load(&args.trust)?,
+            anchors,
             deny,
+            lists,
         })
     }
 
@@ -190,9 +207,11 @@ impl Rules {
                 role,
                 anchors,
                 deny,
+                lists,
             } => {
                 let checked = cluster(args, chain).and_then(|cluster| {
-                    PeerVerifier::new(cluster, *role, anchors.clone(), deny.clone())
+                    let (anchors, deny) = (anchors.clone(), deny.clone());
+                    PeerVerifier::with_lists(cluster, *role, anchors, deny, lists.clone())
                         .verify(chain, now)
                 });
                 Judged::of_peer(checked)
