@@ -475,7 +475,7 @@ fn encrypted_keys_are_opened_for_what_takes_no_passphrase() {
         tool.refused(&format!("{form} --passphrase-file wrong"), 1, &["locked.key"]);
         let out = tool.ok(&format!("{form} --passphrase-file pass"));
         assert!(out.contains("was encrypted; what is written is not"), "{out}");
-        let made = fs::read(tool.dir.path(&format!("{number}.out"))).unwrap();
+        let made = fs::read(tool.dir.path(format!("{number}.out"))).unwrap();
         assert_eq!(tool.mode(&format!("{number}.out")), 0o600);
         if number == 0 {
             assert!(made.starts_with(&plain));

@@ -1,124 +1,193 @@
-//! The runbook of `pki/README.md`, block by block as an operator pastes it: every fence that says
-//! `sh run`, in the order of the page, in one directory, with the programs of the workspace.
+//! The pages of `pki/`, block by block as an operator pastes them: every fence that says `sh run`,
+//! in the order of the page, with the programs of the workspace. The chapters share one directory,
+//! the runbook at the end begins in a new one.
 //!
-//! A word behind `run` says what the world around the block is like: `dial` has a server up at
-//! `$SERVER`, with the files that the blocks before have made; at `expired`, everything in the
-//! directory ended yesterday.
+//! Words behind `run` say what the world around the block is like: `server` has a towline-server
+//! up at `$SERVER` and `$SOCKET` with the files that the blocks before have made; `linked` also an
+//! agent node-1 with a link; `gone`: when the block is over that link ends. At `expired`,
+//! everything in the directory ended yesterday.
 
 use std::fs;
-use std::io::{ErrorKind, Read};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::process::Stdio;
 use std::time::{Duration, SystemTime};
 
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
 use towline_pki::store::{self, Replace};
-use towline_pki::{
-    Anchors, Authority, AuthoritySpec, Credentials, DenyList, LeafSpec, PeerVerifier, PrivateKey,
-    Usage, pem, tls,
-};
+use towline_pki::{Authority, AuthoritySpec, LeafSpec, PrivateKey, Usage, pem};
 use towline_proto::id::Role;
 use towline_tests::program::program;
+use towline_tests::scenario::eventually;
 use towline_tests::scratch::Scratch;
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// One fence of the page.
+/// Fences for a shell that nothing runs: the first line, and why.
+const NOT_RUN: &[(&str, &str)] = &[];
+
+/// One fence of a page.
 struct Block {
     line: usize,
     world: String,
     text: String,
+    /// Below the heading "Runbook".
+    runbook: bool,
 }
 
-fn page() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../pki/README.md")
+fn page(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../pki")
+        .join(name);
+    fs::read_to_string(path).expect("the page")
 }
 
-/// The fences whose first line is ```` ```sh run ````, with what follows `run`.
-fn blocks(page: &str) -> Vec<Block> {
-    let mut found = Vec::new();
-    let mut open: Option<Block> = None;
-    for (index, line) in page.lines().enumerate() {
-        match open.as_mut() {
-            Some(_) if line == "```" => found.extend(open.take()),
-            Some(block) => {
-                block.text.push_str(line);
-                block.text.push('\n');
+/// The fences for a shell: those that are run, and the first lines of the others.
+fn blocks(page: &str) -> (Vec<Block>, Vec<String>) {
+    let (mut run, mut left) = (Vec::new(), Vec::new());
+    let mut runbook = false;
+    let mut lines = page.lines().enumerate();
+    while let Some((index, line)) = lines.next() {
+        runbook |= line == "## Runbook";
+        let Some(word) = line.trim_start().strip_prefix("```") else {
+            continue;
+        };
+        let mut text = String::new();
+        loop {
+            let (_, line) = lines.next().expect("a block ends");
+            if line.trim_start() == "```" {
+                break;
             }
-            None => {
-                open = line.strip_prefix("```sh run").map(|world| Block {
-                    line: index + 1,
-                    world: world.trim().to_owned(),
-                    text: String::new(),
-                });
+            text.push_str(line);
+            text.push('\n');
+        }
+        let shell = ["sh", "bash", "shell", "console"];
+        match word.strip_prefix("sh run") {
+            Some(world) => run.push(Block {
+                line: index + 1,
+                world: world.trim().to_owned(),
+                text,
+                runbook,
+            }),
+            None if shell.iter().any(|shell| word.trim().starts_with(shell)) => {
+                left.push(text.lines().next().unwrap_or_default().trim().to_owned());
+            }
+            None => assert!(
+                !text
+                    .lines()
+                    .any(|line| line.trim_start().starts_with("towline-")),
+                "line {}: commands in a block that is not for a shell: {text}",
+                index + 1
+            ),
+        }
+    }
+    (run, left)
+}
+
+#[tokio::test]
+async fn every_block_of_the_pages_runs() {
+    let (all, _) = blocks(&page("README.md"));
+    assert!(all.iter().filter(|block| block.runbook).count() >= 14);
+    assert!(all.iter().filter(|block| !block.runbook).count() >= 14);
+    for runbook in [false, true] {
+        let scratch = Scratch::new().unwrap();
+        for block in all.iter().filter(|block| block.runbook == runbook) {
+            run("README.md", block, scratch.path()).await;
+        }
+        if !runbook {
+            // What stands on the page of revocation is about the same cluster.
+            for block in blocks(&page("REVOCATION.md")).0 {
+                run("REVOCATION.md", &block, scratch.path()).await;
             }
         }
     }
-    assert!(open.is_none(), "a block does not end");
-    found
 }
 
-#[test]
-fn every_block_of_the_runbook_runs() {
-    let text = fs::read_to_string(page()).unwrap();
-    let blocks = blocks(&text);
-    assert!(blocks.len() >= 8, "only {} blocks", blocks.len());
-    let scratch = Scratch::new().unwrap();
-    let dir = scratch.path().to_owned();
+async fn run(page: &str, block: &Block, dir: &Path) {
+    let place = format!("pki/{page}:{} ({})", block.line, block.world);
+    let mut daemons = None;
+    for word in block.world.split_whitespace() {
+        match word {
+            "server" => daemons = Some(Daemons::start(dir, false).await),
+            "linked" => daemons = Some(Daemons::start(dir, true).await),
+            "expired" => let_everything_end(dir),
+            "gone" => {}
+            other => panic!("{place}: no such world: {other}"),
+        }
+    }
     let programs = program("towline-pki");
     let programs = programs.parent().unwrap().to_owned();
     let path = std::env::var_os("PATH").unwrap_or_default();
     let path = std::env::join_paths(std::iter::once(programs).chain(std::env::split_paths(&path)))
         .unwrap();
-    for block in blocks {
-        let mut command = Command::new("bash");
-        command
-            .args(["-euo", "pipefail", "-c", &block.text])
-            .current_dir(&dir)
-            .env("PATH", &path)
-            .env_remove("TOWLINE_PKI_DIR");
-        let place = format!("pki/README.md:{} ({})", block.line, block.world);
-        let server = match block.world.as_str() {
-            "" => None,
-            "dial" => Some(Server::start(&dir)),
-            "expired" => {
-                let_everything_end(&dir);
-                None
-            }
-            other => panic!("{place}: no such world: {other}"),
-        };
-        if let Some(server) = &server {
-            command.env("SERVER", server.address.to_string());
-        }
+    let mut command = Command::new("bash");
+    command
+        .args(["-euo", "pipefail", "-c", &block.text])
+        .current_dir(dir)
+        .env("PATH", &path)
+        .env("TOWLINE_HEALTH_BIND", "127.0.0.1:0")
+        .env_remove("TOWLINE_PKI_DIR")
+        .kill_on_drop(true)
         // Not one letter is waited for: what asks at a terminal ends at once.
-        let output = command.stdin(Stdio::null()).output().expect("bash runs");
-        assert!(
-            output.status.success(),
-            "{place}: {}\n{}\n{}{}",
-            output.status,
-            block.text,
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        );
+        .stdin(Stdio::null());
+    if let Some(daemons) = &daemons {
+        command.env("SERVER", daemons.address.to_string());
+        command.env("SOCKET", &daemons.socket);
+    }
+    let limit = Duration::from_secs(90);
+    let output = tokio::time::timeout(limit, command.output()).await;
+    let output = output.unwrap_or_else(|_| panic!("{place}: does not end"));
+    let output = output.expect("bash runs");
+    assert!(
+        output.status.success(),
+        "{place}: {}\n{}\n{}{}",
+        output.status,
+        block.text,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    if let Some(daemons) = daemons.filter(|_| block.world.contains("gone")) {
+        eventually("node-1 has no link", async || {
+            (!daemons.is_linked().await).then_some(())
+        })
+        .await;
+    }
+}
+
+/// Whatever is on the pages for a shell is run, or is on the list with its reason.
+#[test]
+fn no_block_is_left_out() {
+    for name in ["README.md", "REVOCATION.md"] {
+        let (_, left) = blocks(&page(name));
+        for first in left {
+            let known = NOT_RUN.iter().any(|(line, _)| *line == first);
+            assert!(
+                known,
+                "pki/{name}: nobody runs the block that begins: {first}"
+            );
+        }
     }
 }
 
 /// Every heading of the issue has a block of its own.
 #[test]
 fn the_runbook_has_a_page_for_every_bad_day() {
-    let text = fs::read_to_string(page()).unwrap();
+    let text = page("README.md");
     let (_, runbook) = text.split_once("\n## Runbook\n").expect("a runbook");
     let runbook = runbook.split("\n## ").next().unwrap();
     for heading in [
         "A new cluster",
         "A new node",
+        "A kubelet's certificate",
         "Look after it",
         "Renew",
         "Hand over",
-        "Change an authority",
         "Revoke",
         "A lost or stolen key",
+        "Change an authority",
         "Everything has expired",
     ] {
         let (_, section) = runbook
@@ -126,67 +195,110 @@ fn the_runbook_has_a_page_for_every_bad_day() {
             .unwrap_or_else(|| panic!("no section {heading}"));
         let section = section.split("\n### ").next().unwrap();
         assert!(section.contains("```sh run"), "{heading}: nothing is run");
-        // Whatever is pasted is also run.
-        assert!(
-            !section.contains("```sh\n"),
-            "{heading}: a block is not run"
-        );
     }
 }
 
-/// The end of a towline-server that agents connect to, with `server-cp-1` and the trust files.
-struct Server {
+/// The programs as an operator starts them, with what the blocks before have made.
+struct Daemons {
     address: SocketAddr,
-    stop: Arc<std::sync::atomic::AtomicBool>,
-    task: Option<std::thread::JoinHandle<()>>,
+    socket: PathBuf,
+    _children: Vec<Child>,
 }
 
-impl Server {
-    fn start(dir: &Path) -> Self {
-        let now = SystemTime::now();
-        let (cert, key) = (dir.join("server-cp-1.crt"), dir.join("server-cp-1.key"));
-        let own = Credentials::load(&cert, &key, Role::Server, now).expect("the server's files");
-        let trust = Anchors::load(&dir.join("prod/trust/agents.pem")).expect("the trust file");
-        let cluster = own.identity().cluster.clone();
-        let peers = PeerVerifier::new(cluster, Role::Agent, trust, DenyList::default());
-        let config = tls::link_server(&own, peers).expect("a configuration");
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let task = std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                if stopped.load(std::sync::atomic::Ordering::Relaxed) {
-                    return;
-                }
-                let Ok(mut stream) = stream else { return };
-                let mut connection =
-                    rustls::ServerConnection::new(Arc::clone(&config)).expect("a connection");
-                // The tool says goodbye when the handshake is over, or is sent away.
-                while connection.complete_io(&mut stream).is_ok() {
-                    match connection.reader().read(&mut [0; 64]) {
-                        Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                        _ => break,
-                    }
-                }
-                connection.send_close_notify();
-                let _ = connection.complete_io(&mut stream);
+impl Daemons {
+    async fn start(dir: &Path, linked: bool) -> Self {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+        let socket = dir.join("admin.sock");
+        let here = |name: &str| dir.join(name).exists();
+        let mut flags: Vec<String> = [
+            "--cert server-cp-1.crt --key server-cp-1.key --agent-ca prod/trust/agents.pem",
+            "--kubelet-verification off --door-unix door.sock --admin-socket admin.sock",
+            "--node-cidr 10.0.0.0/16 --pod-cidr 10.244.0.0/16 --state-dir state",
+            "--enrol-issuer-certificate prod/issuers/agents.crt",
+            "--enrol-issuer-key prod/issuers/agents.key",
+            "--enrol-join-tokens join-tokens --enrol-server-ca prod/trust/servers.pem",
+        ]
+        .iter()
+        .flat_map(|line| line.split(' '))
+        .map(str::to_owned)
+        .collect();
+        flags.extend(["--listen".to_owned(), address.to_string()]);
+        for (flag, file) in [
+            ("--agent-crl", "prod/trust/agents.crl"),
+            ("--deny-list", "prod/trust/denied"),
+        ] {
+            if here(file) {
+                flags.extend([flag.to_owned(), file.to_owned()]);
             }
-        });
-        Self {
-            address,
-            stop,
-            task: Some(task),
         }
+        if !here("join-tokens") {
+            fs::write(dir.join("join-tokens"), "").unwrap();
+        }
+        fs::create_dir_all(dir.join("state")).unwrap();
+        let mut children = vec![spawn(dir, "towline-server", &flags)];
+        let this = |children| Self {
+            address,
+            socket: socket.clone(),
+            _children: children,
+        };
+        let server = this(Vec::new());
+        eventually("the server answers", async || server.status().await).await;
+        if linked {
+            let flags = format!(
+                "--server {address} --cert agent-node-1.crt --key agent-node-1.key \
+                 --server-ca prod/trust/servers.pem"
+            );
+            let flags: Vec<String> = flags.split_whitespace().map(str::to_owned).collect();
+            children.push(spawn(dir, "towline-agent", &flags));
+            eventually("node-1 is linked", async || {
+                server.is_linked().await.then_some(())
+            })
+            .await;
+        }
+        this(children)
+    }
+
+    async fn is_linked(&self) -> bool {
+        let status = self.status().await.unwrap_or_default();
+        let agents = status["agents"].as_array().cloned().unwrap_or_default();
+        let of = |agent: &&Value| agent["name"] == "node-1";
+        let node = agents.iter().find(of);
+        node.is_some_and(|node| node["links"].as_array().is_some_and(|all| !all.is_empty()))
+    }
+
+    /// `GET /status`.
+    async fn status(&self) -> Option<Value> {
+        let mut stream = UnixStream::connect(&self.socket).await.ok()?;
+        let request = b"GET /status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        stream.write_all(request).await.ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        let (_, body) = answer.split_once("\r\n\r\n")?;
+        serde_json::from_str(body).ok()
     }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        let _ = std::net::TcpStream::connect(self.address);
-        if let Some(task) = self.task.take() {
-            task.join().expect("the server's thread");
+fn spawn(dir: &Path, name: &str, flags: &[String]) -> Child {
+    let log = fs::File::create(dir.join(format!("{name}.log"))).unwrap();
+    Command::new(program(name))
+        .args(flags)
+        .args(["--health-bind", "127.0.0.1:0"])
+        .current_dir(dir)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .kill_on_drop(true)
+        .spawn()
+        .expect("the program starts")
+}
+
+/// A TCP and UDP port that was free a moment ago.
+fn free_port() -> u16 {
+    loop {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        if UdpSocket::bind(address).is_ok() {
+            return address.port();
         }
     }
 }
