@@ -17,7 +17,9 @@ use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyD
 use towline_proto::limits;
 
 use crate::pem::{self, PemError};
+use crate::seal::hex;
 use crate::secret::Secret;
+use crate::tls;
 
 pub use journal::{Journal, Lock};
 pub use look::{is_there, names_in, read_if_there, read_secret_if_there};
@@ -313,7 +315,7 @@ fn write_mode(path: &Path, bytes: &[u8], mode: u32, replace: Replace) -> Result<
     let directory = directory_of(path);
     let mut temporary_name = std::ffi::OsString::from(".");
     temporary_name.push(name);
-    temporary_name.push(format!(".{}.new", std::process::id()));
+    temporary_name.push(format!(".{}.new", lot().map_err(failed)?));
     let temporary = directory.join(temporary_name);
     let result = write_and_place(&temporary, path, bytes, mode, replace);
     if result.is_err() || replace == Replace::Never {
@@ -322,6 +324,14 @@ fn write_mode(path: &Path, bytes: &[u8], mode: u32, replace: Replace) -> Result<
     }
     result.map_err(failed)?;
     sync_directory_of(path).map_err(failed)
+}
+
+/// What nobody else puts into the name of a temporary file: in containers that share a directory
+/// every process may have the same number.
+fn lot() -> io::Result<String> {
+    let mut random = [0; 8];
+    tls::fill_random(&mut random).map_err(|_| io::Error::other("the random source failed"))?;
+    Ok(hex(&random))
 }
 
 fn directory_of(path: &Path) -> &Path {
@@ -342,8 +352,6 @@ fn write_and_place(
     mode: u32,
     replace: Replace,
 ) -> io::Result<()> {
-    // Left over from a process of the same number that was killed.
-    let _ = fs::remove_file(temporary);
     write_file(temporary, bytes, mode)?;
     step()?;
     may_change()?;
@@ -485,6 +493,40 @@ pub(crate) mod tests {
                 assert!(result.unwrap_err().to_string().contains("chmod 0600"));
             }
         }
+    }
+
+    /// Servers in containers, each of which is process 1, share a directory of spent tokens.
+    #[test]
+    fn of_many_who_claim_a_name_at_once_one_has_it_with_its_own_content() {
+        let dir = Scratch::new();
+        for round in 0..20 {
+            let path = dir.path(&format!("mark-{round}"));
+            let start = std::sync::Barrier::new(8);
+            let claim = |text: String| {
+                start.wait();
+                let won = write_public(&path, &text, Replace::Never).is_ok();
+                won.then_some(text)
+            };
+            let winners: Vec<String> = std::thread::scope(|scope| {
+                let claims: Vec<_> = (0..8)
+                    .map(|number| {
+                        let claim = &claim;
+                        scope.spawn(move || claim(format!("server {number}")))
+                    })
+                    .collect();
+                claims
+                    .into_iter()
+                    .filter_map(|claim| claim.join().unwrap())
+                    .collect()
+            });
+            assert_eq!(winners.len(), 1, "{winners:?}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), winners[0]);
+        }
+        assert_eq!(
+            fs::read_dir(dir.path("")).unwrap().count(),
+            20,
+            "nothing is left over"
+        );
     }
 
     #[test]
