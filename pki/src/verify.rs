@@ -31,6 +31,7 @@ use crate::identity::Identity;
 use crate::inspect::{Certificate, Leaf, Usage};
 use crate::peer_error::{PeerError, unix, usage_word};
 use crate::revoke::DenyList;
+use crate::serial::Serial;
 use crate::tls;
 
 /// A peer that passed every check, at the time of the check. Cheap to clone.
@@ -134,6 +135,12 @@ impl PeerVerifier {
     /// The revocation lists in force, when there are any.
     pub fn revocation(&self) -> Option<&Revocation> {
         self.revocation.as_ref()
+    }
+
+    /// Whether a certificate of this serial counts no more, by the deny list or a revocation list.
+    pub fn has_revoked(&self, serial: &Serial) -> bool {
+        let lists = self.revocation.as_ref();
+        self.deny.has_serial(serial) || lists.is_some_and(|lists| lists.has_serial(serial))
     }
 
     /// Checks what a peer presented, leaf first.

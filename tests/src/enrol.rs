@@ -359,6 +359,25 @@ impl EnrolWorld {
             .expect("the agent starts")
     }
 
+    /// Starts an agent of this name with a certificate that was not enrolled.
+    pub async fn certified_agent(&self, number: u8, name: &str) -> Agent {
+        self.pair(name).write(&self.scratch, name).expect("files");
+        let file = |name: &str| self.scratch.join(name).display().to_string();
+        let mut args: Vec<String> = vec!["towline-agent".into()];
+        for (flag, value) in [
+            ("--server", self.address().to_string()),
+            ("--carrier", self.carrier.as_str().to_owned()),
+            ("--http-proxy", "off".to_owned()),
+            ("--health-bind", "127.0.0.1:0".to_owned()),
+            ("--cert", file(&format!("{name}.crt"))),
+            ("--key", file(&format!("{name}.key"))),
+            ("--server-ca", file("servers.ca")),
+        ] {
+            args.extend([flag.to_owned(), value]);
+        }
+        self.agent(number, &args).await
+    }
+
     /// A certificate that somebody else made for this node.
     pub fn pair(&self, name: &str) -> Pair {
         self.authority.leaf(Role::Agent, name).sign()

@@ -14,9 +14,10 @@ use towline_pki::tls::presenting;
 use towline_proto::enrol::{EnrolRequest, Proof, Refusal};
 use towline_proto::id::Role;
 use towline_proto::limits;
+use towline_tests::cluster::links_of;
 use towline_tests::enrol::{EnrolWorld, Node, refusal};
 use towline_tests::rogue;
-use towline_tests::scenario::expect;
+use towline_tests::scenario::{eventually, expect};
 use towline_tests::scratch;
 
 async fn world(flags: &[&str]) -> EnrolWorld {
@@ -309,4 +310,53 @@ async fn flags_that_do_not_fit_are_refused_with_what_to_change() {
             .expect("refused");
         assert!(error.contains(words), "{words}: {error}");
     }
+}
+
+async fn metric(world: &EnrolWorld, name: &str) -> i64 {
+    let mut stream = TcpStream::connect(world.server().health_address())
+        .await
+        .unwrap();
+    let request = b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    let mut page = String::new();
+    stream.read_to_string(&mut page).await.unwrap();
+    let line = page.lines().find_map(|line| line.strip_prefix(name));
+    line.and_then(|line| line.trim().parse().ok()).unwrap_or(0)
+}
+
+/// More connections than the links' listener has slots, all of them waiting for enrolment.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crowd_that_waits_to_enrol_takes_no_slot_from_links() {
+    let world = Arc::new(world(&["--max-links", "8", "--max-handshakes", "8"]).await);
+    let mut crowd = tokio::task::JoinSet::new();
+    for _ in 0..limits::ENROL_PLACES_PER_ADDRESS + 40 {
+        let world = Arc::clone(&world);
+        // Nothing is ever asked for on them.
+        crowd.spawn(async move {
+            let _open = world.connect(None).await;
+            std::future::pending::<()>().await;
+        });
+    }
+    eventually("a crowd that waits", || async {
+        let waiting = metric(&world, "towline_server_enrolments_waiting").await;
+        (waiting >= 20).then_some(())
+    })
+    .await;
+    let agent = world.certified_agent(2, "n2").await;
+    expect("the link", links_of(&agent, 1)).await;
+}
+
+/// What waits is kept in memory, so it is short.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_first_message_of_many_kilobytes_is_closed_unanswered() {
+    let world = world(&[]).await;
+    let enrol: &[u8] = b"towline-enrol/1";
+    let long = [b'x'; 250];
+    let mut offered = vec![enrol];
+    assert!(expect("the verdict", met(&world, &offered)).await.is_ok());
+    offered.extend([&long[..]; 40]);
+    assert!(offered.concat().len() as u64 > limits::ENROL_HELLO_BYTES);
+    assert!(expect("the verdict", met(&world, &offered)).await.is_err());
+    let closed = "towline_server_enrolment_connections_closed_total{reason=\"long-hello\"}";
+    assert_eq!(metric(&world, closed).await, 1);
 }

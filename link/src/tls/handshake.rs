@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use rustls::server::Acceptor;
@@ -80,6 +81,11 @@ impl Arrived {
         let hello = self.start.client_hello();
         let mut offered = hello.alpn().into_iter().flatten();
         offered.any(|name| name == alpn)
+    }
+
+    /// Bytes that were read so far: its first message, and what came with it.
+    pub fn received(&self) -> u64 {
+        self.counters.received.load(Ordering::Relaxed)
     }
 
     /// Goes on as a link.

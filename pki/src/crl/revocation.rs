@@ -18,6 +18,7 @@ use super::{List, RevocationListError, RevocationLists};
 use crate::anchors::Anchors;
 use crate::inspect::Certificate;
 use crate::pem;
+use crate::serial::Serial;
 use crate::store;
 
 /// What a list past its next update means.
@@ -137,6 +138,13 @@ impl Revocation {
 
     pub(crate) fn lists(&self) -> &RevocationLists {
         &self.lists
+    }
+
+    /// Whether a list names this serial number, whoever made it: they are random, and of one
+    /// issuer each.
+    pub fn has_serial(&self, serial: &Serial) -> bool {
+        let mut entries = self.lists.iter().flat_map(List::entries);
+        entries.any(|one| one.serial == *serial)
     }
 
     /// For the check of a chain.

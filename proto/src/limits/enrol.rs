@@ -17,6 +17,17 @@ pub const ENROL_PLACES: usize = 128;
 pub const ENROL_PLACES_PER_ADDRESS: usize = ENROL_PLACES / 4 * 3;
 /// Connections that wait for such a place. Overflow: refused at once, the agent tries again.
 pub const ENROL_WAITING: usize = 8192;
+/// Of those, for one address, as with the places: a cluster behind one NAT may come at once.
+/// Overflow: refused at once.
+pub const ENROL_WAITING_PER_ADDRESS: usize = ENROL_WAITING / 4 * 3;
+/// The first message of a TLS connection that wants to enrol, bytes: it is kept while it waits, and
+/// a usual one has less than two thousand. Overflow: closed.
+pub const ENROL_HELLO_BYTES: u64 = 8 * 1024;
+/// Certificates that one name is given in [`ENROL_NAME_IN`]: renewals of the shortest life are fewer.
+/// Overflow: refused as busy.
+pub const ENROL_NAME: u32 = 20;
+/// See [`ENROL_NAME`].
+pub const ENROL_NAME_IN: Duration = Duration::from_secs(600);
 /// How long a connection waits for its place. Overflow: closed, the agent tries again.
 pub const ENROL_WAIT: Duration = Duration::from_secs(60);
 /// From the place to the whole request: handshake and bytes. Overflow: closed; who is slow holds a
@@ -44,10 +55,11 @@ pub const ENROL_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// Shortest and longest life that the flag takes.
 pub const ENROL_LIFE_RANGE: (Duration, Duration) =
     (Duration::from_secs(60), Duration::from_secs(30 * 24 * 3600));
+/// Certificates of one name that are remembered until they end. Overflow: that which ends first is
+/// forgotten.
+pub const ENROL_HOLDINGS: usize = 16;
 /// Names in the ledger of one server. Overflow: a new name is refused until others end.
 pub const ENROL_NAMES: usize = 65_536;
-/// Bytes of the ledger after which it is written anew without what has ended.
-pub const ENROL_LEDGER_BYTES: u64 = 8 * 1024 * 1024;
 /// Lines that are written to the ledger together, with one wait for the disk.
 pub const ENROL_LEDGER_BATCH: usize = 256;
 /// Join tokens in one file. Overflow: the file is refused.
@@ -58,5 +70,8 @@ pub const JOIN_TOKEN_BYTES: usize = 1024;
 pub const JOIN_AUTHORITIES: usize = 4;
 /// Longest life of a join token.
 pub const JOIN_LIFE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How long after its use a join token still gives its own key the same answer again: servers may be
+/// out of reach for a while after one of them has spent it. Overflow: refused as used.
+pub const JOIN_AGAIN: Duration = Duration::from_secs(3600);
 /// First and longest pause between two attempts of an agent to enrol.
 pub const ENROL_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));

@@ -11,6 +11,9 @@ const _: () = {
             > ENROL_WAIT.as_secs() + ENROL_READ.as_secs() + ENROL_ANSWER.as_secs()
     );
     assert!(ENROL_PLACES_PER_ADDRESS < ENROL_PLACES);
+    assert!(ENROL_WAITING_PER_ADDRESS < ENROL_WAITING);
+    // The shortest life is renewed at two thirds.
+    assert!(ENROL_NAME as u64 * ENROL_LIFE_RANGE.0.as_secs() / 3 * 2 > ENROL_NAME_IN.as_secs());
     assert!(ENROL_REVIEWS <= KUBE_IDLE);
     assert!(AUDIT_TEXT_BYTES * 16 + AUDIT_COMMAND_BYTES < AUDIT_LINE_BYTES);
     assert!(AUDIT_BATCH < AUDIT_QUEUE);

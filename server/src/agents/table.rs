@@ -97,8 +97,14 @@ struct Known {
 #[derive(Clone, Debug)]
 struct Newest {
     instance: InstanceId,
-    serial: Serial,
+    peer: VerifiedPeer,
     address: SocketAddr,
+}
+
+impl Newest {
+    fn serial(&self) -> &Serial {
+        &self.peer.leaf().serial
+    }
 }
 
 impl Known {
@@ -158,6 +164,13 @@ impl Agents {
         let inner = self.lock();
         let known = inner.known.get(name)?;
         known.route.addresses.first().copied()
+    }
+
+    /// The certificate with which an agent of this name was linked last, whoever issued it.
+    pub fn shown_by(&self, name: &Name) -> Option<VerifiedPeer> {
+        let inner = self.lock();
+        let newest = inner.known.get(name)?.newest.as_ref()?;
+        Some(newest.peer.clone())
     }
 
     /// Every link.
@@ -276,7 +289,7 @@ impl Agents {
         ));
         let came = Newest {
             instance: hello.instance,
-            serial: entry.peer().leaf().serial.clone(),
+            peer: entry.peer().clone(),
             address: entry.link.carrier().remote_address(),
         };
         let mut old = Vec::new();
@@ -323,10 +336,10 @@ impl Agents {
             tracing::error!(
                 agent = %name,
                 suppressed,
-                serial = %came.serial,
+                serial = %came.serial(),
                 address = %came.address,
                 instance = %came.instance,
-                serial_before = %before.serial,
+                serial_before = %before.serial(),
                 address_before = %before.address,
                 instance_before = %before.instance,
                 "instances of this agent replace each other: it restarts again and again, or two \

@@ -148,6 +148,8 @@ impl Desk {
             let text = "the server holds as many names as it may";
             return Err(No::new(Refusal::Busy, text));
         }
+        self.names.check_pace(&name)?;
+        self.check_key(&name, &key, &trust, now)?;
         if proven.join.is_some() {
             self.check_untaken(&name, &key, &trust, now)?;
         }
@@ -159,7 +161,8 @@ impl Desk {
         }
         if let (Some(joins), Some(entry)) = (&self.joins, proven.join) {
             let (joins, name) = (Arc::clone(joins), name.clone());
-            let spending = tokio::task::spawn_blocking(move || joins.spend(&entry, &name, &key));
+            let spending =
+                tokio::task::spawn_blocking(move || joins.spend(&entry, &name, &key, now));
             spending
                 .await
                 .map_err(|_| No::new(Refusal::Unavailable, "the server failed"))??;
@@ -189,7 +192,7 @@ impl Desk {
             )
         })?;
         let der = chain.first().cloned().unwrap_or_else(|| Vec::new().into());
-        self.names.record(&issued.leaf, der, key).await?;
+        self.names.record(&issued.leaf, der, key, now).await?;
         let facts = IssuedFacts {
             serial: issued.leaf.serial.clone(),
             until: issued.leaf.not_after,
@@ -253,8 +256,31 @@ impl Desk {
         }
     }
 
+    /// Whose certificate was revoked gets none for the same key, by whatever proof.
+    fn check_key(
+        &self,
+        name: &Name,
+        key: &[u8; 32],
+        trust: &Snapshot,
+        now: SystemTime,
+    ) -> Result<(), No> {
+        let held = self.names.holdings(name, now);
+        let mut of_key = held.iter().filter(|one| one.key.as_ref() == Some(key));
+        match of_key.find(|one| trust.agents.has_revoked(&one.serial)) {
+            None => Ok(()),
+            Some(one) => {
+                let text = format!(
+                    "the certificate of this very key (serial {}) is revoked: the node needs a new key",
+                    one.serial
+                );
+                Err(No::new(Refusal::Denied, text))
+            }
+        }
+    }
+
     /// A join token makes no second holder of a name. The one who holds it already may be the one
-    /// who asks, when its answer was lost; and one that was revoked holds nothing.
+    /// who asks, when its answer was lost; and one that was revoked holds nothing. Who was linked
+    /// here holds the name too, whoever issued the certificate.
     fn check_untaken(
         &self,
         name: &Name,
@@ -262,16 +288,19 @@ impl Desk {
         trust: &Snapshot,
         now: SystemTime,
     ) -> Result<(), No> {
-        let Some(holding) = self.names.holding(name, now) else {
+        let held = self.names.holdings(name, now);
+        let others = held.iter().filter(|one| one.key.as_ref() != Some(key));
+        let issued = others
+            .map(|one| &one.serial)
+            .find(|serial| !trust.agents.has_revoked(serial));
+        let shown = self.nodes.agents.shown_by(name);
+        let shown = shown.filter(|peer| trust.agents.verify(peer.chain(), now).is_ok());
+        let shown = shown.as_ref().map(|peer| &peer.leaf().serial);
+        let Some(serial) = issued.or(shown) else {
             return Ok(());
         };
-        let revoked = trust.agents.deny_list().has_serial(&holding.serial);
-        if revoked || holding.key == Some(*key) {
-            return Ok(());
-        }
         let text = format!(
-            "{name} holds a valid certificate (serial {}): revoke that one first, or wait for its end",
-            holding.serial
+            "{name} holds a valid certificate (serial {serial}): revoke that one first, or wait for its end"
         );
         Err(No::new(Refusal::NameTaken, text))
     }

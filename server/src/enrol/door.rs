@@ -1,59 +1,57 @@
 //! A connection for enrolment: its place, its time, its bytes.
 //!
-//! It waits for a place with nothing but its first message read, so a thousand that come at once
-//! cost little; each address has a share of the places only, so nobody who holds many connections
-//! open keeps the others out; who is slow loses its place after seconds; and an address whose
+//! It waits for a place with nothing but its first message read, which is short, so a thousand that
+//! come at once cost little, and it takes no slot of the links' listener; each address has a share
+//! only of the places, and of those who wait, so nobody who holds many connections open keeps the
+//! others out; who is slow loses its place after seconds; and an address whose
 //! proofs are refused again and again is closed before its handshake for the rest of a minute.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout, timeout_at};
 use towline_link::process::drain::DrainWatch;
+use towline_link::process::shares::{Share, Shares, network};
 use towline_link::tls::Arrived;
 use towline_pki::tls;
-use towline_proto::address;
 use towline_proto::enrol::EnrolReply;
 use towline_proto::limits;
 
 use super::Desk;
 
-#[derive(Default)]
-struct Callers {
-    /// Who has or waits for places; gone with its last connection.
-    shares: HashMap<IpAddr, Arc<Semaphore>>,
-    /// Since when and how often proofs were refused.
-    refused: HashMap<IpAddr, (Instant, u32)>,
-}
-
 /// See the head of this file.
 pub struct EnrolDoor {
     /// Who answers.
     pub desk: Arc<Desk>,
-    places: Arc<Semaphore>,
-    waiting: AtomicUsize,
-    callers: Mutex<Callers>,
+    places: Semaphore,
+    shares: Shares<IpAddr>,
+    waiting: Semaphore,
+    waiting_shares: Shares<IpAddr>,
+    /// Since when and how often proofs of an address were refused.
+    refused: Mutex<HashMap<IpAddr, (Instant, u32)>>,
 }
 
 /// A place among those that are worked on.
-struct Place {
-    _one: OwnedSemaphorePermit,
-    _share: OwnedSemaphorePermit,
+struct Place<'a> {
+    _one: SemaphorePermit<'a>,
+    _share: Share<IpAddr>,
 }
 
 /// Counted as waiting until it is dropped.
-struct Waiting<'a>(&'a EnrolDoor);
+struct Waiting<'a> {
+    door: &'a EnrolDoor,
+    _one: SemaphorePermit<'a>,
+    _share: Share<IpAddr>,
+}
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
-        self.0.desk.told.waiting.dec();
+        self.door.desk.told.waiting.dec();
     }
 }
 
@@ -66,30 +64,21 @@ impl Drop for Working<'_> {
     }
 }
 
-/// By whom connections are counted: an address, of IPv6 the network of one customer.
-fn caller(address: SocketAddr) -> IpAddr {
-    match address::canonical(address.ip()) {
-        IpAddr::V6(ip) => {
-            let [a, b, c, d, ..] = ip.segments();
-            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
-        }
-        v4 => v4,
-    }
-}
-
 impl EnrolDoor {
     /// With places of its own.
     pub fn new(desk: Arc<Desk>) -> Arc<Self> {
         Arc::new(Self {
             desk,
-            places: Arc::new(Semaphore::new(limits::ENROL_PLACES)),
-            waiting: AtomicUsize::new(0),
-            callers: Mutex::default(),
+            places: Semaphore::new(limits::ENROL_PLACES),
+            shares: Shares::new(limits::ENROL_PLACES_PER_ADDRESS),
+            waiting: Semaphore::new(limits::ENROL_WAITING),
+            waiting_shares: Shares::new(limits::ENROL_WAITING_PER_ADDRESS),
+            refused: Mutex::default(),
         })
     }
 
-    fn callers(&self) -> MutexGuard<'_, Callers> {
-        self.callers.lock().unwrap_or_else(PoisonError::into_inner)
+    fn refused(&self) -> MutexGuard<'_, HashMap<IpAddr, (Instant, u32)>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Serves one connection to its end.
@@ -106,11 +95,18 @@ impl EnrolDoor {
     }
 
     async fn whole(&self, arrived: Arrived, address: SocketAddr) -> Result<(), &'static str> {
-        let caller = caller(address);
+        let caller = network(address.ip());
+        if arrived.received() > limits::ENROL_HELLO_BYTES {
+            return Err("long-hello");
+        }
         if self.is_tiresome(caller) {
             return Err("refused-too-often");
         }
         let _place = self.place(caller).await?;
+        // Those that were refused meanwhile may have been its own.
+        if self.is_tiresome(caller) {
+            return Err("refused-too-often");
+        }
         self.desk.told.places.inc();
         let _working = Working(self);
         let until = Instant::now() + limits::ENROL_READ;
@@ -146,7 +142,7 @@ impl EnrolDoor {
         if let EnrolReply::Refused { refusal, .. } = &reply
             && !refusal.is_temporary()
         {
-            self.note_refused(caller(address));
+            self.note_refused(network(address.ip()));
         }
         let written = async {
             io.write_all(&reply.encode()).await?;
@@ -156,32 +152,14 @@ impl EnrolDoor {
         written.await.map_err(|_| "gone")
     }
 
-    async fn place(&self, caller: IpAddr) -> Result<Place, &'static str> {
-        if self.waiting.fetch_add(1, Ordering::Relaxed) >= limits::ENROL_WAITING {
-            self.waiting.fetch_sub(1, Ordering::Relaxed);
-            return Err("too-many-wait");
-        }
-        self.desk.told.waiting.inc();
-        let _waiting = Waiting(self);
-        let share = {
-            let mut callers = self.callers();
-            if callers.shares.len() >= limits::ENROL_WAITING {
-                callers
-                    .shares
-                    .retain(|_, share| Arc::strong_count(share) > 1);
-            }
-            let share = callers
-                .shares
-                .entry(caller)
-                .or_insert_with(|| Arc::new(Semaphore::new(limits::ENROL_PLACES_PER_ADDRESS)));
-            Arc::clone(share)
-        };
+    async fn place(&self, caller: IpAddr) -> Result<Place<'_>, &'static str> {
+        let _waiting = self.wait(caller)?;
         let both = async {
-            let share = share.acquire_owned().await;
-            (self.places.clone().acquire_owned().await, share)
+            let share = self.shares.wait(&caller).await;
+            (self.places.acquire().await, share)
         };
         match timeout(limits::ENROL_WAIT, both).await {
-            Ok((Ok(one), Ok(share))) => Ok(Place {
+            Ok((Ok(one), share)) => Ok(Place {
                 _one: one,
                 _share: share,
             }),
@@ -191,25 +169,34 @@ impl EnrolDoor {
         }
     }
 
+    /// Those who wait are bounded too, and one address has a part of them only.
+    fn wait(&self, caller: IpAddr) -> Result<Waiting<'_>, &'static str> {
+        let share = self.waiting_shares.take(&caller).ok_or("crowded")?;
+        let one = self.waiting.try_acquire().map_err(|_| "too-many-wait")?;
+        self.desk.told.waiting.inc();
+        Ok(Waiting {
+            door: self,
+            _one: one,
+            _share: share,
+        })
+    }
+
     fn is_tiresome(&self, caller: IpAddr) -> bool {
-        let callers = self.callers();
-        callers.refused.get(&caller).is_some_and(|(since, count)| {
+        self.refused().get(&caller).is_some_and(|(since, count)| {
             since.elapsed() < limits::ENROL_REFUSALS_IN && *count >= limits::ENROL_REFUSALS
         })
     }
 
     fn note_refused(&self, caller: IpAddr) {
-        let mut callers = self.callers();
-        if callers.refused.len() >= limits::ENROL_ADDRESSES {
-            callers
-                .refused
-                .retain(|_, (since, _)| since.elapsed() < limits::ENROL_REFUSALS_IN);
-            if callers.refused.len() >= limits::ENROL_ADDRESSES {
-                callers.refused.clear();
+        let mut refused = self.refused();
+        if refused.len() >= limits::ENROL_ADDRESSES {
+            refused.retain(|_, (since, _)| since.elapsed() < limits::ENROL_REFUSALS_IN);
+            if refused.len() >= limits::ENROL_ADDRESSES {
+                refused.clear();
             }
         }
         let now = Instant::now();
-        let (since, count) = callers.refused.entry(caller).or_insert((now, 0));
+        let (since, count) = refused.entry(caller).or_insert((now, 0));
         if since.elapsed() >= limits::ENROL_REFUSALS_IN {
             (*since, *count) = (now, 0);
         }

@@ -4,11 +4,12 @@
 //! the file is there, and on the disk before anything is signed. Several servers that share that
 //! directory share the single use; servers that do not each have their own, which SECURITY.md says.
 //!
-//! The file says for which key the token was spent: the holder of that key, whose answer was lost,
-//! may ask again, and nobody else.
+//! The file says for which key the token was spent, and when: the holder of that key, whose answer
+//! was lost, may ask again within [`limits::JOIN_AGAIN`], and nobody else.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -18,6 +19,7 @@ use towline_pki::store::{self, Replace, StoreError};
 use towline_pki::{JoinFile, JoinToken, date};
 use towline_proto::enrol::{Refusal, Token};
 use towline_proto::id::{ClusterName, Name};
+use towline_proto::limits;
 
 use super::No;
 
@@ -30,7 +32,6 @@ pub struct Joins {
     path: PathBuf,
     spent: PathBuf,
     file: ArcSwap<JoinFile>,
-    spending: Mutex<()>,
 }
 
 impl Joins {
@@ -42,7 +43,6 @@ impl Joins {
             path: path.to_owned(),
             spent: spent.to_owned(),
             file: ArcSwap::from_pointee(file),
-            spending: Mutex::default(),
         };
         joins.sweep(now);
         Ok(Arc::new(joins))
@@ -112,18 +112,23 @@ impl Joins {
     }
 
     fn text(entry: &JoinEntry, name: &Name, key: &[u8; 32]) -> String {
-        format!("{} {name} {}\n", hex(key), date::text(entry.until))
+        format!("{} {name} {}", hex(key), date::text(entry.until))
     }
 
     /// Spends it for this key. Blocks until that is on the disk.
-    pub fn spend(&self, entry: &JoinEntry, name: &Name, key: &[u8; 32]) -> Result<(), No> {
-        // Two at once would write the same temporary file.
-        let _one = self.spending.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn spend(
+        &self,
+        entry: &JoinEntry,
+        name: &Name,
+        key: &[u8; 32],
+        now: SystemTime,
+    ) -> Result<(), No> {
         let (path, text) = (self.mark(entry), Self::text(entry, name, key));
-        match store::write_public(&path, &text, Replace::Never) {
+        let whole = format!("{text} {}\n", date::text(now));
+        match store::write_public(&path, &whole, Replace::Never) {
             Ok(()) => Ok(()),
             Err(StoreError::Exists { .. }) => match store::read(&path) {
-                Ok(there) if there == text.as_bytes() => Ok(()),
+                Ok(there) if is_lost_answer(&there, &text, now) => Ok(()),
                 Ok(_) => Err(No::new(
                     Refusal::JoinUsed,
                     format!(
@@ -137,12 +142,23 @@ impl Joins {
         }
     }
 
-    /// Removes marks of tokens that ended long ago.
+    /// Removes marks of tokens that ended long ago. One that the file still knows keeps its mark,
+    /// whatever the clock says: it may be wrong for a moment, and the token would count again.
     fn sweep(&self, now: SystemTime) {
         let Ok(marks) = store::files_below(&self.spent) else {
             return;
         };
+        let file = self.file.load();
+        let known: HashSet<String> = file
+            .entries()
+            .iter()
+            .map(|entry| entry.id.to_string())
+            .collect();
         for mark in marks {
+            let name = mark.file_name().and_then(|name| name.to_str());
+            if name.is_some_and(|name| known.contains(name)) {
+                continue;
+            }
             let until = store::read(&mark).ok().and_then(|text| {
                 let text = String::from_utf8(text).ok()?;
                 date::from_text(text.split_ascii_whitespace().nth(2)?)
@@ -152,6 +168,16 @@ impl Joins {
             }
         }
     }
+}
+
+/// Whether the mark that is there is of this very use, not long ago.
+fn is_lost_answer(there: &[u8], text: &str, now: SystemTime) -> bool {
+    let at = std::str::from_utf8(there)
+        .ok()
+        .and_then(|there| there.strip_prefix(text)?.strip_prefix(' '))
+        .and_then(|at| date::from_text(at.trim_end()));
+    at.and_then(|at| at.checked_add(limits::JOIN_AGAIN))
+        .is_some_and(|end| now <= end)
 }
 
 fn cannot(error: &StoreError) -> No {
@@ -247,18 +273,29 @@ mod tests {
     fn it_is_spent_once_also_after_a_restart_and_beside_another_server() {
         let world = World::new("worker-*");
         let (entry, name) = world.find(Some("worker-1"), world.now).unwrap();
-        world.joins.spend(&entry, &name, &[1; 32]).unwrap();
-        // The same use, whose answer was lost.
-        world.joins.spend(&entry, &name, &[1; 32]).unwrap();
-        let again = world.joins.spend(&entry, &name, &[2; 32]).unwrap_err();
-        assert_eq!(again.refusal, Refusal::JoinUsed);
+        let spend = |joins: &Joins, name: &Name, key: [u8; 32], now| {
+            let spent = joins.spend(&entry, name, &key, now);
+            spent.map_err(|no| no.refusal)
+        };
+        let used = Err(Refusal::JoinUsed);
+        let joins = &world.joins;
+        assert_eq!(spend(joins, &name, [1; 32], world.now), Ok(()));
+        // The same use, whose answer was lost, for a while.
+        let last = world.now + limits::JOIN_AGAIN;
+        assert_eq!(spend(joins, &name, [1; 32], world.now), Ok(()));
+        assert_eq!(spend(joins, &name, [1; 32], last), Ok(()));
+        let late = last + Duration::from_secs(1);
+        assert_eq!(spend(joins, &name, [1; 32], late), used);
+        assert_eq!(spend(joins, &name, [2; 32], world.now), used);
         let other: Name = "worker-2".parse().unwrap();
-        let again = world.joins.spend(&entry, &other, &[1; 32]).unwrap_err();
-        assert_eq!(again.refusal, Refusal::JoinUsed);
+        assert_eq!(spend(joins, &other, [1; 32], world.now), used);
         let (path, spent) = (world.folder.join("tokens"), world.folder.join("spent"));
         let second = Joins::open(&path, &spent, world.now).unwrap();
-        let again = second.spend(&entry, &name, &[2; 32]).unwrap_err();
-        assert_eq!(again.refusal, Refusal::JoinUsed);
+        assert_eq!(spend(&second, &name, [2; 32], world.now), used);
+        // A clock that is wrong for a moment gives no token that is still known back.
+        second.reload(world.now + KEPT * 2).unwrap();
+        assert_eq!(spend(&second, &name, [2; 32], world.now), used);
+        JoinFile::default().write(&path).unwrap();
         // The mark outlives the token by a week.
         let over = world.now + KEPT + Duration::from_secs(1);
         second.reload(world.now + KEPT).unwrap();
@@ -272,8 +309,8 @@ mod tests {
         let world = World::new("n1");
         let (entry, name) = world.find(None, world.now).unwrap();
         fs::remove_dir(world.folder.join("spent")).unwrap();
-        let no = world.joins.spend(&entry, &name, &[1; 32]).unwrap_err();
-        assert_eq!(no.refusal, Refusal::Unavailable);
+        let no = world.joins.spend(&entry, &name, &[1; 32], world.now);
+        assert_eq!(no.unwrap_err().refusal, Refusal::Unavailable);
     }
 
     #[test]

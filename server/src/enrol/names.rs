@@ -11,6 +11,7 @@ use std::time::SystemTime;
 
 use rustls_pki_types::CertificateDer;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use towline_pki::{Identity, Leaf, Ledger, LedgerError, Serial};
 use towline_proto::enrol::Refusal;
 use towline_proto::id::{Name, Role};
@@ -33,9 +34,38 @@ pub struct Holding {
 
 #[derive(Debug, Default)]
 struct Inner {
-    names: HashMap<Name, Holding>,
+    /// What was issued and has not ended, of each name; never an empty list.
+    names: HashMap<Name, Vec<Holding>>,
     /// Names that are being enrolled.
     busy: HashSet<Name>,
+    /// Since when, and how often, names were given certificates.
+    pace: HashMap<Name, (Instant, u32)>,
+}
+
+impl Inner {
+    fn add(&mut self, name: Name, holding: Holding, now: SystemTime) {
+        let held = self.names.entry(name).or_default();
+        held.retain(|one| one.not_after >= now);
+        if held.len() >= limits::ENROL_HOLDINGS
+            && let Some(first) = (0..held.len()).min_by_key(|at| held[*at].not_after)
+        {
+            held.swap_remove(first);
+        }
+        held.push(holding);
+    }
+
+    fn count(&mut self, name: &Name) {
+        let now = Instant::now();
+        if self.pace.len() >= limits::ENROL_NAMES {
+            self.pace
+                .retain(|_, (since, _)| since.elapsed() < limits::ENROL_NAME_IN);
+        }
+        let (since, count) = self.pace.entry(name.clone()).or_insert((now, 0));
+        if since.elapsed() >= limits::ENROL_NAME_IN {
+            (*since, *count) = (now, 0);
+        }
+        *count += 1;
+    }
 }
 
 type Line = (CertificateDer<'static>, oneshot::Sender<bool>);
@@ -85,7 +115,7 @@ impl Names {
                     key: None,
                     ips: Vec::new(),
                 };
-                inner.names.insert(identity.name, holding);
+                inner.add(identity.name, holding, now);
             }
         }
         let (lines, incoming) = mpsc::channel(limits::ENROL_PLACES);
@@ -114,19 +144,38 @@ impl Names {
         }
     }
 
-    /// The certificate of this name that has not ended.
-    pub fn holding(&self, name: &Name, now: SystemTime) -> Option<Holding> {
+    /// The certificates of this name that have not ended.
+    pub fn holdings(&self, name: &Name, now: SystemTime) -> Vec<Holding> {
         let inner = lock(&self.inner);
-        let holding = inner.names.get(name);
-        holding.filter(|holding| holding.not_after >= now).cloned()
+        let all = inner.names.get(name).into_iter().flatten();
+        all.filter(|holding| holding.not_after >= now)
+            .cloned()
+            .collect()
+    }
+
+    /// Refuses a name that was given as many certificates as one may have in a while: whoever
+    /// holds one valid certificate could otherwise have us write without end.
+    pub fn check_pace(&self, name: &Name) -> Result<(), No> {
+        let inner = lock(&self.inner);
+        let pace = inner.pace.get(name);
+        match pace {
+            Some((since, count))
+                if *count >= limits::ENROL_NAME && since.elapsed() < limits::ENROL_NAME_IN =>
+            {
+                Err(No::new(
+                    Refusal::Busy,
+                    format!("{name} was given {count} certificates within minutes"),
+                ))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Another name whose certificate has this address.
     pub fn holder_of(&self, ip: IpAddr, but: &Name, now: SystemTime) -> Option<Name> {
         let inner = lock(&self.inner);
-        let held = |(name, holding): &(&Name, &Holding)| {
-            *name != but && holding.not_after >= now && holding.ips.contains(&ip)
-        };
+        let counts = |one: &Holding| one.not_after >= now && one.ips.contains(&ip);
+        let held = |(name, all): &(&Name, &Vec<Holding>)| *name != but && all.iter().any(counts);
         inner.names.iter().find(held).map(|(name, _)| name.clone())
     }
 
@@ -144,7 +193,10 @@ impl Names {
     pub fn has_room(&self, name: &Name, now: SystemTime) -> bool {
         let mut inner = lock(&self.inner);
         if inner.names.len() >= limits::ENROL_NAMES && !inner.names.contains_key(name) {
-            inner.names.retain(|_, holding| holding.not_after >= now);
+            inner.names.retain(|_, held| {
+                held.retain(|one| one.not_after >= now);
+                !held.is_empty()
+            });
         }
         inner.names.len() < limits::ENROL_NAMES || inner.names.contains_key(name)
     }
@@ -155,6 +207,7 @@ impl Names {
         leaf: &Leaf,
         der: CertificateDer<'static>,
         key: [u8; 32],
+        now: SystemTime,
     ) -> Result<(), No> {
         let (done, written) = oneshot::channel();
         let sent = self.lines.send((der, done)).await.is_ok();
@@ -171,7 +224,8 @@ impl Names {
             ips: leaf.ip_sans.clone(),
         };
         let mut inner = lock(&self.inner);
-        inner.names.insert(leaf.identity.name.clone(), holding);
+        inner.count(&leaf.identity.name);
+        inner.add(leaf.identity.name.clone(), holding, now);
         Ok(())
     }
 }
@@ -202,5 +256,69 @@ impl Writer {
                 let _ = done.send(good);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn names() -> Names {
+        Names {
+            inner: Arc::default(),
+            lines: mpsc::channel(1).0,
+        }
+    }
+
+    fn holding(serial: u8, not_after: SystemTime) -> Holding {
+        Holding {
+            serial: Serial::from_bytes(&[serial]),
+            not_after,
+            key: None,
+            ips: vec!["10.0.0.1".parse().unwrap()],
+        }
+    }
+
+    #[test]
+    fn an_older_certificate_that_lives_longer_is_not_forgotten() {
+        let (names, name) = (names(), "n1".parse::<Name>().unwrap());
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let after = |hours: u64| now + Duration::from_secs(3600 * hours);
+        lock(&names.inner).add(name.clone(), holding(1, after(24)), now);
+        lock(&names.inner).add(name.clone(), holding(2, after(1)), now);
+        let serials = |at| {
+            let held = names.holdings(&name, at);
+            held.iter()
+                .map(|one| one.serial.to_string())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(serials(after(1)), ["01", "02"]);
+        assert_eq!(serials(after(2)), ["01"]);
+        let other = "n2".parse().unwrap();
+        let ip = "10.0.0.1".parse().unwrap();
+        assert_eq!(names.holder_of(ip, &other, after(24)), Some(name.clone()));
+        assert_eq!(names.holder_of(ip, &other, after(25)), None);
+        // Of more than are kept those go that end first.
+        for number in 0..2 * limits::ENROL_HOLDINGS as u64 {
+            lock(&names.inner).add(name.clone(), holding(3, after(2 + number % 5)), now);
+        }
+        let held = names.holdings(&name, now);
+        assert_eq!(held.len(), limits::ENROL_HOLDINGS);
+        assert!(held.iter().any(|one| one.serial.to_string() == "01"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_name_is_given_so_many_in_a_while() {
+        let (names, name) = (names(), "n1".parse::<Name>().unwrap());
+        for _ in 0..limits::ENROL_NAME {
+            assert!(names.check_pace(&name).is_ok());
+            lock(&names.inner).count(&name);
+        }
+        let refused = names.check_pace(&name).unwrap_err();
+        assert_eq!(refused.refusal, Refusal::Busy);
+        assert!(names.check_pace(&"n2".parse().unwrap()).is_ok());
+        tokio::time::advance(limits::ENROL_NAME_IN).await;
+        assert!(names.check_pace(&name).is_ok());
     }
 }

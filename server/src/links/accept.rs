@@ -130,14 +130,14 @@ impl TlsLinks {
                     Ok(Shaken::Link(carrier, greeter)) => {
                         drop((shared, unproven));
                         serve(carrier, greeter, drain).await;
+                        drop(slot);
                     }
                     Ok(Shaken::Other(serving)) => {
                         drop(shared);
-                        serving(address, drain, unproven).await;
+                        serving(address, drain, unproven, slot).await;
                     }
                     Err(error) => shared.refuse(&slot, address, word(&error), &detail(&error)),
                 }
-                drop(slot);
             }
         })
         .await;
@@ -158,7 +158,7 @@ impl Shared {
 enum Shaken {
     Link(Arc<dyn Carrier>, Arc<Greeter>),
     /// Serves the rest of the connection.
-    Other(Box<dyn FnOnce(SocketAddr, DrainWatch, Share<IpAddr>) -> Serving + Send>),
+    Other(Box<dyn FnOnce(SocketAddr, DrainWatch, Share<IpAddr>, Slot) -> Serving + Send>),
 }
 
 type Serving = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -207,11 +207,13 @@ async fn choose(shared: &Shared, tcp: TcpStream) -> Result<Shaken, ConnectError>
         && !arrived.offers(ALPN_LINK)
     {
         let door = Arc::clone(door);
-        return Ok(Shaken::Other(Box::new(move |address, drain, unproven| {
-            // That door counts callers itself.
-            drop(unproven);
-            Box::pin(door.serve(arrived, address, drain))
-        })));
+        return Ok(Shaken::Other(Box::new(
+            move |address, drain, unproven, slot| {
+                // That door counts callers itself, and thousands who wait there take no slot from links.
+                drop((unproven, slot));
+                Box::pin(door.serve(arrived, address, drain))
+            },
+        )));
     }
     if let Some(door) = &shared.legacy
         && !arrived.offers(ALPN_ENROL)
@@ -220,9 +222,14 @@ async fn choose(shared: &Shared, tcp: TcpStream) -> Result<Shaken, ConnectError>
     {
         let (io, chain) = arrived.other(Arc::clone(&trust.tls)).await?;
         let door = Arc::clone(door);
-        return Ok(Shaken::Other(Box::new(move |address, drain, unproven| {
-            Box::pin(door.serve(io, chain, address, drain, unproven))
-        })));
+        return Ok(Shaken::Other(Box::new(
+            move |address, drain, unproven, slot| {
+                Box::pin(async move {
+                    door.serve(io, chain, address, drain, unproven).await;
+                    drop(slot);
+                })
+            },
+        )));
     }
     let Some((trust, greeter)) = &shared.own else {
         return Err(ConnectError::Alpn {
