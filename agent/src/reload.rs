@@ -45,7 +45,15 @@ impl Reload {
     fn read(&self) -> Result<(), TrustError> {
         let before = self.trust.current();
         let files = self.trust.files();
-        let snapshot = Snapshot::load(files, Some(&before.material), SystemTime::now())?;
+        let read = Snapshot::load(files, Some(&before.material), SystemTime::now());
+        let snapshot = match read {
+            Ok(snapshot) => snapshot,
+            Err(error) => {
+                // A revocation does not wait until another file is mended.
+                self.trust.replace(before.revoked_anew(files)?);
+                return Err(error);
+            }
+        };
         let fault = snapshot.material.crl_faults().first().cloned();
         self.serve.change_policy(|rules| {
             let allowed = Arc::clone(&rules.rules);

@@ -52,7 +52,15 @@ impl Snapshot {
         before: Option<&Material>,
         now: SystemTime,
     ) -> Result<Self, TrustError> {
-        let material = Material::load_after(files, Role::Agent, before, now)?;
+        Self::of(Material::load_after(files, Role::Agent, before, now)?)
+    }
+
+    /// The same with the deny list and the revocation lists of now.
+    pub fn revoked_anew(&self, files: &Files) -> Result<Self, TrustError> {
+        Self::of(self.material.revoked_anew(files))
+    }
+
+    fn of(material: Material) -> Result<Self, TrustError> {
         let verifier = Arc::clone(material.verifier(Role::Server).ok_or(TrustError::NoRoots)?);
         let client = tls::link_client(material.credentials(), Arc::clone(&verifier))?;
         Ok(Self {

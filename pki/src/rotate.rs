@@ -114,22 +114,8 @@ impl Material {
                 Anchors::load(path).map_err(|source| MaterialError::Anchors { role, source })?;
             let cluster = credentials.identity().cluster.clone();
             let in_force = before.and_then(|before| before.verifier(role)?.revocation());
-            let revocation = match files.crls_of(role) {
-                [] => None,
-                paths => match Revocation::load(paths, &anchors, files.crl_policy, in_force) {
-                    Ok(lists) => Some(lists),
-                    Err(source) => {
-                        let Some(old) = in_force else {
-                            return Err(MaterialError::Crl { role, source });
-                        };
-                        crl_faults.push(CrlFault {
-                            what: format!("{role}-crl"),
-                            error: source.to_string(),
-                        });
-                        Some(old.clone())
-                    }
-                },
-            };
+            let (revocation, fault) = revocation(files, role, &anchors, in_force)?;
+            crl_faults.extend(fault);
             let verifier =
                 PeerVerifier::with_lists(cluster, role, anchors, deny.clone(), revocation);
             verifiers.push((role, path.clone(), verifier));
@@ -140,6 +126,32 @@ impl Material {
             cert: files.cert.clone(),
             crl_faults,
         })
+    }
+
+    /// The same credentials and anchors, with the deny list and the revocation lists of now: for
+    /// when the set does not load as a whole, because a revocation does not wait until somebody has
+    /// mended another file. What cannot be used of those, too, stays as it was.
+    pub fn revoked_anew(&self, files: &Files) -> Self {
+        let read = files.deny_list.as_deref().map(DenyList::load);
+        let denied = read.and_then(Result::ok);
+        let mut crl_faults = Vec::new();
+        let renewed = |(role, path, old): &(Role, PathBuf, Arc<PeerVerifier>)| {
+            let anchors = old.anchors().clone();
+            let deny = denied.clone().unwrap_or_else(|| old.deny_list().clone());
+            let found = revocation(files, *role, &anchors, old.revocation());
+            let (lists, fault) = found.unwrap_or_else(|_| (old.revocation().cloned(), None));
+            crl_faults.extend(fault);
+            let cluster = old.cluster().clone();
+            let verifier = PeerVerifier::with_lists(cluster, *role, anchors, deny, lists);
+            (*role, path.clone(), verifier)
+        };
+        let verifiers = self.verifiers.iter().map(renewed).collect();
+        Self {
+            credentials: self.credentials.clone(),
+            verifiers,
+            cert: self.cert.clone(),
+            crl_faults,
+        }
     }
 
     /// Who we are and how we prove it.
@@ -225,5 +237,32 @@ impl Material {
     /// Whether live links may stay: we are still who we were.
     pub fn keeps_identity(&self, old: &Material) -> bool {
         self.credentials.identity() == old.credentials.identity()
+    }
+}
+
+/// The lists for peers of a role; those in force, and why, where the files may not follow them.
+fn revocation(
+    files: &Files,
+    role: Role,
+    anchors: &Anchors,
+    in_force: Option<&Revocation>,
+) -> Result<(Option<Revocation>, Option<CrlFault>), MaterialError> {
+    let paths = files.crls_of(role);
+    if paths.is_empty() {
+        return Ok((None, None));
+    }
+    match (
+        Revocation::load(paths, anchors, files.crl_policy, in_force),
+        in_force,
+    ) {
+        (Ok(lists), _) => Ok((Some(lists), None)),
+        (Err(source), None) => Err(MaterialError::Crl { role, source }),
+        (Err(source), Some(old)) => {
+            let fault = CrlFault {
+                what: format!("{role}-crl"),
+                error: source.to_string(),
+            };
+            Ok((Some(old.clone()), Some(fault)))
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! Files that changed come into force without a restart: certificates, roots, deny list, grants,
 //! the kubelet authority and its revocation lists.
 //!
-//! 1. Everything is read and checked; an error leaves all of it as it was.
+//! 1. Everything is read and checked; an error leaves all of it as it was, but for the deny list and
+//!    the revocation lists of peers: those never wait until another file is mended.
 //! 2. New handshakes use the new files, on both carriers and at the TCP door.
 //! 3. Every live link and every front end with a certificate is verified again by the new rules.
 //!    Who passes is not disturbed; who does not is ended with a reason, its dials with it.
@@ -143,6 +144,37 @@ impl Reloader {
 
     /// Reads the files and puts them in force.
     pub fn reload(&self, now: SystemTime) -> Result<Changed, ReloadError> {
+        let done = self.reload_whole(now);
+        if let Err(error) = &done
+            && !matches!(error, ReloadError::Crl(..))
+        {
+            self.revoke_anew(now);
+        }
+        done
+    }
+
+    /// Something cannot be used and the files stay as they were, but a revocation does not wait
+    /// for it: deny list and revocation lists come into force by themselves.
+    fn revoke_anew(&self, now: SystemTime) {
+        let (Some(trust), Some(files)) = (&self.trust, &self.files) else {
+            return;
+        };
+        let replaced = trust.snapshot().revoked_anew(files);
+        let replaced = replaced.and_then(|snapshot| trust.replace(snapshot));
+        let snapshot = trust.snapshot();
+        let quic = self.quic.as_ref().map_or(Ok(()), |quic| {
+            quic.replace_config(Arc::clone(&snapshot.link_tls), Arc::clone(&snapshot.agents))
+        });
+        if let Err(error) = replaced
+            .map_err(ReloadError::from)
+            .and(quic.map_err(ReloadError::from))
+        {
+            tracing::error!(%error, "revocations are not in force");
+        }
+        self.verify_again(now);
+    }
+
+    fn reload_whole(&self, now: SystemTime) -> Result<Changed, ReloadError> {
         let own = match &self.files {
             Some(files) => {
                 let before = self.trust.as_ref().map(Trust::snapshot);

@@ -62,7 +62,15 @@ impl Snapshot {
         before: Option<&Material>,
         now: SystemTime,
     ) -> Result<Self, TrustError> {
-        let material = Material::load_after(files, Role::Server, before, now)?;
+        Self::of(Material::load_after(files, Role::Server, before, now)?)
+    }
+
+    /// The same with the deny list and the revocation lists of now.
+    pub fn revoked_anew(&self, files: &Files) -> Result<Self, TrustError> {
+        Self::of(self.material.revoked_anew(files))
+    }
+
+    fn of(material: Material) -> Result<Self, TrustError> {
         let own = material.credentials();
         let agents = material.verifier(Role::Agent).ok_or(TrustError::NoRoots)?;
         let door = match material.verifier(Role::Client) {

@@ -13,6 +13,7 @@ use towline_tests::pattern::Check;
 use towline_tests::rogue;
 use towline_tests::scenario::{eventually, expect};
 use towline_tests::scenarios;
+use towline_tests::scratch;
 use towline_tests::target::{Behaviour, End, read_all};
 
 const POD: &str = "10.244.0.5:8080";
@@ -106,6 +107,38 @@ scenarios! {
         cluster.start_agent("n1").await;
         cluster.linked().await;
         echoes(&mut other).await;
+    }
+
+    async fn a_revocation_does_not_wait_until_another_file_is_mended(carrier) {
+        let cluster = Plan::on(carrier).agents(2).lists().unverified_kubelets().start().await;
+        let _echo = cluster.target(NODES[1], Behaviour::Echo).await;
+        let mut other = cluster.apiserver().pipe(NODES[1]).await;
+        let old = serial(&cluster, "n1");
+        // Half of a renewal, at the server and at its agents.
+        for name in ["s0", "n1", "n2"] {
+            scratch::replace(&cluster.files(name).cert, "nonsense").unwrap();
+        }
+        let errors = cluster.reload().await;
+        assert!(!errors.is_empty(), "the certificate is refused");
+        let begun = Instant::now();
+        cluster.revoke(Role::Agent, 2, &[&old]);
+        eventually("the end of one link", || async { (cluster.server(0).status().agents.iter().map(|agent| agent.links.len()).sum::<usize>() == 1).then_some(()) }).await;
+        assert!(begun.elapsed() < WITHIN, "{:?}", begun.elapsed());
+        told(&cluster, "revoked").await;
+        echoes(&mut other).await;
+        cluster.deny(&cluster.authority.identity(Role::Agent, "n2"));
+        eventually("the end of the other link", || async { cluster.server(0).status().agents.iter().all(|agent| agent.links.is_empty()).then_some(()) }).await;
+        cluster.deny("");
+        eventually("the way back", || async { (cluster.agent("n2").links().ready() == 1).then_some(()) }).await;
+        let begun = Instant::now();
+        cluster.deny_servers(&cluster.authority.identity(Role::Server, "s0"));
+        eventually("the agent leaves", || async { (cluster.agent("n2").links().ready() == 0).then_some(()) }).await;
+        assert!(begun.elapsed() < WITHIN, "{:?}", begun.elapsed());
+        // And it is mended.
+        cluster.deny_servers("# nobody\n");
+        cluster.server_pair(0).replace(cluster.files("s0")).unwrap();
+        assert!(cluster.server(0).reloader().reload(SystemTime::now()).is_ok());
+        eventually("the link", || async { (cluster.agent("n2").links().ready() == 1).then_some(()) }).await;
     }
 
     async fn a_revoked_server_is_left_by_its_agents(carrier) {
