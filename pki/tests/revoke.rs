@@ -388,7 +388,7 @@ fn verify_knows_the_lists_of_every_role() {
 
 /// A list of the issuer of agents that was made then, for 30 days.
 fn stale_list(tool: &Tool, made: SystemTime) -> &'static str {
-    let at = |end: &str| tool.dir.path(&format!("prod/issuers/agents.{end}"));
+    let at = |end: &str| tool.dir.path(format!("prod/issuers/agents.{end}"));
     let authority = Authority::load(&at("crt"), &at("key"), SystemTime::now()).unwrap();
     let list = authority.sign_list(&ListSpec {
         number: 9,

@@ -105,6 +105,10 @@ impl fmt::Display for Purpose {
 
 /// The file that names the cluster.
 pub const CLUSTER: &str = "cluster";
+/// Names that get no certificates, and serial numbers that count no more.
+pub const DENIED: &str = "trust/denied";
+/// What Towline's issuers revoked.
+pub const REVOCATION_LISTS: [&str; 2] = ["trust/agents.crl", "trust/servers.crl"];
 /// Signs service-account tokens.
 pub const SERVICE_ACCOUNT_KEY: &str = "pki/sa.key";
 /// Verifies them.

@@ -16,6 +16,7 @@ pub mod layout;
 pub mod plan;
 pub mod present;
 pub mod reason;
+mod revoked;
 pub mod wanted;
 mod write;
 

@@ -93,6 +93,8 @@ pub enum Note {
         purpose: Purpose,
         not_after: SystemTime,
     },
+    /// Its name is on the deny list, so it gets no certificate.
+    Denied { path: String, identity: String },
     /// A request waits to be signed.
     Waiting {
         path: String,
@@ -283,9 +285,25 @@ impl Planner<'_> {
             .authority(purpose)
             .and_then(|authority| authority.external.as_ref())
             .is_some_and(|external| external.key.is_none());
+        let before = self.plan.changes.len();
+        let denied = present.revoked.denies(&leaf.subject.uris);
         match asks {
             true => self.asked(index, leaf, seen, issuer),
             false => self.signed_here(index, leaf, seen, issuer),
+        }
+        if let Some(identity) = denied
+            && self.plan.changes.len() > before
+        {
+            let path = leaf.place.path();
+            self.plan.changes.truncate(before);
+            self.unsigned.retain(|(_, unsigned)| *unsigned != path);
+            self.plan
+                .notes
+                .retain(|note| !matches!(note, Note::Waiting { path: of, .. } if *of == path));
+            self.plan.notes.push(Note::Denied {
+                path,
+                identity: identity.to_string(),
+            });
         }
         Ok(())
     }
@@ -326,6 +344,12 @@ impl Planner<'_> {
         let mut reasons = self.reasons(leaf, found, issuer);
         let key = compare::key_reason(self.wanted.leaf_kind, &found.0);
         reasons.extend(key);
+        reasons.extend(
+            self.present
+                .revoked
+                .has(&found.0)
+                .then_some(Reason::Revoked),
+        );
         if reasons.is_empty() {
             return self.same_certificate(index, leaf, seen);
         }

@@ -11,12 +11,15 @@ use rustls_pki_types::CertificateDer;
 
 use super::kubeconfig::{self, Conf, ConfError};
 use super::layout::{self, Purpose};
+use super::revoked::Revoked;
 use super::wanted::{Place, Wanted, WantedAuthority, WantedLeaf};
 use crate::authority::{Authority, AuthorityError};
+use crate::crl::RevocationListError;
 use crate::inspect::{Certificate, CertificateError};
 use crate::key::{KeyError, PrivateKey};
 use crate::passphrase::Passphrases;
 use crate::pem::{self, PemError};
+use crate::revoke::DenyListError;
 use crate::secret::Secret;
 use crate::store::{self, StoreError};
 
@@ -27,6 +30,10 @@ pub enum PresentError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Authority(#[from] AuthorityError),
+    #[error(transparent)]
+    Denied(#[from] DenyListError),
+    #[error(transparent)]
+    List(#[from] RevocationListError),
     #[error("{path}: {source}", path = path.display())]
     Certificate {
         path: PathBuf,
@@ -92,6 +99,8 @@ pub struct Present {
     /// Files with names of ours that nothing wants, and directories of machines that are gone.
     pub(super) strays: Vec<String>,
     pub(super) machines_gone: Vec<String>,
+    /// Who and what counts no more.
+    pub(super) revoked: Revoked,
     /// Directories that a run which was cut off left behind.
     pub(super) leftovers: Vec<String>,
 }
@@ -167,6 +176,7 @@ impl Present {
     ) -> Read<Self> {
         let mut present = Self {
             cluster: cluster(dir, &wanted.cluster)?,
+            revoked: Revoked::read(dir)?,
             ..Self::default()
         };
         for authority in &wanted.authorities {

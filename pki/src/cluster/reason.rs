@@ -47,6 +47,8 @@ pub enum Reason {
     Expired {
         not_after: SystemTime,
     },
+    /// On a revocation list, or its serial number is denied.
+    Revoked,
     /// It begins later than now: made with a clock that was wrong.
     NotYetValid {
         not_before: SystemTime,
@@ -91,6 +93,7 @@ impl Reason {
             Reason::KeyKind { .. } => "key-kind-changed",
             Reason::Due { .. } => "due",
             Reason::Expired { .. } => "expired",
+            Reason::Revoked => "revoked",
             Reason::NotYetValid { .. } => "not-yet-valid",
             Reason::LongLife { .. } => "long-life",
             Reason::ServerMoved { .. } => "server-moved",
@@ -121,6 +124,7 @@ impl fmt::Display for Reason {
             Reason::KeyKind { from, to } => write!(f, "key is {from}, wanted is {to}"),
             Reason::Due { not_after } => write!(f, "due: it ends {}", date::text(*not_after)),
             Reason::Expired { not_after } => write!(f, "it ended {}", date::text(*not_after)),
+            Reason::Revoked => f.write_str("it was revoked"),
             Reason::NotYetValid { not_before } => {
                 write!(f, "it begins only {}", date::text(*not_before))
             }

@@ -240,6 +240,14 @@ fn note_text(note: &Note) -> (&'static str, String) {
                 date::text(*not_after)
             ),
         ),
+        Note::Denied { path, identity } => (
+            "denied",
+            format!(
+                "{path:44} left as it is: {identity} is on the deny list; when it may come back, run \
+                 `towline-pki revoke --lift {}` and apply again",
+                identity.rsplit("/towline/").next().unwrap_or(identity)
+            ),
+        ),
         Note::Waiting {
             path,
             request,
@@ -285,6 +293,10 @@ fn as_json(args: &Args, wanted: &Wanted, plan: &Plan, done: &Done, now: SystemTi
         match note {
             Note::MachineGone { name } => out["machine"] = json!(name),
             Note::FileGone { path } => out["path"] = json!(path),
+            Note::Denied { path, identity } => {
+                out["path"] = json!(path);
+                out["identity"] = json!(identity);
+            }
             Note::AuthorityEnds { purpose, not_after } => {
                 out["path"] = json!(purpose.certificate());
                 out["notAfter"] = json!(date::text(*not_after));
