@@ -31,6 +31,7 @@ pub mod legacy;
 pub mod links;
 pub mod listen;
 pub mod metrics;
+pub mod node_address;
 pub mod pick;
 pub mod policy;
 pub mod ready;

@@ -12,8 +12,9 @@ use towline_proto::target::HostName;
 use super::book::{Book, Claim};
 use super::office::{Refusal, Verdict};
 use crate::agents::Agents;
-use crate::classify::{Prefixes, is_cluster_local, within};
+use crate::classify::{Prefixes, is_cluster_local};
 use crate::directory::FileDirectory;
+use crate::node_address::{self, Excluded};
 
 /// Whose what is, at this moment.
 pub struct NodeNames {
@@ -103,30 +104,21 @@ impl NodeNames {
                 );
             }
         }
-        if !within(&self.prefixes.node, ip) {
-            return not_yet(
+        match node_address::check(ip, &self.prefixes, &self.control_plane) {
+            Ok(()) => Ok(()),
+            Err(excluded @ Excluded::OutsideNodes) => not_yet(
                 "OutsideNodes",
-                format!("{ip} is outside of --node-cidr"),
+                format!("{ip} is {excluded}"),
                 "add the network of this node to --node-cidr, or grant the address by the agent's \
                  certificate or the grants file",
-            );
+            ),
+            Err(excluded) => not_yet(
+                "Reserved",
+                format!("{ip} is {excluded}"),
+                "a Node's own word does not do for it: grant it by the agent's certificate or \
+                 the grants file",
+            ),
         }
-        let Prefixes { service, pod, .. } = &self.prefixes;
-        for (prefixes, what) in [
-            (&self.control_plane, "the control plane"),
-            (service, "services"),
-            (pod, "pods"),
-        ] {
-            if within(prefixes, ip) {
-                return not_yet(
-                    "Reserved",
-                    format!("{ip} is an address of {what}"),
-                    "a Node's own word does not do for it: grant it by the agent's certificate or \
-                     the grants file",
-                );
-            }
-        }
-        Ok(())
     }
 
     /// Whether a node has this DNS name.

@@ -22,7 +22,8 @@ use super::No;
 use super::account::unavailable;
 use super::names::Names;
 use crate::agents::Agents;
-use crate::classify::{Prefixes, within};
+use crate::classify::Prefixes;
+use crate::node_address;
 
 /// Where addresses come from.
 pub struct Nodes {
@@ -44,12 +45,8 @@ pub fn allowed(claimed: &Node, prefixes: &Prefixes, control_plane: &[IpNet]) -> 
             continue;
         };
         let ip = address::canonical(ip);
-        let good = within(&prefixes.node, ip)
-            && !within(&prefixes.service, ip)
-            && !within(&prefixes.pod, ip)
-            && !within(control_plane, ip)
-            && address::refusal(ip).is_none();
-        if good && !out.contains(&ip) {
+        let good = node_address::check(ip, prefixes, control_plane);
+        if good.is_ok() && !out.contains(&ip) {
             out.push(ip);
         }
     }
