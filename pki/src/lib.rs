@@ -8,7 +8,7 @@
 //! their authority alone), [`first_contact`] (servers seen for the first time). The other half
 //! signs: [`role`] (what each role may hold), [`authority`] and [`mint`] (certificates),
 //! [`hierarchy`] (a cluster's authorities and their succession), [`ledger`] (what was issued),
-//! [`request`] (signing requests), [`join`] (one-time tokens of new nodes), [`key`] (key pairs),
+//! [`request`] (signing requests), [`agent_request`] (those that name whom they are for), [`join`] (one-time tokens of new nodes), [`key`] (key pairs),
 //! [`encrypted`] and [`passphrase`] (keys under a passphrase), [`seal`] (signatures for later
 //! proof).
 //!
@@ -20,6 +20,7 @@
 //! Files are touched in [`store`] only. Nobody here reads the clock: `now` is an argument. No
 //! system roots, no "skip verification", no key or passphrase in an argument or a `Debug`.
 
+pub mod agent_request;
 pub mod anchors;
 pub mod authority;
 pub mod chain;

@@ -1,23 +1,75 @@
 //! CertificateSigningRequests of certificates.k8s.io: read, made, approved or denied, signed.
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use towline_proto::limits;
+use towline_proto::target::HostName;
 
 use super::client::{Client, escape};
 use super::error::KubeError;
 use super::follow::{Collection, Listed};
 use super::lease::Metadata;
+use super::watch::Watch;
 
 const VERSION: &str = "certificates.k8s.io/v1";
 const PATH: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
 
 /// The signer of kubelets' serving certificates.
 pub const KUBELET_SERVING: &str = "kubernetes.io/kubelet-serving";
+
+/// The signer of agents' certificates, unless a flag says otherwise.
+pub const AGENT_SIGNER: &str = "towline.dev/agent";
+
+/// The name of a signer of ours: a domain and a path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SignerName(String);
+
+/// A text that names no signer of ours.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is no signer name: use DOMAIN/PATH such as {AGENT_SIGNER}; those of kubernetes.io are not ours"
+)]
+pub struct NoSignerName(String);
+
+impl SignerName {
+    /// As the API has it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for SignerName {
+    fn default() -> Self {
+        Self(AGENT_SIGNER.to_owned())
+    }
+}
+
+impl FromStr for SignerName {
+    type Err = NoSignerName;
+
+    fn from_str(text: &str) -> Result<Self, NoSignerName> {
+        let wrong = || NoSignerName(text.chars().take(limits::FLAG_VALUE_BYTES).collect());
+        let (domain, path) = text.split_once('/').ok_or_else(wrong)?;
+        let host: HostName = domain.parse().map_err(|_| wrong())?;
+        let reserved =
+            host.as_str() == "kubernetes.io" || host.as_str().ends_with(".kubernetes.io");
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'/');
+        let path_good = path.bytes().all(plain)
+            && path
+                .split('/')
+                .all(|part| !part.is_empty() && !part.starts_with(['-', '.']));
+        let whole = text.len() <= limits::SIGNER_NAME_BYTES && domain == host.as_str();
+        match whole && path_good && !reserved {
+            true => Ok(Self(text.to_owned())),
+            false => Err(wrong()),
+        }
+    }
+}
 
 /// A CertificateSigningRequest. What we do not know of is kept, so that an update does not remove
 /// it.
@@ -205,6 +257,18 @@ impl SigningRequests {
         Collection::new(self.client.clone(), PATH, &selector)
     }
 
+    /// What happens to one of them after this state of it.
+    pub async fn watch(
+        &self,
+        request: &SigningRequest,
+    ) -> Result<Watch<SigningRequest>, KubeError> {
+        let metadata = &request.metadata;
+        let selector = escape(&format!("metadata.name={}", metadata.name));
+        let version = escape(&metadata.resource_version);
+        let path = format!("{PATH}?fieldSelector={selector}&resourceVersion={version}");
+        self.client.watch(&path).await
+    }
+
     /// One of them, as it is now.
     pub async fn get(&self, name: &str) -> Result<SigningRequest, KubeError> {
         self.client.get(&one(name, "")).await
@@ -240,6 +304,32 @@ pub fn encoded(pem: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn signer_names_of_ours() {
+        for good in [AGENT_SIGNER, "a.example/b", "a.example/b/c-d.e"] {
+            assert_eq!(good.parse::<SignerName>().unwrap().as_str(), good);
+        }
+        let long = format!("a.example/{}", "x".repeat(limits::SIGNER_NAME_BYTES));
+        for bad in [
+            "",
+            "agent",
+            "a.example/",
+            "/agent",
+            "a.example//b",
+            "a.example/b/",
+            "a.example/-b",
+            "a.example/..",
+            "a.example/b c",
+            "a.example/b?c",
+            "a_b!.example/c",
+            "kubernetes.io/kubelet-serving",
+            "x.kubernetes.io/y",
+            &long,
+        ] {
+            assert!(bad.parse::<SignerName>().is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn only_what_is_true_is_decided() {

@@ -73,5 +73,15 @@ pub const JOIN_LIFE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How long after its use a join token still gives its own key the same answer again: servers may be
 /// out of reach for a while after one of them has spent it. Overflow: refused as used.
 pub const JOIN_AGAIN: Duration = Duration::from_secs(3600);
+/// A signer name of certificates.k8s.io, bytes: the API server's own bound. Overflow: refused.
+pub const SIGNER_NAME_BYTES: usize = 571;
+/// How long an agent waits for what becomes of its signing request. Overflow: the attempt failed;
+/// the next one goes on waiting for the same request.
+pub const CSR_WAIT: Duration = Duration::from_secs(600);
+/// First and longest pause before a signing request is looked at again when no watch tells.
+pub const CSR_LOOK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// Longest pause after a denied signing request: each attempt leaves an object in the API, which
+/// removes it after an hour.
+pub const CSR_DENIED: Duration = Duration::from_secs(300);
 /// First and longest pause between two attempts of an agent to enrol.
 pub const ENROL_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));

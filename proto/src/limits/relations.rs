@@ -15,6 +15,8 @@ const _: () = {
     // The shortest life is renewed at two thirds.
     assert!(ENROL_NAME as u64 * ENROL_LIFE_RANGE.0.as_secs() / 3 * 2 > ENROL_NAME_IN.as_secs());
     assert!(ENROL_REVIEWS <= KUBE_IDLE);
+    assert!(ENROL_RETRY.1.as_secs() <= CSR_DENIED.as_secs());
+    assert!(CSR_LOOK.1.as_secs() < CSR_WAIT.as_secs());
     assert!(AUDIT_TEXT_BYTES * 16 + AUDIT_COMMAND_BYTES < AUDIT_LINE_BYTES);
     assert!(AUDIT_BATCH < AUDIT_QUEUE);
     assert!(4 * HANDSHAKES_PER_ADDRESS <= HANDSHAKES);
