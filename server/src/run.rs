@@ -251,7 +251,7 @@ impl Server {
                 denied: denied_agents(trust.clone()),
                 audit: audit.clone(),
             };
-            Signing::new(config, around, signing_metrics)
+            Signing::new(config, around, signing_metrics.clone())
         });
         let signing_files = signing.as_ref().map(Signing::files).unwrap_or_default();
 
@@ -263,6 +263,7 @@ impl Server {
             agents: Arc::clone(&agents),
             prefixes: enrol_prefixes,
             registry: &mut registry,
+            signing: signing_metrics,
         };
         let enrolment = enrol::flags::start(enrol, trust.as_ref(), around, &mut tasks)?;
         let own = trust.clone().map(|trust| {

@@ -325,6 +325,31 @@ impl EnrolWorld {
 
     /// The command line of an agent with its own state directory.
     pub fn agent_args(&self, state: &str, flags: &[&str]) -> Vec<String> {
+        self.args_with("server", state, flags)
+    }
+
+    /// The command line of an agent on a node whose certificate comes by the Kubernetes API.
+    pub fn kube_agent_args(&self, node: &str, flags: &[&str]) -> Vec<String> {
+        let token = format!("pod-{node}");
+        self.kube.pod_caller(&token, ACCOUNT_USER, node);
+        let name = format!("kubeconfig-{node}");
+        let user = format!("{{token: {token}}}");
+        let file = self.kube.write_kubeconfig_as(&self.scratch, &name, &user);
+        let file = file.expect("a kubeconfig").display().to_string();
+        let ca = self.scratch.join("servers.ca").display().to_string();
+        let mut all = vec![
+            "--kubeconfig",
+            &file,
+            "--server-ca",
+            &ca,
+            "--node-name",
+            node,
+        ];
+        all.extend(flags);
+        self.args_with("kubernetes", node, &all)
+    }
+
+    fn args_with(&self, source: &str, state: &str, flags: &[&str]) -> Vec<String> {
         let file = |name: &str| self.scratch.join(name).display().to_string();
         let mut args: Vec<String> = vec!["towline-agent".into()];
         for (flag, value) in [
@@ -332,7 +357,7 @@ impl EnrolWorld {
             ("--carrier", self.carrier.as_str().to_owned()),
             ("--http-proxy", "off".to_owned()),
             ("--health-bind", "127.0.0.1:0".to_owned()),
-            ("--enrol", "server".to_owned()),
+            ("--enrol", source.to_owned()),
             ("--state-dir", file(state)),
         ] {
             args.extend([flag.to_owned(), value]);

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::SystemTime;
 
 use towline_link::error::detail;
-use towline_pki::{Serial, date};
+use towline_pki::date;
 use towline_proto::enrol::Refusal;
 use towline_proto::limits;
 
@@ -18,7 +18,7 @@ const TEXT: usize = limits::AUDIT_TEXT_BYTES;
 #[derive(Clone, Debug)]
 pub struct IssuedFacts {
     /// Serial number.
-    pub serial: Serial,
+    pub serial: String,
     /// When it ends.
     pub until: SystemTime,
     /// Addresses in it.
@@ -28,8 +28,10 @@ pub struct IssuedFacts {
 /// One answer.
 #[derive(Clone, Debug)]
 pub struct EnrolmentEvent {
-    /// From where.
-    pub address: SocketAddr,
+    /// From where, when it came to our door.
+    pub address: Option<SocketAddr>,
+    /// Name of the signing request, when it came by the Kubernetes API.
+    pub request: Option<String>,
     /// What was shown, in a word.
     pub proof: &'static str,
     /// The node, by the proof; what was asked for where there is none; empty where neither is.
@@ -51,9 +53,13 @@ impl Audit {
 
 /// What an answer adds to the beginning of a record.
 pub fn add(fields: &mut Fields, event: &EnrolmentEvent) {
-    fields
-        .shown("address", event.address, TEXT)
-        .word("proof", event.proof);
+    if let Some(address) = event.address {
+        fields.shown("address", address, TEXT);
+    }
+    if let Some(request) = &event.request {
+        fields.text("request", request, TEXT);
+    }
+    fields.word("proof", event.proof);
     if !event.node.is_empty() {
         fields.text("node", &event.node, TEXT);
     }

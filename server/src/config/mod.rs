@@ -237,7 +237,7 @@ impl Config {
             trust: own.as_ref().map(|own| &own.trust),
             state_dir: args.state_dir.as_deref(),
             tcp: args.carrier != CarrierMode::Quic,
-            kubeconfig: args.konnectivity.kubeconfig.as_deref(),
+            kubeconfig: signing::named(args.konnectivity.kubeconfig.as_deref()),
             control_plane: control_plane(&args.signing.control_plane_prefixes, &args.advertise),
         };
         let enrol = args.enrol.config(&beside, &env, now)?;

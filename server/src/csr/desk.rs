@@ -98,7 +98,7 @@ impl<O: Office> Desk<O> {
         if request.spec.signer_name != self.office.signer() || self.is_done(request) {
             self.queue.forget(&request.metadata.name);
         } else {
-            let (name, who) = (&request.metadata.name, &request.spec.username);
+            let (name, who) = (&request.metadata.name, self.office.owner(request));
             if !self.queue.look(name, who) {
                 self.told.full(who);
             }
@@ -153,9 +153,7 @@ impl<O: Office> Desk<O> {
         }
         if let Some(pem) = request.certificate() {
             if self.office.signs() && !self.office.is_ours(&pem) {
-                let text = "somebody else signs these requests too, and only one may: turn the \
-                            controller manager's signer off, or leave \
-                            --kubelet-serving-signer-certificate out";
+                let text = self.office.texts().foreign;
                 self.told.alarm(&request, Outcome::Foreign, text);
             }
             return Ok(Next::Done);
@@ -168,9 +166,7 @@ impl<O: Office> Desk<O> {
             (true, true) => self.sign(request).await,
             (true, false) => {
                 if turn.known >= UNSIGNED {
-                    let text = "a signing request is approved, and nobody signs it: is the \
-                                signer of the controller manager on (--cluster-signing-cert-file \
-                                and -key-file, controller csrsigning)?";
+                    let text = self.office.texts().unsigned;
                     self.told.alarm(&request, Outcome::Unsigned, text);
                 }
                 Ok(Next::Later(None))
@@ -179,10 +175,10 @@ impl<O: Office> Desk<O> {
     }
 
     async fn decide(&self, mut request: SigningRequest) -> Result<Next, (&'static str, KubeError)> {
-        match self.office.judge(&request) {
+        match self.office.judge(&request).await {
             Verdict::Sound(sound) => {
                 let subject = self.office.subject(&sound);
-                let message = format!("these are names and addresses of node {}", subject.node);
+                let message = format!("{} {}", self.office.texts().approved, subject.node);
                 request.decide(Decision::Approved, "TowlineApproved", &message);
                 let written = self.requests.approval(&request).await;
                 let written = written.map_err(|error| ("approve", error))?;
@@ -193,15 +189,15 @@ impl<O: Office> Desk<O> {
                 request.decide(Decision::Denied, refusal.word, &message(&refusal));
                 let written = self.requests.approval(&request).await;
                 let written = written.map_err(|error| ("deny", error))?;
-                self.told.refused(&written, Outcome::Denied, &refusal);
+                self.refused(&written, Outcome::Denied, &refusal);
                 Ok(Next::Done)
             }
             Verdict::NotYet(refusal) => {
-                self.told.refused(&request, Outcome::Waiting, &refusal);
+                self.refused(&request, Outcome::Waiting, &refusal);
                 Ok(Next::Later(node_of(&request)))
             }
             Verdict::NotOurs(refusal) => {
-                self.told.refused(&request, Outcome::NotOurs, &refusal);
+                self.refused(&request, Outcome::NotOurs, &refusal);
                 Ok(Next::Later(None))
             }
         }
@@ -209,26 +205,27 @@ impl<O: Office> Desk<O> {
 
     /// It is approved, by us or by somebody else: what is signed has to be right all the same.
     async fn sign(&self, mut request: SigningRequest) -> Result<Next, (&'static str, KubeError)> {
-        let failed = match self.office.judge(&request) {
+        let failed = match self.office.judge(&request).await {
             Verdict::Sound(sound) => {
-                match self.office.sign(&request, &sound, SystemTime::now()) {
+                match self.office.sign(&request, &sound, SystemTime::now()).await {
                     Ok(signed) => {
                         request.status.certificate = Some(encoded(signed.pem.as_bytes()));
                         let written = self.requests.status(&request).await;
                         let written = written.map_err(|error| ("sign", error))?;
                         let subject = self.office.subject(&sound);
                         self.told.signed(&written, &subject, &signed);
+                        self.office.signed(&written, &sound, &signed);
                         return Ok(Next::Done);
                     }
                     // Our own authority is at fault: that can be mended.
                     Err(refusal) => {
-                        self.told.refused(&request, Outcome::Waiting, &refusal);
+                        self.refused(&request, Outcome::Waiting, &refusal);
                         return Ok(Next::Later(None));
                     }
                 }
             }
             Verdict::NotYet(refusal) => {
-                self.told.refused(&request, Outcome::Waiting, &refusal);
+                self.refused(&request, Outcome::Waiting, &refusal);
                 return Ok(Next::Later(node_of(&request)));
             }
             Verdict::Never(refusal) | Verdict::NotOurs(refusal) => refusal,
@@ -236,8 +233,14 @@ impl<O: Office> Desk<O> {
         request.decide(Decision::Failed, failed.word, &message(&failed));
         let written = self.requests.status(&request).await;
         let written = written.map_err(|error| ("fail", error))?;
-        self.told.refused(&written, Outcome::Failed, &failed);
+        self.refused(&written, Outcome::Failed, &failed);
         Ok(Next::Done)
+    }
+
+    fn refused(&self, request: &SigningRequest, outcome: Outcome, refusal: &Refusal) {
+        if self.told.refused(request, outcome, refusal) {
+            self.office.refused(request, refusal);
+        }
     }
 }
 

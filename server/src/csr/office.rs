@@ -49,17 +49,36 @@ pub struct Signed {
     pub not_after: SystemTime,
 }
 
+/// What is said of the requests for one signer, and differs from others.
+#[derive(Debug)]
+pub struct Texts {
+    /// Of an approval; the node's name is put behind it.
+    pub approved: &'static str,
+    /// When somebody else's signature is found.
+    pub foreign: &'static str,
+    /// When nobody signs what was approved; empty where we do.
+    pub unsigned: &'static str,
+    /// Which file gives us our rights.
+    pub manifest: &'static str,
+}
+
 /// Rules for one signer.
 pub trait Office: Send + Sync + 'static {
     /// What a sound request was found to be.
-    type Sound: Send;
+    type Sound: Send + Sync;
 
     /// The signer's name.
     fn signer(&self) -> &str;
     /// The word for metrics and logs.
     fn word(&self) -> &'static str;
-    /// Decides. Pure, but for what is known of nodes at this moment.
-    fn judge(&self, request: &SigningRequest) -> Verdict<Self::Sound>;
+    /// What is said of its requests.
+    fn texts(&self) -> &'static Texts;
+    /// Among whom the room for waiting requests is shared: who asks.
+    fn owner<'a>(&self, request: &'a SigningRequest) -> &'a str {
+        &request.spec.username
+    }
+    /// Decides, by what is known of nodes at this moment. Changes nothing.
+    fn judge(&self, request: &SigningRequest) -> impl Future<Output = Verdict<Self::Sound>> + Send;
     /// Whom a sound request is for.
     fn subject(&self, sound: &Self::Sound) -> Subject;
     /// Whether we sign what is approved.
@@ -70,9 +89,13 @@ pub trait Office: Send + Sync + 'static {
         request: &SigningRequest,
         sound: &Self::Sound,
         now: SystemTime,
-    ) -> Result<Signed, Refusal>;
+    ) -> impl Future<Output = Result<Signed, Refusal>> + Send;
     /// Whether the certificate in a request was signed by us, or by a server with our authority.
     fn is_ours(&self, pem: &[u8]) -> bool;
+    /// What was signed is in the request now.
+    fn signed(&self, _request: &SigningRequest, _sound: &Self::Sound, _signed: &Signed) {}
+    /// A request was not approved, for the first time for this cause.
+    fn refused(&self, _request: &SigningRequest, _refusal: &Refusal) {}
 }
 
 /// The life that a request asks for must lie within these.

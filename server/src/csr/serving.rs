@@ -10,7 +10,7 @@ use towline_proto::id::Name;
 
 use super::issuer::Issuer;
 use super::names::NodeNames;
-use super::office::{Office, Refusal, Signed, Subject, Verdict, check_life};
+use super::office::{Office, Refusal, Signed, Subject, Texts, Verdict, check_life};
 
 /// Whether this node's identity is on the deny list.
 pub type Denied = Box<dyn Fn(&Name) -> bool + Send + Sync>;
@@ -122,7 +122,20 @@ impl Office for Serving {
         "kubelet-serving"
     }
 
-    fn judge(&self, request: &SigningRequest) -> Verdict<ServingRequest> {
+    fn texts(&self) -> &'static Texts {
+        &Texts {
+            approved: "these are names and addresses of node",
+            foreign: "somebody else signs these requests too, and only one may: turn the \
+                      controller manager's signer off, or leave \
+                      --kubelet-serving-signer-certificate out",
+            unsigned: "a signing request is approved, and nobody signs it: is the signer of the \
+                       controller manager on (--cluster-signing-cert-file and -key-file, \
+                       controller csrsigning)?",
+            manifest: "server/deploy/kubelet-serving.yaml",
+        }
+    }
+
+    async fn judge(&self, request: &SigningRequest) -> Verdict<ServingRequest> {
         match self.rules(request) {
             Ok(sound) => Verdict::Sound(sound),
             Err(Verdict::Never(refusal)) => Verdict::Never(refusal),
@@ -150,7 +163,7 @@ impl Office for Serving {
         self.issuer.is_some()
     }
 
-    fn sign(
+    async fn sign(
         &self,
         request: &SigningRequest,
         sound: &ServingRequest,

@@ -15,6 +15,7 @@ use super::desk::Desk;
 use super::flags::SigningConfig;
 use super::issuer::Issuer;
 use super::names::NodeNames;
+use super::office::Office;
 use super::serving::{Denied, Serving};
 use super::told::{SigningMetrics, Told};
 use crate::agents::Agents;
@@ -90,7 +91,8 @@ impl Signing {
             domains: config.domains,
         };
         let office = Serving::new(names, around.denied, config.issuer.clone());
-        let told = Told::new("kubelet-serving", metrics.clone(), around.audit);
+        let manifest = office.texts().manifest;
+        let told = Told::new(office.word(), manifest, metrics.clone(), around.audit);
         let requests = SigningRequests::new(config.client.clone());
         Self {
             serving: Desk::new(office, requests, told),

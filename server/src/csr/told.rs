@@ -80,6 +80,9 @@ struct ByCall {
     call: &'static str,
 }
 
+/// Somebody claims what is another's.
+const ALARMING: [&str; 4] = ["AddressTaken", "Contested", "OfOther", "OtherNode"];
+
 /// Numbers. Clones are the same.
 #[derive(Clone, Default)]
 pub struct SigningMetrics {
@@ -92,8 +95,12 @@ pub struct SigningMetrics {
 impl SigningMetrics {
     /// Adds them to what a scrape shows.
     pub fn register(&self, registry: &mut Registry) {
-        // What may be alarmed on is there from the start.
-        let signer = "kubelet-serving";
+        self.watch("kubelet-serving");
+        self.register_families(registry);
+    }
+
+    /// What may be alarmed on is there from the start.
+    pub fn watch(&self, signer: &'static str) {
         for outcome in ["approved", "foreign", "unsigned"] {
             self.decisions
                 .get_or_create(&ByOutcome { signer, outcome })
@@ -108,6 +115,9 @@ impl SigningMetrics {
             .get_or_create(&ByCall { call: "follow" })
             .inc_by(0);
         self.pending(signer, 0);
+    }
+
+    fn register_families(&self, registry: &mut Registry) {
         registry.register(
             "towline_server_csr_decisions",
             "Signing requests of the Kubernetes API by signer and what became of them: approved, denied, signed, waiting, not-ours, failed, foreign (somebody else signs too), unsigned (nobody does)",
@@ -164,6 +174,7 @@ struct Once {
 /// See the head of this file.
 pub struct Told {
     signer: &'static str,
+    manifest: &'static str,
     metrics: SigningMetrics,
     audit: Audit,
     once: Mutex<Once>,
@@ -171,10 +182,16 @@ pub struct Told {
 }
 
 impl Told {
-    /// About the requests for one signer.
-    pub fn new(signer: &'static str, metrics: SigningMetrics, audit: Audit) -> Self {
+    /// About the requests for one signer, for which this file gives the rights.
+    pub fn new(
+        signer: &'static str,
+        manifest: &'static str,
+        metrics: SigningMetrics,
+        audit: Audit,
+    ) -> Self {
         Self {
             signer,
+            manifest,
             metrics,
             audit,
             once: Mutex::default(),
@@ -235,16 +252,16 @@ impl Told {
         self.record(request, Outcome::Signed, subject, None, Some(signed));
     }
 
-    /// Not approved: denied, waiting, or somebody else's.
-    pub fn refused(&self, request: &SigningRequest, outcome: Outcome, refusal: &Refusal) {
+    /// Not approved: denied, waiting, or somebody else's. Whether that is new.
+    pub fn refused(&self, request: &SigningRequest, outcome: Outcome, refusal: &Refusal) -> bool {
         if !self.first(request, refusal.word) {
-            return;
+            return false;
         }
         self.metrics.decided(self.signer, outcome);
         self.metrics.refused(self.signer, refusal.word);
         self.record(request, outcome, &Subject::default(), Some(refusal), None);
         let Some(suppressed) = self.lines.allow(refusal.word) else {
-            return;
+            return true;
         };
         let name = short(&request.metadata.name);
         let who = short(&request.spec.username);
@@ -259,7 +276,7 @@ impl Told {
                 );
             }
             // A claim on what is another's is an alarm.
-            _ if matches!(refusal.word, "Contested" | "OfOther" | "OtherNode") => {
+            _ if ALARMING.contains(&refusal.word) => {
                 tracing::error!(
                     request = name,
                     who,
@@ -278,6 +295,7 @@ impl Told {
                 "signing request not approved: {cause}; {fix}"
             ),
         }
+        true
     }
 
     /// There is no room for one more request, of anybody or of this user.
@@ -309,10 +327,8 @@ impl Told {
     pub fn api(&self, call: &'static str, error: &KubeError) {
         self.metrics.failed(call);
         let fix = match error.status() {
-            Some(403) => {
-                "; give this server's user the rights of server/deploy/kubelet-serving.yaml"
-            }
-            _ => "",
+            Some(403) => format!("; give this server's user the rights of {}", self.manifest),
+            _ => String::new(),
         };
         let text = detail(error);
         tracing::warn!(signer = self.signer, call, "signing requests: {text}{fix}");

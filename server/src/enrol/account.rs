@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use towline_link::error::detail;
-use towline_link::kube::review::{self, Verdict};
+use towline_link::kube::review::{self, User, Verdict};
 use towline_link::kube::{Client, KubeError, pod};
 use towline_proto::enrol::{Refusal, Token};
 use towline_proto::id::Name;
@@ -21,7 +21,7 @@ use super::No;
 
 const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
-const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
+pub(crate) const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 
 /// Which tokens are good.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,27 +68,25 @@ pub fn judge(verdict: &Verdict, rule: &AccountRule) -> Result<Bound, No> {
             format!("the token is not for audience {:?}", rule.audience),
         );
     }
+    judge_user(&verdict.user, rule)
+}
+
+/// Reads whom the API found a caller to be. Pure.
+pub fn judge_user(user: &User, rule: &AccountRule) -> Result<Bound, No> {
     let expected = format!("system:serviceaccount:{}:{}", rule.namespace, rule.account);
-    if verdict.user.username != expected {
-        return no(
-            Refusal::ServiceAccount,
-            format!(
-                "the token is of {}, agents run as {expected}",
-                detail(&verdict.user.username)
-            ),
-        );
+    if user.username != expected {
+        let found = detail(&user.username);
+        let text = format!("the token is of {found}, agents run as {expected}");
+        return Err(No::new(Refusal::ServiceAccount, text));
     }
     // One value each, or it is not said.
-    let extra = |key| match verdict.user.extra.get(key).map(Vec::as_slice) {
+    let extra = |key| match user.extra.get(key).map(Vec::as_slice) {
         Some([one]) if !one.is_empty() => Some(one.clone()),
         _ => None,
     };
     let Some(uid) = extra(POD_UID) else {
-        return no(
-            Refusal::Unbound,
-            "the token is bound to no pod: it has to be a projected one (serviceAccountToken volume)"
-                .to_owned(),
-        );
+        let text = "the token is bound to no pod: it has to be a projected one (serviceAccountToken volume)";
+        return Err(No::new(Refusal::Unbound, text));
     };
     Ok(Bound {
         pod: extra(POD_NAME),
@@ -177,7 +175,15 @@ impl Accounts {
         let audiences = [self.rule.audience.clone()];
         let asked = review::token(&self.client, token.expose(), &audiences).await;
         let verdict = asked.map_err(|error| unavailable(&error))?;
-        let bound = judge(&verdict, &self.rule)?;
+        self.node_of_bound(judge(&verdict, &self.rule)?).await
+    }
+
+    /// The node of whom the API found a caller to be.
+    pub async fn node_of_user(&self, user: &User) -> Result<Name, No> {
+        self.node_of_bound(judge_user(user, &self.rule)?).await
+    }
+
+    async fn node_of_bound(&self, bound: Bound) -> Result<Name, No> {
         let node = match (bound.node, bound.pod) {
             (Some(node), _) => node,
             // Kubernetes before 1.30 does not say.
@@ -220,7 +226,6 @@ impl Accounts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use towline_link::kube::review::User;
 
     fn rule() -> AccountRule {
         AccountRule {

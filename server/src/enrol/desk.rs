@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use towline_pki::join::{JoinEntry, token_hash};
 use towline_pki::seal::hex;
-use towline_pki::{Identity, Issue, Request};
+use towline_pki::{Identity, Request};
 use towline_proto::enrol::{EnrolReply, EnrolRequest, Proof, Refusal};
 use towline_proto::id::{Name, Role};
 use towline_proto::limits;
@@ -62,11 +62,41 @@ struct Known {
 }
 
 /// What a proof says.
-struct Proven {
-    name: Name,
-    join: Option<JoinEntry>,
+pub(super) struct Proven {
+    pub(super) name: Name,
+    pub(super) join: Option<JoinEntry>,
     /// Addresses in the certificate that was shown.
-    shown: Vec<IpAddr>,
+    pub(super) shown: Vec<IpAddr>,
+}
+
+/// How a name was proved, as far as addresses depend on it.
+#[derive(Clone, Copy)]
+pub(super) enum Kind {
+    Certificate,
+    Account,
+    Join,
+}
+
+impl Kind {
+    const fn of(proof: &Proof) -> Self {
+        match proof {
+            Proof::Certificate => Kind::Certificate,
+            Proof::ServiceAccount(_) => Kind::Account,
+            Proof::Join(_) => Kind::Join,
+        }
+    }
+}
+
+pub(super) fn check_denied(name: &Name, trust: &Snapshot) -> Result<(), No> {
+    let cluster = trust.identity().cluster.clone();
+    let identity = Identity::new(cluster, Role::Agent, name.clone());
+    match trust.agents.deny_list().has_identity(&identity) {
+        true => {
+            let text = format!("{identity} is denied until an operator lifts that");
+            Err(No::new(Refusal::Denied, text))
+        }
+        false => Ok(()),
+    }
 }
 
 impl Desk {
@@ -98,14 +128,15 @@ impl Desk {
             }
         };
         let event = EnrolmentEvent {
-            address,
+            address: Some(address),
+            request: None,
             proof,
             node: known.node,
             join: known.join,
             key: known.key,
             outcome,
         };
-        self.told.answered(event, begun.elapsed());
+        self.told.answered(event, Some(begun.elapsed()));
         reply
     }
 
@@ -137,23 +168,15 @@ impl Desk {
             return Err(No::new(Refusal::OtherName, text));
         }
         known.node = name.to_string();
-        let cluster = trust.identity().cluster.clone();
-        let identity = Identity::new(cluster, Role::Agent, name.clone());
-        if trust.agents.deny_list().has_identity(&identity) {
-            let text = format!("{identity} is denied until an operator lifts that");
-            return Err(No::new(Refusal::Denied, text));
-        }
+        check_denied(&name, &trust)?;
         let _reserved = self.names.reserve(&name)?;
-        if !self.names.has_room(&name, now) {
-            let text = "the server holds as many names as it may";
-            return Err(No::new(Refusal::Busy, text));
-        }
-        self.names.check_pace(&name)?;
-        self.check_key(&name, &key, &trust, now)?;
+        self.check_held(&name, &key, &trust, now)?;
         if proven.join.is_some() {
             self.check_untaken(&name, &key, &trust, now)?;
         }
-        let ips = self.addresses(&proven, request, now).await?;
+        let ips = self
+            .addresses(&proven, Kind::of(&request.proof), now)
+            .await?;
         if let Proof::ServiceAccount(token) = &request.proof
             && let Some(accounts) = &self.accounts
         {
@@ -167,38 +190,24 @@ impl Desk {
                 .await
                 .map_err(|_| No::new(Refusal::Unavailable, "the server failed"))??;
         }
-        let issue = Issue {
-            identity,
-            dns: Vec::new(),
-            ips,
-            life: None,
-            public_key: signing.public_key().clone(),
-        };
-        let signed = self.issuer.current().sign(issue, self.life, now);
-        let (issued, chain) = signed.map_err(|error| {
-            tracing::error!(node = %name, %error, "nothing can be issued");
-            No::new(
-                Refusal::Unavailable,
-                "the issuing authority cannot sign now",
-            )
-        })?;
-        // By what is in force when it is handed out, which may be newer than the proof's check.
-        let agents = Arc::clone(&self.trust.snapshot().agents);
-        agents.verify(&chain, now).map_err(|error| {
-            tracing::error!(node = %name, %error, "what was signed is not taken by --agent-ca");
-            No::new(
-                Refusal::Unavailable,
-                "the issuing authority is not trusted here",
-            )
-        })?;
-        let der = chain.first().cloned().unwrap_or_else(|| Vec::new().into());
-        self.names.record(&issued.leaf, der, key, now).await?;
-        let facts = IssuedFacts {
-            serial: issued.leaf.serial.clone(),
-            until: issued.leaf.not_after,
-            ips: issued.leaf.ip_sans.clone(),
-        };
-        Ok((facts, chain))
+        self.issue(name, ips, signing.public_key(), self.life, now)
+            .await
+    }
+
+    /// What the name holds already leaves room for one more, of this key.
+    pub(super) fn check_held(
+        &self,
+        name: &Name,
+        key: &[u8; 32],
+        trust: &Snapshot,
+        now: SystemTime,
+    ) -> Result<(), No> {
+        if !self.names.has_room(name, now) {
+            let text = "the server holds as many names as it may";
+            return Err(No::new(Refusal::Busy, text));
+        }
+        self.names.check_pace(name)?;
+        self.check_key(name, key, trust, now)
     }
 
     /// Which node it is.
@@ -305,10 +314,10 @@ impl Desk {
         Err(No::new(Refusal::NameTaken, text))
     }
 
-    async fn addresses(
+    pub(super) async fn addresses(
         &self,
         proven: &Proven,
-        request: &EnrolRequest,
+        kind: Kind,
         now: SystemTime,
     ) -> Result<Vec<IpAddr>, No> {
         let looked = {
@@ -317,18 +326,18 @@ impl Desk {
         };
         let given = proven.join.as_ref().map(|entry| entry.ips.clone());
         let given = given.unwrap_or_default();
-        let mut ips = match (looked, &request.proof) {
+        let mut ips = match (looked, kind) {
             (Ok(Looked::Addresses(found)), _) => found,
             // A renewal goes on with what was found before; the API may be away for a while.
-            (Ok(Looked::Nothing) | Err(_), Proof::Certificate) => proven.shown.clone(),
-            (Ok(Looked::NoNode), Proof::Certificate | Proof::ServiceAccount(_)) => {
+            (Ok(Looked::Nothing) | Err(_), Kind::Certificate) => proven.shown.clone(),
+            (Ok(Looked::NoNode), Kind::Certificate | Kind::Account) => {
                 let text = format!("there is no Node {} any more", proven.name);
                 return Err(No::new(Refusal::NoNode, text));
             }
-            (Err(no), Proof::ServiceAccount(_)) => return Err(no),
-            (Ok(Looked::Nothing), Proof::ServiceAccount(_)) => Vec::new(),
+            (Err(no), Kind::Account) => return Err(no),
+            (Ok(Looked::Nothing), Kind::Account) => Vec::new(),
             // The Node may register later.
-            (_, Proof::Join(_)) => Vec::new(),
+            (_, Kind::Join) => Vec::new(),
         };
         ips.extend(given);
         ips.sort_unstable();

@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use clap::builder::FalseyValueParser;
 use ipnet::IpNet;
 use prometheus_client::registry::Registry;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use towline_link::kube::csr::{SignerName, SigningRequests};
 use towline_link::kube::{Access, Client, KubeError};
 use towline_link::process::reload::{ReloadMetrics, Reloader};
 use towline_link::process::values::TimeSpan;
@@ -26,6 +28,10 @@ use super::{Desk, EnrolDoor};
 use crate::agents::Agents;
 use crate::audit::trail::Audit;
 use crate::classify::Prefixes;
+use crate::csr::Desk as SigningDesk;
+use crate::csr::agents::AgentOffice;
+use crate::csr::office::Office;
+use crate::csr::told::{SigningMetrics, Told as SigningTold};
 use crate::trust::{Snapshot, Trust};
 
 /// `--enrol-issuer-certificate` and what belongs to it.
@@ -56,6 +62,15 @@ pub struct EnrolArgs {
     /// Audience that such a token must be for [default: towline-enrol]
     #[arg(long, env = "TOWLINE_ENROL_AUDIENCE", value_name = "TEXT")]
     pub enrol_audience: Option<String>,
+
+    /// Issues by signing requests of the Kubernetes API (certificates.k8s.io), too: approves and signs
+    /// those that agents of --enrol-service-account make for their own node
+    #[arg(long, env = "TOWLINE_ENROL_SIGNING_REQUESTS", value_parser = FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
+    pub enrol_signing_requests: bool,
+
+    /// The signer name of such requests; no other's are looked at [default: towline.dev/agent]
+    #[arg(long, env = "TOWLINE_ENROL_SIGNER", value_name = "NAME")]
+    pub enrol_signer: Option<SignerName>,
 
     /// Takes the join tokens of this file, as `towline-pki token create` writes it
     #[arg(long, env = "TOWLINE_ENROL_JOIN_TOKENS", value_name = "FILE")]
@@ -131,6 +146,7 @@ pub struct EnrolConfig {
     issuer: Arc<Issuer>,
     life: Duration,
     account: Option<(AccountRule, Client)>,
+    signer: Option<SignerName>,
     joins: Option<Arc<Joins>>,
     ledger: Ledger,
     control_plane: Vec<IpNet>,
@@ -188,7 +204,14 @@ impl EnrolArgs {
         if self.enrol_service_account.is_none() {
             let given = self.enrol_audience.is_some();
             useless(given, "--enrol-audience", "--enrol-service-account")?;
+            let given = self.enrol_signing_requests;
+            useless(given, "--enrol-signing-requests", "--enrol-service-account")?;
         }
+        if !self.enrol_signing_requests {
+            let given = self.enrol_signer.is_some();
+            useless(given, "--enrol-signer", "--enrol-signing-requests")?;
+        }
+        let signer = self.enrol_signer.unwrap_or_default();
         if self.enrol_join_tokens.is_none() {
             let given = self.enrol_join_spent.is_some();
             useless(given, "--enrol-join-spent", "--enrol-join-tokens")?;
@@ -226,6 +249,7 @@ impl EnrolArgs {
                 .enrol_certificate_life
                 .map_or(limits::ENROL_LIFE, Into::into),
             account,
+            signer: self.enrol_signing_requests.then_some(signer),
             joins,
             ledger: Ledger::at(state.join(LEDGER)),
             control_plane: beside.control_plane.clone(),
@@ -246,6 +270,8 @@ impl EnrolArgs {
                 self.enrol_service_account.is_some(),
             ),
             ("--enrol-audience", self.enrol_audience.is_some()),
+            ("--enrol-signing-requests", self.enrol_signing_requests),
+            ("--enrol-signer", self.enrol_signer.is_some()),
             ("--enrol-join-tokens", self.enrol_join_tokens.is_some()),
             ("--enrol-join-spent", self.enrol_join_spent.is_some()),
             ("--enrol-server-ca", self.enrol_server_ca.is_some()),
@@ -289,6 +315,8 @@ pub struct Around<'a> {
     pub prefixes: Prefixes,
     /// What a scrape shows.
     pub registry: &'a mut Registry,
+    /// What is counted of signing requests.
+    pub signing: SigningMetrics,
 }
 
 /// Enrolment that runs.
@@ -328,7 +356,9 @@ impl EnrolConfig {
         tasks.spawn(writer.run());
         let client = self.account.as_ref().map(|(_, client)| client.clone());
         let accounts = self.account;
-        let desk = Desk {
+        let audit = around.audit.clone();
+        let requests = client.clone().map(SigningRequests::new);
+        let desk = Arc::new(Desk {
             trust: trust.clone(),
             issuer: Arc::clone(&self.issuer),
             accounts: accounts.map(|(rule, client)| Accounts::new(client, rule)),
@@ -343,9 +373,16 @@ impl EnrolConfig {
             told: Told::new(around.audit, around.registry),
             life: self.life,
             asking: Semaphore::new(limits::ENROL_REVIEWS),
-        };
+        });
+        if let (Some(signer), Some(requests)) = (self.signer, requests) {
+            let office = AgentOffice::new(signer.as_str().to_owned(), Arc::clone(&desk));
+            let manifest = office.texts().manifest;
+            around.signing.watch(office.word());
+            let told = SigningTold::new(office.word(), manifest, around.signing, audit);
+            tasks.spawn(SigningDesk::new(office, requests, told).run());
+        }
         Ok(Running {
-            door: EnrolDoor::new(Arc::new(desk)),
+            door: EnrolDoor::new(desk),
             issuer: self.issuer,
             seen: self.seen,
             paths: self.paths,

@@ -67,6 +67,11 @@ impl std::fmt::Debug for Issuing {
 }
 
 impl Issuing {
+    /// The authority itself.
+    pub(super) fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
     /// Reads the files, and signs once for trial: what `agents` would not take is an error now.
     pub fn load(
         files: &IssuerFiles,

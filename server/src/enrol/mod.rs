@@ -3,7 +3,7 @@
 //! Reading order: [`door`] (a connection of ALPN `towline-enrol/1`, its place and its bounds),
 //! [`desk`] (one request from its bytes to its answer), the proofs [`account`] (a service-account
 //! token) and [`join`] (a one-time token), [`names`] (who holds which name), [`nodes`] (which
-//! addresses are a node's), [`issuer`] (the signature), [`told`] (metrics, log, trail), [`flags`].
+//! addresses are a node's), `sign` over [`issuer`] (the signature), [`told`] (metrics, log, trail), [`flags`].
 //!
 //! What is never done: believe a name or an address because the peer says it, remember that a
 //! token was good, hand a certificate out before it is on the disk that it was issued.
@@ -16,6 +16,7 @@ pub mod issuer;
 pub mod join;
 pub mod names;
 pub mod nodes;
+mod sign;
 pub mod told;
 
 use towline_proto::enrol::Refusal;

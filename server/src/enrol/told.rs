@@ -114,14 +114,18 @@ impl Told {
     }
 
     /// One enrolment was answered.
-    pub fn answered(&self, event: EnrolmentEvent, took: Duration) {
-        self.seconds.observe(took.as_secs_f64());
+    pub fn answered(&self, event: EnrolmentEvent, took: Option<Duration>) {
+        if let Some(took) = took {
+            self.seconds.observe(took.as_secs_f64());
+        }
         let proof = event.proof;
-        let (node, address) = (event.node.as_str(), event.address);
+        let node = event.node.as_str();
+        let address = event.address.map(tracing::field::display);
+        let request = event.request.as_deref();
         match &event.outcome {
             Ok(issued) => {
                 self.issued.get_or_create(&By { proof }).inc();
-                tracing::info!(node, %address, proof, serial = %issued.serial, ips = ?issued.ips, "agent enrolled");
+                tracing::info!(node, address, request, proof, serial = issued.serial, ips = ?issued.ips, "agent enrolled");
             }
             Err((refusal, text)) => {
                 let reason = refusal.as_str();
@@ -130,10 +134,26 @@ impl Told {
                     let why = detail(text);
                     match refusal {
                         Refusal::Busy => {
-                            tracing::info!(node, %address, proof, reason, suppressed, "enrolment refused: {why}");
+                            tracing::info!(
+                                node,
+                                address,
+                                request,
+                                proof,
+                                reason,
+                                suppressed,
+                                "enrolment refused: {why}"
+                            );
                         }
                         _ => {
-                            tracing::warn!(node, %address, proof, reason, suppressed, "enrolment refused: {why}");
+                            tracing::warn!(
+                                node,
+                                address,
+                                request,
+                                proof,
+                                reason,
+                                suppressed,
+                                "enrolment refused: {why}"
+                            );
                         }
                     }
                 }

@@ -172,6 +172,16 @@ impl FakeKube {
 
     /// Writes a kubeconfig with this user, in YAML's flow form.
     pub fn write_kubeconfig(&self, scratch: &Scratch, user: &str) -> io::Result<PathBuf> {
+        self.write_kubeconfig_as(scratch, "kubeconfig", user)
+    }
+
+    /// The same with a name of the caller's choice.
+    pub fn write_kubeconfig_as(
+        &self,
+        scratch: &Scratch,
+        name: &str,
+        user: &str,
+    ) -> io::Result<PathBuf> {
         scratch.write("kube-ca.crt", &self.ca_pem)?;
         let text = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts:\n- name: c\n  context: \
@@ -179,7 +189,7 @@ impl FakeKube {
              'https://{}', certificate-authority: kube-ca.crt}}\nusers:\n- name: u\n  user: {user}\n",
             self.address
         );
-        scratch.write("kubeconfig", text)
+        scratch.write(name, text)
     }
 
     /// Callers with this token are let in.
@@ -200,21 +210,11 @@ impl FakeKube {
 
     /// The token of an agent's pod on a node, as Kubernetes 1.30 and later describe it.
     pub fn agent_token(&self, token: &str, account: &str, audience: &str, node: &str) {
-        let extra = [
-            ("pod-name", format!("agent-{node}")),
-            ("pod-uid", format!("uid-{node}")),
-            ("node-name", node.to_owned()),
-            ("node-uid", format!("node-uid-{node}")),
-            ("credential-id", "JTI=1".to_owned()),
-        ];
-        let named = |(key, value): (&str, String)| {
-            (format!("authentication.kubernetes.io/{key}"), vec![value])
-        };
         let what = Token {
             username: format!("system:serviceaccount:{account}"),
             audiences: vec![audience.to_owned()],
             expired: false,
-            extra: extra.into_iter().map(named).collect(),
+            extra: signing::pod_extra(node),
         };
         self.token(token, what);
     }

@@ -165,10 +165,11 @@ impl Objects {
     }
 }
 
-/// The one field selector that is used here.
+/// The field selectors that are used here.
 pub(crate) fn selected(selector: &str, object: &Value) -> bool {
-    match selector.strip_prefix("spec.signerName=") {
-        Some(signer) => object["spec"]["signerName"] == signer,
-        None => true,
+    match selector.split_once('=') {
+        Some(("spec.signerName", signer)) => object["spec"]["signerName"] == signer,
+        Some(("metadata.name", name)) => object["metadata"]["name"] == name,
+        _ => true,
     }
 }

@@ -125,7 +125,9 @@ impl Rights {
             return Err(invalid("spec.usages: Required value"));
         }
         let user = self.users.get(caller).cloned().unwrap_or_default();
-        spec["username"] = json!(caller);
+        // Pods of one account are one user, each with extras of its own.
+        let name = caller.split('#').next().unwrap_or(caller);
+        spec["username"] = json!(name);
         spec["groups"] = json!(user.groups);
         spec["extra"] = json!(user.extra);
         object["status"] = json!({});
@@ -211,7 +213,27 @@ fn status(mut old: Value, new: &Value) -> Result<Value, Refused> {
 }
 
 impl FakeKube {
-    /// Who this caller (see [`FakeKube::caller`]) is to signing requests that it makes.
+    /// Callers with this token are the pod of an account on a node, as Kubernetes 1.30 and later
+    /// describe it.
+    pub fn pod_caller(&self, token: &str, account: &str, node: &str) {
+        let name = format!("system:serviceaccount:{account}#{node}");
+        self.caller(token, &name);
+        let namespace = account.split(':').next().unwrap_or_default();
+        self.user(
+            &name,
+            User {
+                groups: vec![
+                    "system:serviceaccounts".into(),
+                    format!("system:serviceaccounts:{namespace}"),
+                    "system:authenticated".into(),
+                ],
+                extra: pod_extra(node),
+            },
+        );
+    }
+
+    /// Who this caller (see [`FakeKube::caller`]) is to signing requests that it makes. A `#` and
+    /// what is behind it tell apart callers that are one user.
     pub fn user(&self, name: &str, user: User) {
         let mut state = self.shared.lock();
         state.rights.users.insert(name.to_owned(), user);
@@ -296,6 +318,20 @@ impl FakeKube {
             }
         }
     }
+}
+
+/// What the API knows of a pod on a node beside whose it is.
+pub fn pod_extra(node: &str) -> HashMap<String, Vec<String>> {
+    let extra = [
+        ("pod-name", format!("agent-{node}")),
+        ("pod-uid", format!("uid-{node}")),
+        ("node-name", node.to_owned()),
+        ("node-uid", format!("node-uid-{node}")),
+        ("credential-id", "JTI=1".to_owned()),
+    ];
+    let named =
+        |(key, value): (&str, String)| (format!("authentication.kubernetes.io/{key}"), vec![value]);
+    extra.into_iter().map(named).collect()
 }
 
 /// The words of the decisions of a signing request.
