@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 use towline_link::carrier::CarrierMode;
+use towline_link::kube::KubeError;
 use towline_link::process::compat::{MetricsAt, Second};
 use towline_link::process::policy_file::{PolicyFile, PolicyFileError};
 use towline_link::process::telemetry::{LogFilter, LogFormat};
@@ -24,7 +25,7 @@ use towline_proto::target::{Class, Classes, Target};
 use crate::args::Args;
 use crate::attempt::random;
 use crate::enrol::Enrolling;
-use crate::enrol::flags::EnrolFlagError;
+use crate::enrol::flags::{EnrolFlagError, Source};
 use crate::enrol::start::{enrolled, enrolling};
 use crate::konnectivity::args::KonnectivityArgs;
 use crate::konnectivity::config::{LegacyConfig, LegacyConfigError, Listeners};
@@ -41,6 +42,9 @@ pub enum ConfigError {
     /// The flags of enrolment.
     #[error(transparent)]
     Enrol(#[from] EnrolFlagError),
+    /// Where signing requests go.
+    #[error("--enrol kubernetes: {0}")]
+    EnrolApi(#[source] KubeError),
     /// The proxy.
     #[error(transparent)]
     Proxy(#[from] ProxyError),
@@ -264,7 +268,10 @@ impl Config {
         now: SystemTime,
     ) -> Result<Self, ConfigError> {
         let compatible = args.konnectivity.compatibility.is_some();
-        if !compatible && let Some(flag) = args.konnectivity.given().first() {
+        let by_api = args.enrol.enrol == Some(Source::Kubernetes);
+        let mut given = args.konnectivity.given();
+        given.retain(|flag| !(by_api && *flag == "--kubeconfig"));
+        if !compatible && let Some(flag) = given.first() {
             return Err(ConfigError::NotCompatible(flag));
         }
         if !compatible || !args.servers.is_empty() {
@@ -288,7 +295,7 @@ impl Config {
             ..quic::Options::default()
         };
         quic.check()?;
-        let enrolling = enrolling(&args, proxy.as_ref())?;
+        let enrolling = enrolling(&args, proxy.as_ref(), env)?;
         let refusals = Refusals {
             deny_list: args.deny_list,
             crls: args.server_crls,

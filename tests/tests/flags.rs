@@ -131,6 +131,7 @@ fn manifests_and_units_use_only_flags_that_exist() {
             &[
                 "agent/deploy/daemonset.yaml",
                 "agent/deploy/daemonset-enrol.yaml",
+                "agent/deploy/daemonset-enrol-kubernetes.yaml",
                 "systemd/towline-agent.service",
             ][..],
         ),

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use towline_link::kube::csr::SignerName;
 use towline_pki::{CrlPolicy, Files};
 use towline_proto::id::{ClusterName, Name, Role};
 
@@ -12,11 +13,13 @@ use towline_proto::id::{ClusterName, Name, Role};
 pub enum Source {
     /// A Towline server.
     Server,
+    /// The Kubernetes API, where a server signs what we ask for.
+    Kubernetes,
 }
 
 /// A word that names no source.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown source {0:?}: use server")]
+#[error("unknown source {0:?}: use server or kubernetes")]
 pub struct UnknownSource(String);
 
 impl FromStr for Source {
@@ -24,6 +27,7 @@ impl FromStr for Source {
     fn from_str(text: &str) -> Result<Self, UnknownSource> {
         match text {
             "server" => Ok(Source::Server),
+            "kubernetes" => Ok(Source::Kubernetes),
             other => Err(UnknownSource(other.chars().take(32).collect())),
         }
     }
@@ -33,6 +37,7 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Source::Server => f.write_str("server"),
+            Source::Kubernetes => f.write_str("kubernetes"),
         }
     }
 }
@@ -40,8 +45,9 @@ impl fmt::Display for Source {
 /// How this node gets its certificate, when nobody puts one there.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct EnrolArgs {
-    /// Makes the key on this node, has the certificate signed and renews it: by a server. Both are
-    /// kept in --state-dir, in place of --cert and --key
+    /// Makes the key on this node, has the certificate signed and renews it: by a server, or by a
+    /// signing request of the Kubernetes API (kubernetes). Both are kept in --state-dir, in place
+    /// of --cert and --key
     #[arg(long, env = "TOWLINE_ENROL", value_name = "SOURCE")]
     pub enrol: Option<Source>,
 
@@ -54,7 +60,11 @@ pub struct EnrolArgs {
     #[arg(long, env = "TOWLINE_JOIN_TOKEN_FILE", value_name = "FILE")]
     pub join_token_file: Option<PathBuf>,
 
-    /// Name to ask for; needed with a join token that names a pattern
+    /// The signer name of our signing requests, with --enrol kubernetes [default: towline.dev/agent]
+    #[arg(long, env = "TOWLINE_ENROL_SIGNER", value_name = "NAME")]
+    pub enrol_signer: Option<SignerName>,
+
+    /// Name to ask for; needed with a join token that names a pattern, and with --enrol kubernetes
     #[arg(long, env = "TOWLINE_NODE_NAME", value_name = "NAME")]
     pub node_name: Option<Name>,
 
@@ -75,7 +85,7 @@ pub enum EnrolFlagError {
     #[error("--enrol needs --state-dir DIRECTORY, where this node's key and certificate are kept")]
     NoStateDir,
     /// Whom to ask.
-    #[error("--enrol server needs --server HOST:PORT")]
+    #[error("--enrol needs --server HOST:PORT")]
     NoServer,
     /// What proves the name.
     #[error(
@@ -86,6 +96,14 @@ pub enum EnrolFlagError {
     /// Whom to believe.
     #[error("--enrol needs --server-ca FILE, unless a join token names the authority of servers")]
     NoAnchors,
+    /// Who we are.
+    #[error(
+        "--enrol kubernetes needs --node-name NAME: in a pod, TOWLINE_NODE_NAME from spec.nodeName"
+    )]
+    NoNodeName,
+    /// The proof of another source.
+    #[error("{0} has no effect with --enrol {1}")]
+    OtherSource(&'static str, Source),
     /// Would silently do nothing.
     #[error("{0} has no effect without --enrol")]
     Useless(&'static str),
@@ -104,6 +122,8 @@ pub struct EnrolConfig {
     pub token_file: Option<PathBuf>,
     /// See [`EnrolArgs`].
     pub join_token_file: Option<PathBuf>,
+    /// See [`EnrolArgs`].
+    pub signer: SignerName,
     /// See [`EnrolArgs`].
     pub node_name: Option<Name>,
     /// See [`EnrolArgs`].
@@ -143,6 +163,7 @@ impl EnrolArgs {
         let useless = [
             ("--enrol-token-file", self.enrol_token_file.is_some()),
             ("--join-token-file", self.join_token_file.is_some()),
+            ("--enrol-signer", self.enrol_signer.is_some()),
             ("--node-name", self.node_name.is_some()),
             ("--cluster", self.cluster.is_some()),
         ];
@@ -169,7 +190,19 @@ impl EnrolArgs {
             Source::Server if self.enrol_token_file.is_none() && self.join_token_file.is_none() => {
                 return Err(EnrolFlagError::NoProof);
             }
+            Source::Server if self.enrol_signer.is_some() => {
+                return Err(EnrolFlagError::OtherSource("--enrol-signer", source));
+            }
             Source::Server => {}
+            Source::Kubernetes => {
+                let proofs = &useless[..2];
+                if let Some((flag, _)) = proofs.iter().find(|(_, given)| *given) {
+                    return Err(EnrolFlagError::OtherSource(flag, source));
+                }
+                if self.node_name.is_none() {
+                    return Err(EnrolFlagError::NoNodeName);
+                }
+            }
         }
         let server_ca = match beside.server_ca {
             Some(path) => path.clone(),
@@ -189,6 +222,7 @@ impl EnrolArgs {
             pinned_by_file: beside.server_ca.is_some(),
             token_file: self.enrol_token_file.clone(),
             join_token_file: self.join_token_file.clone(),
+            signer: self.enrol_signer.clone().unwrap_or_default(),
             node_name: self.node_name.clone(),
             cluster: self.cluster.clone(),
         }))
@@ -239,6 +273,12 @@ mod tests {
             join_token_file: Some("/j".into()),
             ..token.clone()
         };
+        let by_api = |name: Option<&str>| EnrolArgs {
+            enrol: Some(Source::Kubernetes),
+            node_name: name.map(|name| name.parse().unwrap()),
+            ..EnrolArgs::default()
+        };
+        assert_eq!(check(&by_api(Some("n1")), |_| ()), "\"/ca\"");
         assert_eq!(check(&EnrolArgs::default(), |_| ()), "none");
         assert_eq!(check(&token, |_| ()), "\"/ca\"");
         assert_eq!(
@@ -270,6 +310,31 @@ mod tests {
                     |_| (),
                 ),
                 "--enrol-token-file has no effect",
+            ),
+            (
+                check(
+                    &EnrolArgs {
+                        enrol: Some(Source::Kubernetes),
+                        ..token.clone()
+                    },
+                    |_| (),
+                ),
+                "--enrol-token-file has no effect with --enrol kubernetes",
+            ),
+            (check(&by_api(None), |_| ()), "--node-name"),
+            (
+                check(&by_api(Some("n1")), |given| given[2] = None),
+                "--server-ca",
+            ),
+            (
+                check(
+                    &EnrolArgs {
+                        enrol_signer: Some(SignerName::default()),
+                        ..token.clone()
+                    },
+                    |_| (),
+                ),
+                "--enrol-signer has no effect with --enrol server",
             ),
         ] {
             assert!(text.contains(word), "{text}");

@@ -3,7 +3,7 @@
 //! At the start, when there is no valid one; then at two thirds of each one's life, some earlier
 //! and some later, so that nodes that began together do not stay together. After a failure the
 //! pause grows from a second to a minute (or a quarter of what is left, when that is less), with
-//! jitter. An agent is never so wrong that it gives up: whatever refuses it may be mended.
+//! jitter; to five minutes where each attempt leaves an object in the Kubernetes API. An agent is never so wrong that it gives up: whatever refuses it may be mended.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use towline_link::process::reload::ReloadHandle;
 use towline_link::process::watch::Seen;
 use towline_pki::role::BACKDATE;
-use towline_pki::{Credentials, Leaf, Request, date};
+use towline_pki::{Credentials, Leaf, date};
 use towline_proto::id::Role;
 use towline_proto::limits;
 use tracing::{error, info, warn};
@@ -46,7 +46,20 @@ pub fn renews_at(leaf: &Leaf, chance: f64) -> SystemTime {
 /// How long to wait after the failure of this number, the first being 0. `left` is what remains of
 /// the certificate in force.
 pub fn pause(failures: u32, left: Option<Duration>, chance: f64) -> Duration {
-    let (first, longest) = limits::ENROL_RETRY;
+    pause_up_to(limits::ENROL_RETRY.1, failures, left, chance)
+}
+
+/// The same after this error.
+fn pause_after(error: &EnrolError, failures: u32, left: Option<Duration>) -> Duration {
+    let longest = match error {
+        EnrolError::Decided { .. } => limits::CSR_DENIED,
+        _ => limits::ENROL_RETRY.1,
+    };
+    pause_up_to(longest, failures, left, chance())
+}
+
+fn pause_up_to(longest: Duration, failures: u32, left: Option<Duration>, chance: f64) -> Duration {
+    let first = limits::ENROL_RETRY.0;
     let grown = first.saturating_mul(1 << failures.min(16)).min(longest);
     let most = match left {
         Some(left) if !left.is_zero() => grown.min(left / 4).max(first),
@@ -96,9 +109,10 @@ impl Enrolling {
     /// Asks once, and puts what comes back in place.
     pub async fn once(&self, current: Option<Credentials>) -> Result<Leaf, EnrolError> {
         let config = self.config.clone();
+        let spec = self.issuer.request();
         let making = tokio::task::spawn_blocking(move || {
             let key = files::key_to_ask_with(&config)?;
-            let csr = Request::make_der(&key, "towline-agent")?;
+            let csr = spec.make_der(&key)?;
             Ok::<_, EnrolError>((key, csr))
         });
         let (key, csr) = making.await.map_err(lost)??;
@@ -162,7 +176,7 @@ impl Enrolling {
                 Err(error) => error,
             };
             self.failed(&error, failures);
-            tokio::time::sleep(pause(failures, None, chance())).await;
+            tokio::time::sleep(pause_after(&error, failures, None)).await;
             failures += 1;
         }
     }
@@ -210,7 +224,7 @@ impl Enrolling {
                 Ok(()) => failures = 0,
                 Err(error) => {
                     self.failed(&error, failures);
-                    let wait = pause(failures, left, chance());
+                    let wait = pause_after(&error, failures, left);
                     self.metrics.renews(now + wait);
                     tokio::time::sleep(wait).await;
                     failures += 1;
@@ -244,6 +258,11 @@ mod tests {
         );
         assert_eq!(pause(40, Some(Duration::from_millis(1)), 1.0), first);
         assert_eq!(pause(40, Some(Duration::ZERO), 1.0), longest);
+        assert_eq!(
+            pause_up_to(limits::CSR_DENIED, 40, None, 1.0),
+            limits::CSR_DENIED
+        );
+        assert_eq!(pause_up_to(limits::CSR_DENIED, 0, None, 1.0), first);
     }
 
     #[test]

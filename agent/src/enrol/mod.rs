@@ -1,13 +1,14 @@
 //! The agent's own certificate: made on this node, signed elsewhere, renewed in time.
 //!
 //! The key is made here and never leaves. Who signs is an [`Issuer`]: a Towline server, asked on a
-//! connection of its own ([`server`]), or another source behind the same trait. [`files`] puts
+//! connection of its own ([`server`]), or the Kubernetes API ([`kubernetes`]). [`files`] puts
 //! what came back in place so that a crash leaves a pair that works; [`keep`] decides when to ask
 //! and how long to wait after a refusal; [`waiting`] is the agent before its first certificate.
 
 pub mod files;
 pub mod flags;
 pub mod keep;
+pub mod kubernetes;
 pub mod metrics;
 pub mod server;
 pub mod start;
@@ -18,9 +19,10 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use rustls_pki_types::CertificateDer;
 use towline_link::error::ConnectError;
+use towline_link::kube::KubeError;
 use towline_pki::{
     AnchorsError, Credentials, CredentialsError, DenyListError, Identity, IdentityError,
-    RequestError, TlsError,
+    RequestError, RequestSpec, TlsError,
 };
 use towline_proto::enrol::Refusal;
 use towline_proto::target::Target;
@@ -43,7 +45,8 @@ pub struct Obtained {
     pub chain: Vec<CertificateDer<'static>>,
     /// Authorities of servers that were believed for the first time; none where a file names them.
     pub authorities: Vec<CertificateDer<'static>>,
-    /// How we proved who we are, in a word: `certificate`, `service-account`, `join-token`.
+    /// How we proved who we are, in a word: `certificate`, `service-account`, `join-token`,
+    /// `signing-request`.
     pub proof: &'static str,
 }
 
@@ -52,6 +55,14 @@ pub struct Obtained {
 pub trait Issuer: Send + Sync + std::fmt::Debug + 'static {
     /// The word of `--enrol`.
     fn source(&self) -> &'static str;
+
+    /// What a request says, apart from its key.
+    fn request(&self) -> RequestSpec {
+        RequestSpec {
+            common_name: "towline-agent".to_owned(),
+            ..RequestSpec::default()
+        }
+    }
 
     /// Asks for a certificate once, at every place where one may be had. Cancel-safe.
     async fn obtain(&self, order: &Order) -> Result<Obtained, EnrolError>;
@@ -103,6 +114,34 @@ pub enum EnrolError {
         /// In its own words, escaped.
         text: String,
     },
+    /// The Kubernetes API cannot be asked.
+    #[error("{source}{fix}")]
+    Api {
+        /// Why.
+        source: KubeError,
+        /// What to do, where that is known.
+        fix: &'static str,
+    },
+    /// A signing request was denied, or cannot be signed.
+    #[error("signing request {request} was {}: {reason}: {message}", decision.to_lowercase())]
+    Decided {
+        /// Its name.
+        request: String,
+        /// `Denied` or `Failed`.
+        decision: String,
+        /// The condition's reason, escaped.
+        reason: String,
+        /// The condition's message, escaped.
+        message: String,
+    },
+    /// Nobody decided about a signing request.
+    #[error("signing request {request} {what}")]
+    Undecided {
+        /// Its name.
+        request: String,
+        /// What became of it.
+        what: String,
+    },
     /// It said something that is no answer.
     #[error("{server} gave no usable answer: {what}")]
     Answer {
@@ -145,6 +184,9 @@ impl EnrolError {
             EnrolError::Connect(error) => error.reason().as_str(),
             EnrolError::NoEnrolment(_) => "no-enrolment",
             EnrolError::Refused { refusal, .. } => refusal.as_str(),
+            EnrolError::Api { .. } => "api",
+            EnrolError::Decided { .. } => "signing-request-denied",
+            EnrolError::Undecided { .. } => "signing-request-undecided",
             EnrolError::Answer { .. } => "answer",
             EnrolError::Identity { .. } | EnrolError::Name(_) => "identity",
             EnrolError::Credentials(_) | EnrolError::Tls(_) => "certificate",
@@ -155,7 +197,7 @@ impl EnrolError {
     pub fn is_temporary(&self) -> bool {
         match self {
             EnrolError::Refused { refusal, .. } => refusal.is_temporary(),
-            EnrolError::Connect(_) => true,
+            EnrolError::Connect(_) | EnrolError::Api { .. } | EnrolError::Undecided { .. } => true,
             _ => false,
         }
     }

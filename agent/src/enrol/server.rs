@@ -365,13 +365,14 @@ async fn read(
 pub fn needs_a_person(error: &EnrolError) -> bool {
     matches!(
         error,
-        EnrolError::Refused {
-            refusal: Refusal::Denied
-                | Refusal::JoinUsed
-                | Refusal::JoinExpired
-                | Refusal::JoinUnknown
-                | Refusal::NameTaken,
-            ..
-        }
+        EnrolError::Decided { .. }
+            | EnrolError::Refused {
+                refusal: Refusal::Denied
+                    | Refusal::JoinUsed
+                    | Refusal::JoinExpired
+                    | Refusal::JoinUnknown
+                    | Refusal::NameTaken,
+                ..
+            }
     )
 }

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use towline_link::kube::{Access, Client};
 use towline_link::tls::HttpProxy;
 use towline_pki::{Anchors, DenyList, MaterialError};
 use towline_proto::id::Role;
 
-use super::flags::{Beside, Source};
+use super::flags::{Beside, EnrolFlagError, Source};
+use super::kubernetes::KubernetesIssuer;
 use super::server::ServerIssuer;
 use super::{Enrolling, Issuer};
 use crate::args::Args;
@@ -18,6 +20,7 @@ use crate::trust::TrustError;
 pub fn enrolling(
     args: &Args,
     proxy: Option<&HttpProxy>,
+    env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Option<Arc<Enrolling>>, ConfigError> {
     let config = args.enrol.config(&Beside {
         cert: &args.cert,
@@ -38,6 +41,14 @@ pub fn enrolling(
             servers: args.servers.clone(),
             proxy: proxy.cloned(),
         }),
+        Source::Kubernetes => {
+            let node = config.node_name.clone();
+            let node = node.ok_or(EnrolFlagError::NoNodeName)?;
+            let file = args.konnectivity.kubeconfig.as_deref();
+            let file = file.filter(|path| !path.as_os_str().is_empty());
+            let access = Access::load(file, env).map_err(ConfigError::EnrolApi)?;
+            Arc::new(KubernetesIssuer::new(&config, node, Client::new(access)))
+        }
     };
     Ok(Some(Enrolling::new(config, issuer)))
 }
