@@ -192,6 +192,12 @@ async fn a_request_waits_for_a_server_and_is_not_made_twice() {
         () = made => {}
         _ = first => panic!("nobody signs yet"),
     }
+    let name = world.kube.signing_requests()[0]["metadata"]["name"].clone();
+    let why = enrolling.why();
+    assert!(
+        why.contains(name.as_str().unwrap()) && why.contains("not decided"),
+        "{why}"
+    );
     let asking = Arc::clone(&enrolling);
     let again = tokio::spawn(async move { asking.once(None).await });
     world.at(([127, 0, 0, 1], 0).into());
@@ -220,27 +226,14 @@ async fn missing_rights_are_named_with_the_remedy() {
 async fn a_certificate_that_is_not_this_nodes_is_not_put_in_place() {
     let mut world = EnrolWorld::prepared(CarrierKind::Tls, &[]).await;
     world.at(([127, 0, 0, 1], 1).into());
-    let cases: [(&str, &[&str], Box<dyn Fn(&EnrolWorld) -> String>, &str); 4] = [
-        // Another node's, another role's, of a key that is not ours, and no certificate.
-        ("n1", &[], Box::new(|w| w.pair("n2").cert_pem), "identity"),
-        (
-            "n2",
-            &["--cluster", "other.example"],
-            Box::new(|w| w.pair("n2").cert_pem),
-            "identity",
-        ),
-        (
-            "n3",
-            &[],
-            Box::new(|w| w.pair("n3").cert_pem),
-            "certificate",
-        ),
-        (
-            "n4",
-            &[],
-            Box::new(|_| "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".into()),
-            "answer",
-        ),
+    let other = ["--cluster", "other.example"];
+    let nonsense = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    // Another node's, another cluster's, of a key that is not ours, and no certificate.
+    let cases = [
+        ("n1", &[][..], world.pair("n2").cert_pem, "identity"),
+        ("n2", &other, world.pair("n2").cert_pem, "identity"),
+        ("n3", &[], world.pair("n3").cert_pem, "certificate"),
+        ("n4", &[], nonsense.to_owned(), "answer"),
     ];
     for (number, (node, flags, pem, word)) in cases.into_iter().enumerate() {
         let args = world.kube_agent_args(node, flags);
@@ -253,7 +246,7 @@ async fn a_certificate_that_is_not_this_nodes_is_not_put_in_place() {
         )
         .await;
         let mut object = world.kube.signing_requests().pop().unwrap();
-        object["status"]["certificate"] = json!(encoded(pem(&world).as_bytes()));
+        object["status"]["certificate"] = json!(encoded(pem.as_bytes()));
         world.kube.put_request(object);
         let error = expect("the verdict", answer).await.unwrap().unwrap_err();
         assert_eq!(error.as_str(), word, "{error}");

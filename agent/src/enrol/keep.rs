@@ -97,6 +97,13 @@ impl Enrolling {
         self.metrics.status(self.issuer.source())
     }
 
+    /// Why there is no certificate, in words.
+    pub fn why(&self) -> String {
+        let error = || self.metrics.error();
+        let why = self.issuer.waits().or_else(error);
+        why.unwrap_or_else(|| "no attempt has ended yet".to_owned())
+    }
+
     /// What lies there, when it can be used now.
     pub fn load(&self, now: SystemTime) -> Result<OwnIdentity, crate::trust::TrustError> {
         let files = self.config.files.clone();

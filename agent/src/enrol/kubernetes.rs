@@ -213,6 +213,15 @@ impl Issuer for KubernetesIssuer {
         AgentRequest::spec(&self.node, self.cluster.as_ref())
     }
 
+    fn waits(&self) -> Option<String> {
+        let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = &pending.as_ref()?.name;
+        Some(format!(
+            "signing request {} is not decided yet",
+            detail(name)
+        ))
+    }
+
     async fn obtain(&self, order: &Order) -> Result<Obtained, EnrolError> {
         let key = Request::parse_der(&order.csr)?.public_key().hash();
         let request = match self.remembered(key) {

@@ -64,6 +64,11 @@ pub trait Issuer: Send + Sync + std::fmt::Debug + 'static {
         }
     }
 
+    /// What an attempt under way waits for, where that may take long.
+    fn waits(&self) -> Option<String> {
+        None
+    }
+
     /// Asks for a certificate once, at every place where one may be had. Cancel-safe.
     async fn obtain(&self, order: &Order) -> Result<Obtained, EnrolError>;
 }

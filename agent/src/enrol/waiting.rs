@@ -131,8 +131,7 @@ impl Waiting {
         let stage = self.drain.view();
         let told = async {
             loop {
-                let why = self.enrolling.metrics().error();
-                let why = why.unwrap_or_else(|| "no attempt has ended yet".to_owned());
+                let why = self.enrolling.why();
                 self.condition.unmet(format!("no certificate: {why}"));
                 tokio::time::sleep(LOOK).await;
             }
