@@ -146,3 +146,117 @@ impl LegacyDoor {
         let _ = tokio::time::timeout(limits::CLOSE_LINGER, last).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use h2::client::SendRequest;
+    use http::Request;
+    use tokio::task::JoinHandle;
+    use towline_link::live::LiveDials;
+    use towline_link::process::drain::Drain;
+    use towline_link::process::shares::Shares;
+    use towline_proto::konnectivity::{AGENT_ID, CONNECT_METHOD, CONTENT_TYPE};
+
+    use crate::legacy::table::LegacyAgents;
+    use crate::legacy::trust::LegacySnapshot;
+    use crate::metrics::Metrics;
+
+    struct Met {
+        client: SendRequest<Bytes>,
+        serving: JoinHandle<()>,
+        unproven: Shares<IpAddr>,
+        _connection: JoinHandle<()>,
+        _drain: Drain,
+    }
+
+    /// A connection that showed these certificates.
+    async fn meet(chain: Vec<CertificateDer<'static>>) -> Met {
+        let agents = LegacyAgents::new("default".parse().unwrap(), 8);
+        let live = LiveDials::new(1 << 20);
+        let id = ("s0".to_owned(), 1);
+        let nothing = LegacySnapshot {
+            agents: None,
+            front_ends: None,
+        };
+        let door = Arc::new(LegacyDoor {
+            trust: LegacyTrust::new(nothing),
+            reception: Arc::new(Reception::new(agents, None, id, live, Metrics::default())),
+            keep_alive: Duration::from_secs(3600),
+        });
+        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        let address: std::net::SocketAddr = ([10, 0, 0, 1], 1).into();
+        let (drain, unproven) = (Drain::new(), Shares::new(1));
+        let share = unproven.take(&address.ip()).unwrap();
+        let serving = door.serve(theirs, chain, address, drain.watch(), share);
+        let serving = tokio::spawn(serving);
+        let (client, connection) = h2::client::handshake(ours).await.unwrap();
+        let connection = tokio::spawn(async move {
+            let _ = connection.await;
+        });
+        Met {
+            client,
+            serving,
+            unproven,
+            _connection: connection,
+            _drain: drain,
+        }
+    }
+
+    impl Met {
+        /// One call, from its headers to its end; whether there was an answer.
+        async fn call(&mut self) -> bool {
+            let Ok(mut ready) = self.client.clone().ready().await else {
+                return false;
+            };
+            let request = Request::post(format!("http://s0{CONNECT_METHOD}"))
+                .header("content-type", CONTENT_TYPE)
+                .header(AGENT_ID, "n1")
+                .body(())
+                .unwrap();
+            match ready.send_request(request, true) {
+                Ok((answer, _)) => answer.await.is_ok(),
+                Err(_) => false,
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_refused_again_and_again_does_not_stay_for_that() {
+        let mut met = meet(Vec::new()).await;
+        let begun = Instant::now();
+        let mut refused = 0_u64;
+        while met.call().await {
+            refused += 1;
+            assert!(refused < 100);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        met.serving.await.unwrap();
+        let most = limits::LEGACY_ADMIT + limits::CLOSE_LINGER;
+        let stayed = begun.elapsed();
+        assert!(
+            stayed >= limits::LEGACY_ADMIT && stayed <= most,
+            "{stayed:?}"
+        );
+        assert!(refused >= limits::LEGACY_ADMIT.as_secs());
+        assert_eq!(met.unproven.holders(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_proved_itself_has_its_time_after_each_call() {
+        let mut met = meet(vec![CertificateDer::from(vec![0])]).await;
+        let begun = Instant::now();
+        let pause = limits::LEGACY_ADMIT - Duration::from_secs(1);
+        for _ in 0..4 {
+            assert!(met.call().await);
+            // Its place among those that proved nothing is somebody else's.
+            assert_eq!(met.unproven.holders(), 0);
+            tokio::time::sleep(pause).await;
+        }
+        assert!(!met.serving.is_finished());
+        met.serving.await.unwrap();
+        let least = pause * 3 + limits::LEGACY_ADMIT;
+        assert!(begun.elapsed() >= least, "{:?}", begun.elapsed());
+    }
+}
