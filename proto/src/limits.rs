@@ -489,6 +489,9 @@ pub const ATTESTATIONS_PER_NODE: usize = 8;
 /// dials are refused or their records are dropped and counted. The end of a dial whose start was
 /// taken is always taken: there are no more of them than live dials.
 pub const AUDIT_QUEUE: usize = 8192;
+/// Of these, records of what was refused, or was no request at all: who is refused again and again
+/// must not keep the dials of others out. Overflow: dropped and counted.
+pub const AUDIT_REFUSALS: usize = AUDIT_QUEUE / 2;
 /// After a write, how long records are gathered for the next: at a thousand dials a second one wake
 /// and one write in place of ten. What a killed process can lose.
 pub const AUDIT_GATHER: Duration = Duration::from_millis(5);
@@ -563,3 +566,6 @@ pub const GATEWAY_HANDSHAKES: Duration = Duration::from_secs(8);
 /// Plain bytes that wait for one side of the gateway, each way. Overflow: the other side is not
 /// read.
 pub const GATEWAY_WAITING_BYTES: usize = 64 * 1024;
+/// Requests of one gateway connection that are refused. Overflow: the connection ends with that
+/// answer; kube-apiserver makes another one, and who asks without end has to shake hands again.
+pub const GATEWAY_REFUSALS: u32 = 64;

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use towline_link::carrier::CarrierKind;
+use towline_proto::limits::GATEWAY_REFUSALS;
 use towline_tests::cluster::Plan;
 use towline_tests::gateway::FRONT_END;
 use towline_tests::scenario::expect;
@@ -66,6 +67,27 @@ scenarios! {
         assert!(!reply.head.contains("Connection: close"), "{reply:?}");
         assert_eq!(front_end.ask("GET", "/healthz").await.status(), 200);
         assert_eq!(kubelet.lines(), ["GET /healthz", "GET /healthz"]);
+    }
+
+    /// All of them at once, and nothing is read meanwhile: what is kept for it is bounded, too.
+    async fn who_is_refused_again_and_again_is_shown_out(carrier) {
+        let scratch = Scratch::new().unwrap();
+        let cluster = with_rules(carrier, &scratch, EXAMPLE).start().await;
+        let kubelet = cluster.asking_kubelet().await;
+        let mut front_end = cluster.front_end().await;
+        let one = "POST /exec/kube-system/etcd-0/etcd?command=sh HTTP/1.1\r\nHost: n\r\nContent-Length: 0\r\n\r\n";
+        front_end.send(one.repeat(2 * GATEWAY_REFUSALS as usize)).await.unwrap();
+        for number in 1..=GATEWAY_REFUSALS {
+            let reply = front_end.reply().await;
+            assert_eq!(reply.status(), 403);
+            assert_eq!(reply.head.contains("Connection: close"), number == GATEWAY_REFUSALS, "{number}");
+        }
+        assert!(expect("the end", front_end.try_reply()).await.is_err());
+        cluster.measured("towline_server_gateway_refused_too_often_total 1").await;
+        // It may come again.
+        let mut front_end = cluster.front_end().await;
+        assert_eq!(front_end.ask("GET", "/healthz").await.status(), 200);
+        assert_eq!(kubelet.lines(), ["GET /healthz"]);
     }
 
     async fn commands_are_denied_by_every_path_and_method(carrier) {

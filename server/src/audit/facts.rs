@@ -18,7 +18,7 @@ use super::signing::SigningEvent;
 use crate::attest::Attestation;
 use crate::caller::Caller;
 use crate::dial::Door;
-use crate::gateway::event::RequestEvent;
+use crate::gateway::event::{Outcome, RequestEvent};
 
 /// What is known of a dial, as far as it came.
 #[derive(Clone, Debug)]
@@ -111,6 +111,21 @@ impl Event {
             Event::Enrolment(_) => "enrolment",
             Event::BadRequest { .. } => "bad-request",
             Event::Refused { .. } => "refused",
+        }
+    }
+}
+
+impl Event {
+    /// Whether nothing came of it: there can be any number of those.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Event::BadRequest { .. } | Event::Refused { .. } => true,
+            Event::Request(request) => matches!(
+                request.outcome,
+                Outcome::Refused { .. } | Outcome::Malformed(_) | Outcome::Unrecorded
+            ),
+            Event::Enrolment(enrolment) => enrolment.outcome.is_err(),
+            Event::Start { .. } | Event::End { .. } | Event::Signing(_) => false,
         }
     }
 }

@@ -234,7 +234,8 @@ impl Shared {
         lost.dials_refused += dials;
         lost.since.get_or_insert_with(SystemTime::now);
         if lost.cause.is_empty() {
-            lost.cause = self.obstacle().unwrap_or("the queue was full").to_owned();
+            let full = "the queue was full, or half full of refusals";
+            lost.cause = self.obstacle().unwrap_or(full).to_owned();
         }
     }
 
@@ -324,7 +325,11 @@ impl Audit {
         let Some(shared) = &self.shared else {
             return;
         };
-        if shared.waiting() >= limits::AUDIT_QUEUE {
+        let room = match event.is_refusal() {
+            true => limits::AUDIT_REFUSALS,
+            false => limits::AUDIT_QUEUE,
+        };
+        if shared.waiting() >= room {
             shared.count_lost(1, 0);
         } else {
             shared.send(event);
@@ -473,7 +478,7 @@ impl Drop for Draft {
 
 impl Begun {
     fn refused(self, reason: Reason, address: Option<IpAddr>) {
-        if !self.recorded || self.shared.waiting() >= limits::AUDIT_QUEUE {
+        if !self.recorded || self.shared.waiting() >= limits::AUDIT_REFUSALS {
             self.shared.count_lost(1, 0);
             return;
         }

@@ -156,6 +156,16 @@ impl Bench {
     }
 
     fn open(&mut self) -> Option<OpenRecord> {
+        self.begin().map(super::Draft::opened)
+    }
+
+    fn refuse(&mut self) {
+        if let Some(draft) = self.begin() {
+            draft.refused(Reason::ServerPolicy, None);
+        }
+    }
+
+    fn begin(&mut self) -> Option<super::Draft> {
         self.next += 1;
         let ask = Ask {
             target: "10.0.0.1:10250".parse().unwrap(),
@@ -167,8 +177,7 @@ impl Bench {
             }),
             trace: None,
         };
-        let draft = self.audit.begin(DialId::new(self.next).unwrap(), &ask);
-        draft.ok().map(super::Draft::opened)
+        self.audit.begin(DialId::new(self.next).unwrap(), &ask).ok()
     }
 
     fn wait(&self, what: &str, mut until: impl FnMut(&Self) -> bool) {
@@ -300,6 +309,37 @@ fn with_drop_dials_go_on_and_what_does_not_fit_the_queue_is_counted() {
         "what began in the trail ends in it"
     );
     assert_eq!(findings.dropped, 100, "fifty starts and their ends");
+}
+
+/// Somebody who is let in asks for nonsense, or for what is refused, without end.
+#[test]
+fn refusals_take_half_of_the_queue_and_dials_the_rest() {
+    let mut bench = Bench::new(OnFailure::Block, |disk| disk.held = true);
+    let caller = Caller::Local(PeerCredentials {
+        uid: 1,
+        gid: 1,
+        pid: None,
+    });
+    for number in 0..2 * limits::AUDIT_QUEUE {
+        match number % 2 {
+            0 => bench
+                .audit
+                .bad_request(Door::ConnectUnix, &caller, "syntax"),
+            _ => bench.refuse(),
+        }
+    }
+    let shared = Arc::clone(bench.audit.shared().unwrap());
+    assert_eq!(shared.waiting(), limits::AUDIT_REFUSALS);
+    let live: Vec<_> = std::iter::from_fn(|| bench.open()).collect();
+    assert_eq!(live.len(), limits::AUDIT_QUEUE - limits::AUDIT_REFUSALS);
+    bench.store.with(|disk| disk.held = false);
+    bench.wait("it is written again", |bench| !bench.failing());
+    drop(live);
+    let (lines, findings) = bench.finish();
+    let told = count(&lines, "bad-request") + count(&lines, "refused");
+    assert_eq!(told, limits::AUDIT_REFUSALS);
+    let lost = 2 * limits::AUDIT_QUEUE - limits::AUDIT_REFUSALS;
+    assert_eq!(findings.dropped, lost as u64);
 }
 
 #[test]

@@ -355,7 +355,7 @@ async fn answer_only<L: LocalEnd>(
             None => return,
         };
         let answer = match judge.request(&request) {
-            Some(refusal) => refusal,
+            Some((refusal, _)) => refusal,
             None => {
                 judge.failed(failure.word, Some(502));
                 Answer::new(502, failure.message)

@@ -41,6 +41,7 @@ pub(super) struct Judge<'a> {
     connection: Option<ConnectionGuard>,
     asked: Option<Asked>,
     number: u64,
+    refused: u32,
 }
 
 impl<'a> Judge<'a> {
@@ -55,6 +56,7 @@ impl<'a> Judge<'a> {
             connection,
             asked: None,
             number: 0,
+            refused: 0,
         }
     }
 
@@ -62,8 +64,19 @@ impl<'a> Judge<'a> {
         &self.about.node
     }
 
-    /// Whether a request may pass; if not, what it is answered.
-    pub(super) fn request(&mut self, head: &RequestHead) -> Option<Answer> {
+    /// Whether a request may pass; if not, what it is answered, and whether the connection may go
+    /// on after that, for its part.
+    pub(super) fn request(&mut self, head: &RequestHead) -> Option<(Answer, bool)> {
+        let answer = self.verdict(head)?;
+        self.refused = self.refused.saturating_add(1);
+        let goes_on = self.refused < limits::GATEWAY_REFUSALS;
+        if !goes_on {
+            self.gateway.metrics.refused_too_often();
+        }
+        Some((answer, goes_on))
+    }
+
+    fn verdict(&mut self, head: &RequestHead) -> Option<Answer> {
         self.number += 1;
         let asked = Asked::new(head);
         // Before the rules are looked at: a change of them meanwhile finds it.

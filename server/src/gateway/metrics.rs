@@ -32,6 +32,7 @@ pub(super) struct GatewayMetrics {
     refused: Family<SideWhy, Counter>,
     handshakes: Histogram,
     minted: Counter,
+    tired: Counter,
     pub(super) open: Gauge,
 }
 
@@ -45,6 +46,7 @@ impl Default for GatewayMetrics {
             refused: Family::default(),
             handshakes: Histogram::new(SECONDS),
             minted: Counter::default(),
+            tired: Counter::default(),
             open: Gauge::default(),
         }
     }
@@ -73,6 +75,11 @@ impl GatewayMetrics {
             self.minted.clone(),
         );
         registry.register(
+            "towline_server_gateway_refused_too_often",
+            "Gateway connections that ended because so many of their requests were refused",
+            self.tired.clone(),
+        );
+        registry.register(
             "towline_server_gateway_connections",
             "Gateway connections that are open now",
             self.open.clone(),
@@ -94,6 +101,10 @@ impl GatewayMetrics {
 
     pub(super) fn shaken(&self, after: Duration) {
         self.handshakes.observe(after.as_secs_f64());
+    }
+
+    pub(super) fn refused_too_often(&self) {
+        self.tired.inc();
     }
 
     pub(super) fn minted(&self) {

@@ -215,6 +215,7 @@ impl<'a, L: LocalEnd> Relay<'a, L> {
         while !self.up.cut
             && self.closing.is_none()
             && self.up.out.len() < limits::GATEWAY_WAITING_BYTES
+            && self.down.out.len() < limits::GATEWAY_WAITING_BYTES
         {
             match self.exchange.up(&self.up.held) {
                 Ok(UpStep::Pass(count)) => self.up.pass(count),
@@ -225,9 +226,9 @@ impl<'a, L: LocalEnd> Relay<'a, L> {
                             self.exchange.admit(&request);
                             self.up.pass(count);
                         }
-                        Some(answer) => {
+                        Some((answer, patient)) => {
                             self.up.held.advance(count);
-                            let goes_on = self.exchange.refuse(&request);
+                            let goes_on = self.exchange.refuse(&request) && patient;
                             if request.method == Method::Head {
                                 self.down.out.extend_from_slice(&answer.head(!goes_on));
                                 self.closing = (!goes_on).then_some(Reason::Done);
