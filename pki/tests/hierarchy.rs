@@ -403,6 +403,24 @@ fn an_issuer_is_rotated_step_by_step() {
         1,
         &["1 certificates", "kept.crt"],
     );
+    // What a server enrolled stands in its ledger, not in ours.
+    let theirs = fs::read_to_string(tool.dir.path("prod/issued.jsonl")).unwrap();
+    let line = theirs
+        .lines()
+        .find(|line| line.contains("/agent/n2\""))
+        .unwrap();
+    let enrolled = line.replace("/agent/n2\"", "/agent/n9\"");
+    fs::write(tool.dir.path("server.jsonl"), format!("{enrolled}\n")).unwrap();
+    tool.refused(
+        "rotate retire agents --dir prod --ledger server.jsonl",
+        1,
+        &["1 certificates", "agent/n9"],
+    );
+    tool.refused(
+        "rotate retire agents --dir prod --ledger absent.jsonl",
+        3,
+        &["absent.jsonl"],
+    );
     let out = tool.ok("rotate retire agents --dir prod");
     assert!(out.contains("2 certificates of the old one"), "{out}");
     assert!(!tool.dir.path("prod/issuers/agents-old.key").exists());

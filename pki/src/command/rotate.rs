@@ -110,6 +110,9 @@ struct Retire {
     /// DIR's ledger knows is always looked at
     #[arg(long, value_name = "PATH")]
     certificates: Vec<PathBuf>,
+    /// A copy of the ledger of a server that enrols agents: issued.jsonl of its --state-dir (repeat)
+    #[arg(long = "ledger", value_name = "FILE")]
+    ledgers: Vec<PathBuf>,
     /// Do not look: whoever still has a certificate of the old authority is cut off
     #[arg(long)]
     force: bool,
@@ -418,7 +421,18 @@ fn retire(args: &Retire, now: SystemTime) -> Result<Answer, Failure> {
         let certificate = Certificate::parse(old.as_ref())?;
         // Below an authority that ended nothing verifies.
         if date::seconds(now) <= date::seconds(certificate.not_after) {
-            let known = succession::known_to(&Ledger::in_dir(&args.dir), &certificate, now)?;
+            let mut ledgers = vec![Ledger::in_dir(&args.dir)];
+            for path in &args.ledgers {
+                // To a reader one that is not there is an empty one.
+                if !store::is_there(path) {
+                    let path = path.display();
+                    return Err(Failure::file(format!(
+                        "{path}: there is no such ledger; nothing was changed"
+                    )));
+                }
+                ledgers.push(Ledger::at(path));
+            }
+            let known = succession::known_to(&ledgers, &certificate, now)?;
             replaced = known.replaced;
             let mut alive = known.alive;
             let mut places: Vec<PathBuf> = args.certificates.clone();

@@ -245,15 +245,19 @@ pub struct Known {
     pub replaced: usize,
 }
 
-/// Looks at a ledger.
+/// Looks at ledgers: that of the authority, and those of servers that enrol with its key.
 pub fn known_to(
-    ledger: &Ledger,
+    ledgers: &[Ledger],
     old: &Certificate,
     now: SystemTime,
 ) -> Result<Known, SuccessionError> {
     let issuer = hex(old.key_id.as_deref().unwrap_or_default());
-    let entries = ledger.find(|entry| !entry.has_ended(now))?;
-    // In the order of the file: what stands further down is newer.
+    let mut entries = Vec::new();
+    for ledger in ledgers {
+        entries.extend(ledger.find(|entry| !entry.has_ended(now))?);
+    }
+    // In one ledger what stands further down is newer; among several the times say so.
+    entries.sort_by(|one, other| one.at.cmp(&other.at));
     let mut newest: HashMap<&str, bool> = HashMap::new();
     for entry in &entries {
         if let Some(identity) = &entry.identity {
