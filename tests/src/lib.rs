@@ -28,6 +28,7 @@ pub mod lists;
 pub mod network;
 pub mod pattern;
 pub mod program;
+pub mod real_kubernetes;
 pub mod rogue;
 pub mod scenario;
 pub mod scratch;
