@@ -354,6 +354,18 @@ async fn a_token_counts_for_one_key() {
     // The kubelet has renewed it meanwhile, and the agent lost its key.
     let renewed = world.account_token("t1-renewed", "n1");
     world.enrolled(renewed, None).await;
+    // One token, its signature spelled in two ways that the API takes.
+    let spelled = [
+        world.account_token("head.claims.sigA", "n1"),
+        world.account_token("head.claims.sigB", "n1"),
+    ];
+    world.enrolled(spelled[0].clone(), None).await;
+    assert_eq!(
+        world.refused(spelled[1].clone(), None).await,
+        Refusal::Replayed
+    );
+    let other = world.account_token("head.claims-2.sigA", "n1");
+    world.enrolled(other, None).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 use towline_link::error::detail;
 use towline_link::kube::review::{self, User, Verdict};
 use towline_link::kube::{Client, KubeError, pod};
+use towline_pki::join::token_hash;
 use towline_proto::enrol::{Refusal, Token};
 use towline_proto::id::Name;
 use towline_proto::limits;
@@ -122,6 +123,13 @@ pub fn unavailable(error: &KubeError) -> No {
     )
 }
 
+/// What makes a token this one: of a JWT what its issuer signed. The signature behind it can be
+/// written in several ways that the API all takes: spare bits of the last letter, the second form of
+/// an ECDSA signature.
+pub fn signed_part(token: &str) -> &str {
+    token.rsplit_once('.').map_or(token, |(signed, _)| signed)
+}
+
 /// Which key a token was used for.
 #[derive(Debug, Default)]
 struct Used {
@@ -210,7 +218,8 @@ impl Accounts {
     }
 
     /// Whether the token may be used for this key; from then on for no other.
-    pub fn claim(&self, token: [u8; 32], key: [u8; 32], now: SystemTime) -> Result<(), No> {
+    pub fn claim(&self, token: &Token, key: [u8; 32], now: SystemTime) -> Result<(), No> {
+        let token = token_hash(signed_part(token.expose()));
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         match used.claim(token, key, now) {
             true => Ok(()),

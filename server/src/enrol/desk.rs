@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 use rustls_pki_types::CertificateDer;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
-use towline_pki::join::{JoinEntry, token_hash};
+use towline_pki::join::JoinEntry;
 use towline_pki::seal::hex;
 use towline_pki::{Identity, Request};
 use towline_proto::enrol::{EnrolReply, EnrolRequest, Proof, Refusal};
@@ -180,7 +180,7 @@ impl Desk {
         if let Proof::ServiceAccount(token) = &request.proof
             && let Some(accounts) = &self.accounts
         {
-            accounts.claim(token_hash(token.expose()), key, now)?;
+            accounts.claim(token, key, now)?;
         }
         if let (Some(joins), Some(entry)) = (&self.joins, proven.join) {
             let (joins, name) = (Arc::clone(joins), name.clone());
