@@ -3,14 +3,19 @@
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 use towline_link::carrier::CarrierKind;
+use towline_pki::tls::presenting;
 use towline_proto::id::Role;
 use towline_tests::apiserver::{FakeApiserver, Refused, read_answer};
 use towline_tests::authority::Flaw;
 use towline_tests::cluster::{Cluster, Plan};
+use towline_tests::rogue;
 use towline_tests::scenario::{NOISE, expect};
 use towline_tests::target::Behaviour;
 
@@ -130,6 +135,38 @@ async fn the_tcp_door_is_for_named_clients_only() {
             Ok(Ok(_))
         );
         assert!(!granted, "{who} was let in");
+    }
+}
+
+/// Whichever protocol is offered, or none: who shows no certificate hears nothing but that.
+#[tokio::test]
+async fn every_protocol_of_the_tcp_door_demands_a_certificate() {
+    let cluster = cluster().await;
+    let address = cluster.server(0).door_tcp().unwrap();
+    let servers = rogue::verifier(&cluster.authority, Role::Server);
+    let offers: [&[&[u8]]; 7] = [
+        &[b"http/1.1"],
+        &[b"h2"],
+        &[b"h2", b"http/1.1"],
+        &[b"towline/1"],
+        &[b"towline-enrol/1"],
+        &[b"other"],
+        &[],
+    ];
+    for alpn in offers {
+        let config = presenting::client_of(None, Arc::clone(&servers), alpn).unwrap();
+        let tcp = TcpStream::connect(address).await.unwrap();
+        let name = towline_pki::tls::server_name();
+        let verdict = async {
+            let mut tls = TlsConnector::from(config).connect(name, tcp).await?;
+            // In TLS 1.3 the refusal of a client comes behind the handshake.
+            tls.read_u8().await
+        };
+        let verdict = expect("the verdict", verdict).await;
+        let error = verdict.expect_err("a byte for nobody").to_string();
+        let refused =
+            error.contains("CertificateRequired") || error.contains("NoApplicationProtocol");
+        assert!(refused, "{alpn:?}: {error}");
     }
 }
 
