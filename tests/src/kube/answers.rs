@@ -77,6 +77,12 @@ pub(crate) fn answer(state: &mut State, asked: &Asked, name: Option<&str>) -> An
     if name.is_none() {
         return refused((401, "Unauthorized", "Unauthorized".to_owned()));
     }
+    // As an API without streamed lists says; who asks so lists and watches then.
+    if asked.query.contains_key("sendInitialEvents") {
+        let text =
+            "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled";
+        return refused((422, "Invalid", text.to_owned()));
+    }
     if asked.path == REVIEWS && asked.verb == "POST" {
         return Answer::Whole(201, review(state, &asked.body));
     }

@@ -21,6 +21,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::Shared;
 use super::answers::{Answer, Asked, Watched, answer, status};
+use super::protobuf;
 
 /// A whole body, or the lines of a watch.
 pub(crate) enum Out {
@@ -80,7 +81,9 @@ async fn serve(request: Request<Incoming>, shared: Arc<Shared>, certified: bool)
         verb: head.method.to_string(),
         path: head.uri.path().to_owned(),
         query: head.uri.query().map(query).unwrap_or_default(),
-        body: serde_json::from_slice(&body).unwrap_or(Value::Null),
+        body: protobuf::read(&body)
+            .or_else(|| serde_json::from_slice(&body).ok())
+            .unwrap_or(Value::Null),
     };
     let answered = {
         let mut state = shared.lock();

@@ -6,6 +6,7 @@ mod answers;
 mod http;
 mod leases;
 mod objects;
+mod protobuf;
 pub mod signing;
 
 use std::collections::HashMap;
@@ -122,7 +123,7 @@ impl FakeKube {
                     .with_single_cert(own.chain.clone(), own.key())
             })
             .map_err(io::Error::other)?;
-        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {

@@ -1,0 +1,170 @@
+//! What servers and agents ask of a Kubernetes API, with Konnectivity's own programs on one side: tokens
+//! that are reviewed, and servers that are counted by their Leases.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use towline_tests::authority::Authority;
+use towline_tests::konnectivity::agent::{AgentFiles, AgentPlan};
+use towline_tests::konnectivity::balancer::Balancer;
+use towline_tests::konnectivity::metrics;
+use towline_tests::konnectivity::pair::Makers;
+use towline_tests::konnectivity::server::{ServerFiles, ServerPlan};
+use towline_tests::konnectivity::{Dialler, FrontEnd, Maker, Mode, ProxyServer, Verb};
+use towline_tests::kube::{FakeKube, Token};
+use towline_tests::scenario::{eventually, run};
+use towline_tests::scratch::Scratch;
+use towline_tests::target::{Behaviour, Target};
+
+const AUDIENCE: &str = "system:konnectivity-server";
+const PAIRINGS: [Makers; 4] = [
+    Makers::THEIRS,
+    Makers::OUR_SERVER,
+    Makers::OUR_AGENT,
+    Makers::OURS,
+];
+
+struct World {
+    scratch: Scratch,
+    authority: Authority,
+    kube: FakeKube,
+    kubeconfig: String,
+    echo: Target,
+}
+
+impl World {
+    async fn new() -> Self {
+        let scratch = Scratch::new().expect("a temporary directory");
+        let authority = Authority::new("kit.example");
+        let kube = FakeKube::start(&authority).await.expect("an API");
+        kube.caller("ours", "system:serviceaccount:kube-system:konnectivity");
+        let (kubeconfig, _) = kube.kubeconfig(&scratch, "ours").expect("a kubeconfig");
+        let echo = Target::start(Behaviour::Echo).await.expect("a target");
+        Self {
+            kubeconfig: format!("--kubeconfig={}", kubeconfig.display()),
+            scratch,
+            authority,
+            kube,
+            echo,
+        }
+    }
+
+    async fn server(&self, maker: Maker, name: &str, flags: &[&str]) -> ProxyServer {
+        let files = ServerFiles::write(&self.authority, &self.scratch, name);
+        let plan = ServerPlan::new(maker, name, Mode::GrpcUnix).flags(&[&self.kubeconfig]);
+        plan.flags(flags).start(&files, &self.scratch).await
+    }
+
+    /// What an agent has instead of a certificate.
+    fn token(&self, name: &str, audience: &str) -> AgentFiles {
+        let username = "system:serviceaccount:kube-system:konnectivity-agent".to_owned();
+        let token = Token {
+            username,
+            audiences: vec![audience.to_owned()],
+            expired: false,
+            extra: Default::default(),
+        };
+        self.kube.token(name, token);
+        let servers = self.authority.issuer(towline_proto::id::Role::Server).pem();
+        let write = |suffix: &str, text: &str| -> PathBuf {
+            let name = format!("{name}.{suffix}");
+            self.scratch.write(&name, text).expect("a file")
+        };
+        AgentFiles {
+            pair: None,
+            servers_ca: write("ca", servers),
+            token: Some(write("token", name)),
+        }
+    }
+
+    async fn ask(&self, server: &ProxyServer, what: &str) {
+        let socket = server.door_unix.clone().expect("a socket");
+        let front_end = FrontEnd::start(&Dialler::ApiserverGrpc(socket), &self.scratch).await;
+        let target = self.echo.address().to_string();
+        front_end.fine(Verb::ask(&target, what).times(5)).await;
+    }
+
+    fn reviews(&self) -> usize {
+        let requests = self.kube.requests();
+        let review = |request: &&String| request.ends_with("/tokenreviews");
+        requests.iter().filter(review).count()
+    }
+}
+
+async fn is_ready(health: SocketAddr) -> bool {
+    matches!(metrics::get(health, "/readyz").await, Some((200, _)))
+}
+
+#[ignore = "needs Go"]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_comes_in_by_its_token_and_by_no_other() {
+    run("tokens", async {
+        for makers in PAIRINGS {
+            let world = World::new().await;
+            let audience = format!("--authentication-audience={AUDIENCE}");
+            let flags = [
+                audience.as_str(),
+                "--agent-namespace=kube-system",
+                "--agent-service-account=konnectivity-agent",
+            ];
+            let server = world.server(makers.server, "ps", &flags).await;
+            let elsewhere = world.token("elsewhere", "https://kubernetes.default");
+            let plan = AgentPlan::new(makers.agent, "thief", server.agents);
+            let thief = plan.start_alone(&elsewhere, &world.scratch).await;
+            eventually("an agent that was refused and came again", || async {
+                (world.reviews() >= 2).then_some(())
+            })
+            .await;
+            assert!(!server.ready().await, "{makers:?}");
+            assert!(!is_ready(thief.health).await, "{makers:?}");
+
+            let good = world.token("good", AUDIENCE);
+            let plan = AgentPlan::new(makers.agent, "pa", server.agents);
+            let agent = plan.start(&good, &world.scratch).await;
+            assert!(server.ready().await, "{makers:?}");
+            world.ask(&server, "by token").await;
+            assert!(is_ready(agent.health).await && !is_ready(thief.health).await);
+        }
+    })
+    .await;
+}
+
+#[ignore = "needs Go"]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_finds_as_many_servers_as_there_are_leases() {
+    run("leases", async {
+        for makers in PAIRINGS {
+            let world = World::new().await;
+            let lead = ["--enable-lease-controller"];
+            let first = world.server(makers.server, "ps1", &lead).await;
+            let second = world.server(makers.server, "ps2", &lead).await;
+            eventually("two Leases", || async {
+                (world.kube.leases("kube-system").len() == 2).then_some(())
+            })
+            .await;
+            let files = AgentFiles::write(&world.authority, &world.scratch, "pa");
+            let balancer = Balancer::start(&[first.agents, second.agents]).await;
+            let balancer = balancer.expect("a balancer");
+            let plan = AgentPlan::new(makers.agent, "pa", balancer.address());
+            let count = [world.kubeconfig.as_str(), "--count-server-leases"];
+            let _agent = plan.flags(&count).start(&files, &world.scratch).await;
+            for server in [&first, &second] {
+                eventually("the agent at both servers", || async {
+                    server.ready().await.then_some(())
+                })
+                .await;
+                world.ask(server, "by lease").await;
+            }
+            second.terminate();
+            let held = eventually("one Lease", || async {
+                let leases = world.kube.leases("kube-system");
+                (leases.len() == 1).then_some(leases)
+            })
+            .await;
+            let name = &held[0]["metadata"]["name"];
+            assert_eq!(name, "konnectivity-proxy-server-ps1", "{makers:?}");
+            world.ask(&first, "still there").await;
+        }
+    })
+    .await;
+}
