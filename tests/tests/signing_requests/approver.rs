@@ -327,7 +327,8 @@ async fn a_missing_right_is_told_and_made_up_for() {
     assert!(world.decisions("a").is_empty());
     world.kube.grant("approve");
     world.decided("a", "Approved").await;
-    // And the right to list Nodes: what was known counts on, what is new waits.
+    // And the right to list Nodes: who begins without it decides nothing.
+    drop(approver);
     world.kube.withdraw("nodes");
     let other = world.approver(Options::default());
     world.kube.put_request(object("b", &asked()));
