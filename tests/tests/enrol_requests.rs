@@ -404,8 +404,17 @@ async fn rights_that_are_missing_and_watches_that_end_are_made_up_for() {
     world.kube.put_request(object("a", "n1", &spec("n1")));
     decided(&world, "a", "Approved").await;
     counted(&world, "towline_server_csr_api_errors_total{call=\"sign\"}").await;
+    // Tried again, without another certificate each time.
+    eventually("a second write", || async {
+        let written = world.kube.requests();
+        let written = written.iter().filter(|one| one.contains("/a/status"));
+        (written.count() >= 2).then_some(())
+    })
+    .await;
     world.kube.grant("sign");
     decided(&world, "a", "certificate").await;
+    let ledger = std::fs::read_to_string(world.scratch.join("state/issued.jsonl")).unwrap();
+    assert_eq!(ledger.lines().count(), 1, "{ledger}");
     world.kube.compact();
     world.kube.end_watches();
     world.kube.put_request(object("b", "n2", &spec("n2")));

@@ -80,6 +80,9 @@ pub const SIGNER_NAME_BYTES: usize = 571;
 pub const CSR_WAIT: Duration = Duration::from_secs(600);
 /// First and longest pause before a signing request is looked at again when no watch tells.
 pub const CSR_LOOK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// Certificates that were signed for a signing request and could not be written into it yet.
+/// Overflow: forgotten, and signed anew.
+pub const CSR_UNWRITTEN: usize = 1024;
 /// Longest pause after a denied signing request: each attempt leaves an object in the API, which
 /// removes it after an hour.
 pub const CSR_DENIED: Duration = Duration::from_secs(300);

@@ -6,8 +6,9 @@
 //! the identity must not be denied, the addresses must be free. What can never become right is
 //! denied, so that whoever asked reads why. Only the key of a request is signed.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use towline_link::kube::csr::SigningRequest;
@@ -82,12 +83,41 @@ pub struct Asked {
 pub struct AgentOffice {
     signer: String,
     desk: Arc<Desk>,
+    /// What was signed and is not in its request yet, by the request's uid: a write that fails again
+    /// and again makes no certificate each time.
+    unwritten: Mutex<HashMap<String, (Vec<IpAddr>, Signed)>>,
 }
 
 impl AgentOffice {
     /// For requests with this signer name, by the rules and with the authority of this desk.
     pub fn new(signer: String, desk: Arc<Desk>) -> Self {
-        Self { signer, desk }
+        Self {
+            signer,
+            desk,
+            unwritten: Mutex::default(),
+        }
+    }
+
+    fn unwritten(&self) -> MutexGuard<'_, HashMap<String, (Vec<IpAddr>, Signed)>> {
+        self.unwritten
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was signed for this very request, while it is what would be signed now.
+    fn signed_before(&self, uid: &str, sound: &Asked, now: SystemTime) -> Option<Signed> {
+        let unwritten = self.unwritten();
+        let (ips, signed) = unwritten.get(uid)?;
+        let fresh = signed.not_after > now + sound.life / 2;
+        (fresh && *ips == sound.ips).then(|| signed.clone())
+    }
+
+    fn keep_unwritten(&self, uid: &str, sound: &Asked, signed: &Signed) {
+        let mut unwritten = self.unwritten();
+        if unwritten.len() >= limits::CSR_UNWRITTEN {
+            unwritten.clear();
+        }
+        unwritten.insert(uid.to_owned(), (sound.ips.clone(), signed.clone()));
     }
 
     async fn rules(&self, request: &SigningRequest) -> Result<Asked, Verdict<Asked>> {
@@ -249,20 +279,26 @@ impl Office for AgentOffice {
 
     async fn sign(
         &self,
-        _request: &SigningRequest,
+        request: &SigningRequest,
         sound: &Asked,
         now: SystemTime,
     ) -> Result<Signed, Refusal> {
+        let uid = &request.metadata.uid;
+        if let Some(signed) = self.signed_before(uid, sound, now) {
+            return Ok(signed);
+        }
         let desk = &self.desk;
         let _reserved = desk.names.reserve(&sound.name).map_err(put)?;
         let (name, key) = (sound.name.clone(), &sound.key);
         let signed = desk.issue(name, sound.ips.clone(), key, sound.life, now);
         let (facts, chain) = signed.await.map_err(put)?;
-        Ok(Signed {
+        let signed = Signed {
             pem: pem::write_certificates(&chain),
             serial: facts.serial,
             not_after: facts.until,
-        })
+        };
+        self.keep_unwritten(uid, sound, &signed);
+        Ok(signed)
     }
 
     fn is_ours(&self, text: &[u8]) -> bool {
@@ -270,6 +306,7 @@ impl Office for AgentOffice {
     }
 
     fn signed(&self, request: &SigningRequest, sound: &Asked, signed: &Signed) {
+        self.unwritten().remove(&request.metadata.uid);
         let facts = IssuedFacts {
             serial: signed.serial.clone(),
             until: signed.not_after,
