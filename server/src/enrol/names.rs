@@ -38,6 +38,8 @@ struct Inner {
     names: HashMap<Name, Vec<Holding>>,
     /// Names that are being enrolled.
     busy: HashSet<Name>,
+    /// Addresses that are being put into a certificate.
+    claimed: HashSet<IpAddr>,
     /// Since when, and how often, names were given certificates.
     pace: HashMap<Name, (Instant, u32)>,
 }
@@ -86,6 +88,21 @@ pub struct Reserved {
 impl Drop for Reserved {
     fn drop(&mut self) {
         lock(&self.inner).busy.remove(&self.name);
+    }
+}
+
+/// Addresses that go into no other certificate meanwhile.
+pub struct Claimed {
+    inner: Arc<Mutex<Inner>>,
+    ips: Vec<IpAddr>,
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        let mut inner = lock(&self.inner);
+        for ip in &self.ips {
+            inner.claimed.remove(ip);
+        }
     }
 }
 
@@ -142,6 +159,21 @@ impl Names {
                 format!("{name} is being enrolled on another connection"),
             )),
         }
+    }
+
+    /// Takes addresses for one certificate, all or none: of two nodes that claim one at the same
+    /// moment the second finds it held when it comes again.
+    pub fn claim(&self, ips: &[IpAddr]) -> Result<Claimed, No> {
+        let mut inner = lock(&self.inner);
+        if let Some(ip) = ips.iter().find(|ip| inner.claimed.contains(ip)) {
+            let text = format!("{ip} is being put into another certificate");
+            return Err(No::new(Refusal::Busy, text));
+        }
+        inner.claimed.extend(ips);
+        Ok(Claimed {
+            inner: Arc::clone(&self.inner),
+            ips: ips.to_vec(),
+        })
     }
 
     /// The certificates of this name that have not ended.
@@ -306,6 +338,19 @@ mod tests {
         let held = names.holdings(&name, now);
         assert_eq!(held.len(), limits::ENROL_HOLDINGS);
         assert!(held.iter().any(|one| one.serial.to_string() == "01"));
+    }
+
+    #[test]
+    fn an_address_goes_into_one_certificate_at_a_time() {
+        let names = names();
+        let [one, two, three] = [1, 2, 3].map(|end| IpAddr::from([10, 0, 0, end]));
+        let first = names.claim(&[one, two]).unwrap();
+        let second = names.claim(&[three, two]).map(drop).unwrap_err();
+        assert_eq!(second.refusal, Refusal::Busy);
+        // Nothing of it was taken.
+        drop(names.claim(&[three]).unwrap());
+        drop(first);
+        assert!(names.claim(&[three, two]).is_ok());
     }
 
     #[tokio::test(start_paused = true)]

@@ -72,6 +72,9 @@ impl Desk {
         life: Duration,
         now: SystemTime,
     ) -> Result<(IssuedFacts, Vec<CertificateDer<'static>>), No> {
+        // Somebody else may have been given one of them since they were found free.
+        let _claimed = self.names.claim(&ips)?;
+        self.nodes.check_free(&name, &ips, &self.names, now).await?;
         let issue = Issue {
             identity: Identity::new(self.cluster(), Role::Agent, name.clone()),
             dns: Vec::new(),
