@@ -90,7 +90,7 @@ fn a_damaged_list_stops_it_before_anything_is_touched() {
     )
     .unwrap();
     for (name, text) in [("denied", "node-1\n"), ("agents.crl", "no list\n")] {
-        let path = tool.dir.path(&format!("prod/trust/{name}"));
+        let path = tool.dir.path(format!("prod/trust/{name}"));
         let good = fs::read(&path).unwrap();
         fs::write(&path, text).unwrap();
         tool.refused(APPLY, 3, &[name, "nothing was changed"]);

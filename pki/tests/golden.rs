@@ -13,6 +13,7 @@ use std::path::Path;
 
 use serde_json::Value;
 use tool::Tool;
+use towline_pki::{KeyKind, PrivateKey, RequestSpec};
 
 /// File, what is run before without being looked at, and what is looked at.
 const STORIES: &[(&str, &[&str], &[&str])] = &[
@@ -133,6 +134,9 @@ const STORIES: &[(&str, &[&str], &[&str])] = &[
             "revoke --dir prod --lift agent/node-7",
             "revoke --dir prod --lift agent/node-7 -o json",
             "revoke --dir prod --serial 4b02",
+            "revoke --dir prod --identity agent/node-8 --deny-only",
+            "revoke --dir prod --cert agent-node-7.crt --deny-only -o json",
+            "issue --dir prod agent node-8",
         ],
     ),
     (
@@ -145,6 +149,26 @@ const STORIES: &[(&str, &[&str], &[&str])] = &[
             "crl show --dir prod -o json",
             "crl verify --dir prod",
             "crl verify prod/trust/agents.crl --trust prod/trust/servers.pem -o json",
+        ],
+    ),
+    (
+        "token",
+        &[PROD],
+        &[
+            "token create node-7 --dir prod --ip 10.0.1.7",
+            "token create worker-* --dir prod --hours 48 --out worker.token -o json",
+            "token list",
+            "token list -o json",
+            "token revoke 0123456789abcdef",
+        ],
+    ),
+    (
+        "sign-kubelet-serving",
+        &["init ca --root-only --organisation example.org"],
+        &[
+            "sign kubelet.csr --role kubelet-serving --name node-7 --ip 10.0.1.7 --ca-cert ca/root/root.crt --ca-key ca/root/root.key",
+            "sign kubelet.csr --role kubelet-serving --name node-7 --ca-cert ca/root/root.crt --ca-key ca/root/root.key --out . -o json",
+            "sign kubelet.csr --role kubelet-serving --name node-8 --ip 10.0.1.7 --ca-cert ca/root/root.crt --ca-key ca/root/root.key",
         ],
     ),
     (
@@ -167,6 +191,15 @@ const STORIES: &[(&str, &[&str], &[&str])] = &[
             "rotate prepare servers --dir prod -o json",
             "rotate activate servers --dir prod --force",
             "rotate retire servers --dir prod -o json",
+        ],
+    ),
+    (
+        "rotate-lists",
+        &[PROD, "crl renew --dir prod"],
+        &[
+            "rotate prepare agents --dir prod",
+            "rotate activate agents --dir prod --force -o json",
+            "rotate retire agents --dir prod",
         ],
     ),
     (
@@ -245,6 +278,15 @@ fn story(before: &[&str], looked_at: &[&str]) -> String {
     ] {
         fs::write(tool.dir.path(name), text).unwrap();
     }
+    let spec = RequestSpec {
+        organisation: "system:nodes".into(),
+        common_name: "system:node:node-7".into(),
+        dns: vec!["node-7".into()],
+        ips: vec![[10, 0, 1, 7].into()],
+        ..RequestSpec::default()
+    };
+    let key = PrivateKey::generate(KeyKind::EcdsaP256).unwrap();
+    fs::write(tool.dir.path("kubelet.csr"), spec.make(&key).unwrap()).unwrap();
     for args in before {
         tool.ok(args);
     }
@@ -349,7 +391,8 @@ fn without_days(line: &str) -> String {
         return line.to_owned();
     };
     let number = after.split(' ').next().unwrap_or_default();
-    let days = after[number.len()..].starts_with(" day");
+    let unit = &after[number.len()..];
+    let days = unit.starts_with(" day") || unit.starts_with(" hour");
     if days && number.bytes().all(|b| b.is_ascii_digit()) {
         let rest = without_days(&after[number.len()..]);
         return format!("{before}in {}{rest}", "N".repeat(number.len()));

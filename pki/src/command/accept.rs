@@ -106,6 +106,7 @@ fn authority(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
         any_usage: args.any_usage,
     };
     let certificate = expected.check(&der, now).map_err(|error| named(&error))?;
+    Lists::may_follow(&layout, seat)?;
     Ledger::in_dir(&args.dir).record([der.as_ref()], "accept", now)?;
     if generation == Generation::Next {
         succession::write_next(&layout, seat, &der).map_err(Failure::file)?;

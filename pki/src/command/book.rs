@@ -20,7 +20,7 @@ use towline_pki::{Layout, Passphrases, Seat, Serial, date};
 use towline_proto::id::Role;
 
 use super::Failure;
-use super::lists::{self, Lists, Signed};
+use super::lists::{self, Lists, Ready};
 use super::source::Source;
 
 /// Which list.
@@ -142,16 +142,10 @@ impl<'a> Book<'a> {
         lists::lines(&self.record())
     }
 
-    /// Signs the lists of a group's authorities with what was revoked before and what is added. While an
-    /// authority changes there are two of them, and what is added goes on both lists: serial numbers
-    /// are of one certificate only, whoever signed it.
-    pub(crate) fn sign(
-        &self,
-        group: Group,
-        added: &[Entry],
-        days: u64,
-        now: SystemTime,
-    ) -> Result<Vec<Signed>, Failure> {
+    /// Opens a group's authorities to sign their lists. While an authority changes there are two of
+    /// them, and what is added goes on both lists: serial numbers are of one certificate only, whoever
+    /// signed it. With `all`, one that is trusted and whose key is elsewhere is an error.
+    pub(crate) fn ready(&self, group: Group, all: bool, now: SystemTime) -> Result<Ready, Failure> {
         let lists = Lists {
             list: self.list(group),
             trust: self.trust(group),
@@ -167,11 +161,11 @@ impl<'a> Book<'a> {
                 &Layout::new(&self.source.dir),
                 Seat::issuer_of(role),
                 &mut self.passphrases.borrow_mut(),
-                !added.is_empty(),
+                all,
                 now,
             )?,
         };
-        lists.sign(&authorities, added, days, now)
+        lists.ready(authorities)
     }
 }
 

@@ -150,7 +150,7 @@ fn renew(args: &Renew, now: SystemTime) -> Result<Answer, Failure> {
                 continue;
             }
         }
-        for signed in book.sign(*group, &[], args.days, now)? {
+        for signed in book.ready(*group, false, now)?.sign(&[], args.days, now)? {
             text.push_str(&signed.line(now));
             lists.push(Signed::json(&signed));
         }
@@ -184,7 +184,8 @@ fn verify(args: &Verify, now: SystemTime) -> Result<Answer, Failure> {
         let authorities: Vec<Certificate> = store::read_certificates(trust)?
             .iter()
             .map(|der| Certificate::parse(der.as_ref()))
-            .collect::<Result<_, _>>()?;
+            .collect::<Result<_, _>>()
+            .map_err(|error| Failure::file(format!("{}: {error}", trust.display())))?;
         for list in List::load(path)? {
             text.push_str(&head(path, &list, now));
             found.push(describe(path, &list, now, None));

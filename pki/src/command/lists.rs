@@ -32,6 +32,12 @@ pub(crate) struct Lists {
     pub(crate) record: Journal,
 }
 
+/// Lists that can be signed: their authorities are open, and whatever may fail was looked at.
+pub(crate) struct Ready {
+    lists: Lists,
+    authorities: Vec<Authority>,
+}
+
 /// A list that was signed.
 pub(crate) struct Signed {
     pub(crate) path: PathBuf,
@@ -119,6 +125,18 @@ pub(crate) fn authorities(
     Ok(found)
 }
 
+impl Ready {
+    /// Signs them, with what is added.
+    pub(crate) fn sign(
+        &self,
+        added: &[Entry],
+        days: u64,
+        now: SystemTime,
+    ) -> Result<Vec<Signed>, Failure> {
+        self.lists.sign(&self.authorities, added, days, now)
+    }
+}
+
 impl Lists {
     /// Those of a seat; the root has none.
     pub(crate) fn of_seat(layout: &Layout, seat: Seat) -> Option<Self> {
@@ -128,6 +146,15 @@ impl Lists {
             trust,
             record: Journal::at(layout.dir().join("revoked.jsonl")),
         })
+    }
+
+    /// Before an authority comes or goes: whether its lists can follow.
+    pub(crate) fn may_follow(layout: &Layout, seat: Seat) -> Result<(), Failure> {
+        if let Some(lists) = Self::of_seat(layout, seat).filter(|lists| lists.list.exists()) {
+            lists.there()?;
+            self::lines(&lists.record)?;
+        }
+        Ok(())
     }
 
     /// After an authority came or went, where there are lists: one that has none gets one, with what
@@ -165,24 +192,18 @@ impl Lists {
         new.retain(|authority| authority.certificate().signs_lists);
         let gone = |list: &List| !trusted.iter().any(|certificate| list.is_of(certificate));
         if !new.is_empty() || there.iter().any(gone) {
-            lists.sign(&new, &[], crl::DAYS, now)?;
-            followed.path = Some(lists.list);
+            followed.path = Some(lists.list.clone());
+            lists.ready(new)?.sign(&[], crl::DAYS, now)?;
         }
         Ok(followed)
     }
 
-    /// Signs a list for each of these; those of others who are trusted stay as they are.
-    pub(crate) fn sign(
-        &self,
-        authorities: &[Authority],
-        added: &[Entry],
-        days: u64,
-        now: SystemTime,
-    ) -> Result<Vec<Signed>, Failure> {
+    /// Looks at everything that may fail before a list of these is signed.
+    pub(crate) fn ready(self, authorities: Vec<Authority>) -> Result<Ready, Failure> {
         let there = self.there()?;
-        let lines = lines(&self.record)?;
-        // Whatever may fail comes before the first line.
-        for authority in authorities {
+        lines(&self.record)?;
+        self.trusted()?;
+        for authority in &authorities {
             let certificate = authority.certificate();
             if !certificate.signs_lists {
                 return Err(Failure::failed(format!(
@@ -196,6 +217,21 @@ impl Lists {
                     .map_err(|error| unusable(&self.list, &error))?;
             }
         }
+        Ok(Ready {
+            lists: self,
+            authorities,
+        })
+    }
+
+    /// Signs a list for each of these; those of others who are trusted stay as they are.
+    fn sign(
+        &self,
+        authorities: &[Authority],
+        added: &[Entry],
+        days: u64,
+        now: SystemTime,
+    ) -> Result<Vec<Signed>, Failure> {
+        let (there, lines) = (self.there()?, lines(&self.record)?);
         let trusted = self.trusted()?;
         let mut made = Vec::new();
         let mut text = String::new();

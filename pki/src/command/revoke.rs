@@ -83,6 +83,14 @@ pub(crate) fn run(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
     let identities = identities(args, &args.identities)?;
     let doomed = doomed(args, &book, &identities, now)?;
     let _lock = book.lock()?;
+    // Whatever may fail comes before the first file.
+    let mut ready = Vec::new();
+    for group in book.groups() {
+        let mut added = doomed.iter().filter(|one| one.group == *group);
+        if !args.deny_only && added.next().is_some() {
+            ready.push((*group, book.ready(*group, true, now)?));
+        }
+    }
     let mut denied = Vec::new();
     let path = book.denied();
     let mut file = DenyFile::read(&path)?;
@@ -101,15 +109,10 @@ pub(crate) fn run(args: &Args, now: SystemTime) -> Result<Answer, Failure> {
         file.write(&path)?;
     }
     let mut lists = Vec::new();
-    for group in book.groups() {
-        let added: Vec<Entry> = doomed
-            .iter()
-            .filter(|one| one.group == *group)
-            .map(|one| one.entry.clone())
-            .collect();
-        if !args.deny_only && !added.is_empty() {
-            lists.extend(book.sign(*group, &added, args.days, now)?);
-        }
+    for (group, ready) in &ready {
+        let added = doomed.iter().filter(|one| one.group == *group);
+        let added: Vec<Entry> = added.map(|one| one.entry.clone()).collect();
+        lists.extend(ready.sign(&added, args.days, now)?);
     }
     Ok(report(&doomed, &denied, &path, &lists, now))
 }
@@ -184,8 +187,11 @@ fn doomed(
 /// Which group's trust file has an authority like this.
 fn signer(book: &Book<'_>, like: &dyn Fn(&Certificate) -> bool) -> Result<Option<Group>, Failure> {
     for group in book.groups() {
-        for der in store::read_certificates(&book.trust(*group))? {
-            if Certificate::parse(der.as_ref()).is_ok_and(|authority| like(&authority)) {
+        let trust = book.trust(*group);
+        for der in store::read_certificates(&trust)? {
+            let authority = Certificate::parse(der.as_ref())
+                .map_err(|error| Failure::file(format!("{}: {error}", trust.display())))?;
+            if like(&authority) {
                 return Ok(Some(*group));
             }
         }
@@ -280,7 +286,15 @@ fn report(
     if !denied.is_empty() {
         files.push(answer::file(path, "deny-list"));
     }
-    let entries: Vec<_> = doomed.iter().map(|one| json!(one.entry)).collect();
+    let entry = |one: &Doomed| {
+        json!({
+            "serial": one.entry.serial,
+            "identity": one.entry.identity,
+            "reason": one.entry.reason,
+            "notAfter": one.entry.not_after,
+        })
+    };
+    let entries: Vec<_> = doomed.iter().map(entry).collect();
     let signed: Vec<_> = lists.iter().map(Signed::json).collect();
     Answer::new(
         text,

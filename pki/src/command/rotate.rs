@@ -130,6 +130,7 @@ fn prepare(args: &Prepare, now: SystemTime) -> Result<Answer, Failure> {
     let (seat, layout) = (args.seat, Layout::new(&args.dir));
     let organisation = organisation(&layout, seat)?;
     let stage = succession::may_prepare(&layout, seat)?;
+    Lists::may_follow(&layout, seat)?;
     let current = current(&layout, seat)?;
     let kind = args.key_kind.unwrap_or_else(|| KeyKind::like(&current.key));
     init::fits_authority(kind)?;
@@ -311,14 +312,15 @@ fn prepared(
 fn activate(args: &Activate, now: SystemTime) -> Result<Answer, Failure> {
     let (seat, layout) = (args.seat, Layout::new(&args.dir));
     let stage = Stage::of(&layout, seat);
+    Lists::may_follow(&layout, seat)?;
     let mut passphrases = args.unlock.passphrases();
     if stage.has_old() && !stage.has_next() {
         succession::trust(&layout, seat)?;
         let followed = Lists::follow(&layout, seat, &mut passphrases, now)?;
         return activated(args, &layout, "was active already", &followed, now);
     }
-    let successor = succession::successor(&layout, seat)?;
-    let successor = Certificate::parse(successor.as_ref())?;
+    succession::successor(&layout, seat)?;
+    let successor = read(&layout.cert(seat, Generation::Next))?;
     // What was begun after these questions is not asked about again.
     if !args.force && !stage.has_old() && seat != Seat::Root {
         refuse_unready(args, &successor)?;
@@ -416,9 +418,10 @@ fn activated(
 fn retire(args: &Retire, now: SystemTime) -> Result<Answer, Failure> {
     let (seat, layout) = (args.seat, Layout::new(&args.dir));
     succession::may_retire(&layout, seat)?;
+    Lists::may_follow(&layout, seat)?;
     let mut replaced = 0;
     if let (false, Some(old)) = (args.force, layout.read_cert(seat, Generation::Old)?) {
-        let certificate = Certificate::parse(old.as_ref())?;
+        let certificate = read(&layout.cert(seat, Generation::Old))?;
         // Below an authority that ended nothing verifies.
         if date::seconds(now) <= date::seconds(certificate.not_after) {
             let mut ledgers = vec![Ledger::in_dir(&args.dir)];

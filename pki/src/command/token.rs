@@ -225,14 +225,16 @@ fn list(args: &Tokens, now: SystemTime) -> Result<Answer, Failure> {
             false => "may be used",
         };
         let ips: Vec<String> = entry.ips.iter().map(ToString::to_string).collect();
-        text.push_str(&format!(
-            "{id}  {node}  {state}  {until} ({distance})  {ips}\n",
+        let line = format!(
+            "{id}  {node}  {state}  {until} ({distance})  {ips}",
             id = entry.id,
             node = entry.node,
             until = date::text(entry.until),
             distance = date::distance(now, entry.until),
             ips = ips.join(","),
-        ));
+        );
+        text.push_str(line.trim_end());
+        text.push('\n');
     }
     if file.entries().is_empty() {
         text.push_str("no join token\n");

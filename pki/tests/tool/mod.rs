@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unreachable_pub)]
 
+pub mod damage;
+
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::SystemTime;
 
+use towline_pki::crl::RevocationLists;
 use towline_pki::manifest::{self, DataKey, Meta, Namespace, ObjectName, WordError};
 use towline_pki::{pem, store};
 
@@ -98,6 +99,7 @@ pub(super) fn public(entry: &Entry, shown: &mut Shown, now: SystemTime) -> Resul
         ));
     }
     if let Ok(lists) = pem::revocation_lists(&text) {
+        RevocationLists::new(&lists).map_err(|error| named(&error))?;
         return Ok(pem::write_revocation_lists(&lists));
     }
     pem::certificates(&text).map_err(|error| named(&error))?;
