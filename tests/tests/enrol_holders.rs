@@ -1,0 +1,79 @@
+//! Who holds a name, and with which key: certificates that were made elsewhere, keys that were
+//! revoked, and holders without measure.
+
+use std::time::{Duration, SystemTime};
+
+use towline_link::carrier::CarrierKind;
+use towline_pki::Leaf;
+use towline_proto::enrol::{EnrolReply, Proof, Refusal};
+use towline_tests::cluster::links_of;
+use towline_tests::enrol::{EnrolWorld, Node, refusal};
+use towline_tests::scenario::expect;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+async fn world() -> EnrolWorld {
+    let world = EnrolWorld::start(CarrierKind::Tls, &[]).await;
+    for number in 1..=2 {
+        let ip = format!("10.0.0.{number}");
+        world.kube.plain_node(&format!("n{number}"), &[&ip]);
+    }
+    world
+}
+
+/// The certificate was made by the tool, or by another server: no ledger here knows it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_join_token_is_refused_for_a_name_that_was_linked_with_a_valid_certificate() {
+    let world = world().await;
+    let agent = world.certified_agent(2, "n2").await;
+    expect("the link", links_of(&agent, 1)).await;
+    let shown = agent.links().all()[0].1.id();
+    let (_, join) = world.join_token("n*", SystemTime::now() + HOUR).await;
+    let refused = world.refused(join.clone(), Some("n2")).await;
+    assert_eq!(refused, Refusal::NameTaken, "{shown:?}");
+    // Nor once it is gone: its machine may be down, and its certificate still counts.
+    drop(agent);
+    let refused = world.refused(join.clone(), Some("n2")).await;
+    assert_eq!(refused, Refusal::NameTaken);
+    let leaf = Leaf::parse(
+        &towline_pki::store::read_certificates(&world.scratch.join("n2.crt")).unwrap()[0],
+    );
+    world
+        .deny(&format!("serial:{}\n", leaf.unwrap().serial))
+        .await;
+    world.enrolled(join, Some("n2")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_whose_certificate_was_revoked_gets_no_other() {
+    let world = world().await;
+    let (_, join) = world.join_token("n1", SystemTime::now() + HOUR).await;
+    let node = world.enrolled(join.clone(), None).await;
+    world
+        .deny(&format!("serial:{}\n", node.leaf().serial))
+        .await;
+    // The join token is spent for this very key, and the token of the pod is good.
+    let again = world.ask(&node, join, None, None).await;
+    assert_eq!(refusal(again), Refusal::Denied);
+    let proof = world.account_token("t1", "n1");
+    let again = world.ask(&node, proof.clone(), None, None).await;
+    assert_eq!(refusal(again), Refusal::Denied);
+    world.enrolled(proof, None).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_holds_a_certificate_does_not_renew_without_end() {
+    let world = world().await;
+    let proof = world.account_token("t1", "n1");
+    let node = world.enrolled(proof, None).await;
+    let own = node.credentials();
+    let next = Node::new();
+    let renew = || world.ask(&next, Proof::Certificate, None, Some(&own));
+    for _ in 1..towline_proto::limits::ENROL_NAME {
+        assert!(matches!(renew().await, Ok(EnrolReply::Issued(_))));
+    }
+    assert_eq!(refusal(renew().await), Refusal::Busy);
+    // Others are not concerned.
+    let proof = world.account_token("t2", "n2");
+    world.enrolled(proof, None).await;
+}
