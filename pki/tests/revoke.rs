@@ -400,3 +400,27 @@ fn stale_list(tool: &Tool, made: SystemTime) -> &'static str {
     fs::write(tool.dir.path("stale.crl"), text).unwrap();
     "stale.crl"
 }
+
+#[test]
+fn a_cluster_without_lists_is_told_how_to_get_them() {
+    let tool = Tool::with_cluster();
+    for verb in ["show", "verify"] {
+        tool.refused(
+            &format!("crl {verb} --dir prod"),
+            3,
+            &["agents.crl", "crl renew"],
+        );
+    }
+    tool.refused(
+        "crl show nowhere.crl",
+        3,
+        &["nowhere.crl", "cannot be read"],
+    );
+    tool.ok("crl renew --dir prod");
+    assert_eq!(denied(&tool), "");
+    // What is there stays.
+    tool.ok("revoke --dir prod --identity agent/n1");
+    let before = denied(&tool);
+    tool.ok("crl renew --dir prod");
+    assert_eq!(denied(&tool), before);
+}

@@ -115,7 +115,7 @@ fn show(args: &Show, now: SystemTime) -> Result<Answer, Failure> {
     };
     let (mut text, mut found) = (String::new(), Vec::new());
     for path in &files {
-        for list in List::load(path)? {
+        for list in load(path, args.files.is_empty())? {
             text.push_str(&head(path, &list, now));
             let mut entries = Vec::new();
             for entry in list.entries() {
@@ -186,7 +186,7 @@ fn verify(args: &Verify, now: SystemTime) -> Result<Answer, Failure> {
             .map(|der| Certificate::parse(der.as_ref()))
             .collect::<Result<_, _>>()
             .map_err(|error| Failure::file(format!("{}: {error}", trust.display())))?;
-        for list in List::load(path)? {
+        for list in load(path, args.file.is_none())? {
             text.push_str(&head(path, &list, now));
             found.push(describe(path, &list, now, None));
             let place = path.display();
@@ -211,6 +211,17 @@ fn verify(args: &Verify, now: SystemTime) -> Result<Answer, Failure> {
     match wrong.is_empty() {
         true => Ok(answer),
         false => Err(Failure::failed(wrong.join("\n")).with_answer(answer)),
+    }
+}
+
+/// Of the cluster's own list also what makes it.
+fn load(path: &Path, own: bool) -> Result<Vec<List>, Failure> {
+    match own && !path.exists() {
+        true => Err(Failure::file(format!(
+            "{}: there is no list yet; `towline-pki crl renew` makes the first one",
+            path.display()
+        ))),
+        false => Ok(List::load(path)?),
     }
 }
 
