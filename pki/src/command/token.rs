@@ -218,8 +218,11 @@ fn describe(entry: &JoinEntry, now: SystemTime) -> Value {
 
 fn list(args: &Tokens, now: SystemTime) -> Result<Answer, Failure> {
     let file = read(&args.tokens)?;
+    // Their numbers are random: who ends first comes first.
+    let mut entries: Vec<_> = file.entries().iter().collect();
+    entries.sort_by_key(|entry| (entry.until, entry.id));
     let mut text = String::new();
-    for entry in file.entries() {
+    for entry in &entries {
         let state = match entry.is_over(now) {
             true => "ended",
             false => "may be used",
@@ -236,15 +239,14 @@ fn list(args: &Tokens, now: SystemTime) -> Result<Answer, Failure> {
         text.push_str(line.trim_end());
         text.push('\n');
     }
-    if file.entries().is_empty() {
+    if entries.is_empty() {
         text.push_str("no join token\n");
     }
     text.push_str(
         "\nWhich of them were used, servers know: join-spent in their --state-dir, and the audit trail.\n",
     );
-    let tokens: Vec<_> = file
-        .entries()
-        .iter()
+    let tokens: Vec<_> = entries
+        .into_iter()
         .map(|entry| describe(entry, now))
         .collect();
     Ok(Answer::new(text, json!({ "tokens": tokens })))
