@@ -1,7 +1,7 @@
 //! PEM: a reader that forgives form and a writer that does not use that freedom.
 //!
 //! The reader takes CRLF, a missing last newline, text before and between blocks, kinds of blocks
-//! that it does not know, and the accidents that [`crate::pem_lines`] puts straight. It refuses a
+//! that it does not know, and the accidents that `pem_lines` puts straight. It refuses a
 //! block that does not end, bytes that are no base64, and a file without the block that was asked
 //! for. An encrypted key is never taken for a plain one.
 

@@ -1,8 +1,8 @@
 //! A whole cluster from one file: `cluster.yaml` to authorities, certificates, keys and kubeconfigs.
 //!
-//! Reading order: [`file`] (what the operator writes), [`wanted`] (every file that follows from it, and
+//! Reading order: [`mod@file`] (what the operator writes), [`wanted`] (every file that follows from it, and
 //! what must stand in each), [`present`] (what is there, read and checked; the first damaged file
-//! ends it), [`plan`] (the difference and its [`reason`]s, pure, `now` is an argument), `write`
+//! ends it), [`mod@plan`] (the difference and its [`reason`]s, pure, `now` is an argument), `write`
 //! (the only part that changes anything). `kubeconfig` and `asking` are forms of files.
 //!
 //! What holds: a second run changes nothing, not even a time stamp; an authority is never written
