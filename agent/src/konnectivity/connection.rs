@@ -7,14 +7,13 @@
 //!   said; what the server sent before still reaches the target.
 //! - An end and a reset differ in the error text of CLOSE_RSP only.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
-use tokio::time::Instant;
 use towline_link::carrier::{RecvHalf, SendHalf, Stream, StreamError};
+use towline_link::grpc::{Inbound, Outbound};
 use towline_link::live::Held;
 use towline_proto::konnectivity::Packet;
 use towline_proto::limits;
@@ -35,31 +34,17 @@ enum Closing {
 #[derive(Debug)]
 struct Inner {
     /// From the server.
-    inbound: VecDeque<Bytes>,
-    /// How the server's side ended.
-    end: Option<Result<(), StreamError>>,
-    recv_waker: Option<Waker>,
-    /// The target takes no more.
-    stopped: bool,
+    inbound: Inbound,
     /// To the server.
-    outbound: VecDeque<Bytes>,
-    waiting: usize,
-    send_waker: Option<Waker>,
-    /// Whether it stands in the stream's line of those with something to send.
-    in_line: bool,
+    outbound: Outbound,
     closing: Closing,
-    /// When it was last judged whether the target moves, and how much it had taken then.
-    judged: Instant,
-    taken: u64,
-    taken_then: u64,
-    moves: bool,
     /// The server said something about it.
     spoken: bool,
 }
 
 impl Inner {
     fn is_spoken(&self) -> bool {
-        self.spoken || self.end.is_some()
+        self.spoken || self.inbound.is_ended()
     }
 }
 
@@ -90,19 +75,9 @@ impl Connection {
             id,
             stream,
             inner: Mutex::new(Inner {
-                inbound: VecDeque::new(),
-                end: None,
-                recv_waker: None,
-                stopped: false,
-                outbound: VecDeque::new(),
-                waiting: 0,
-                send_waker: None,
-                in_line: false,
+                inbound: Inbound::default(),
+                outbound: Outbound::default(),
                 closing: Closing::No,
-                judged: Instant::now(),
-                taken: 0,
-                taken_then: 0,
-                moves: true,
                 spoken: false,
             }),
             held,
@@ -143,15 +118,14 @@ impl Connection {
         let mut inner = self.lock();
         inner.spoken = true;
         self.heard.notify_waiters();
-        if length == 0 || inner.stopped || inner.end.is_some() {
+        if length == 0 || !inner.inbound.push(data) {
             drop(inner);
             self.held.take(length);
             return false;
         }
-        inner.inbound.push_back(data);
-        let waker = inner.recv_waker.take();
+        let waker = inner.inbound.reader();
         let long = self.held.bytes() > limits::LEGACY_QUEUE;
-        let wait = long && judge(&mut inner);
+        let wait = long && inner.inbound.moves();
         drop(inner);
         if let Some(waker) = waker {
             waker.wake();
@@ -171,12 +145,7 @@ impl Connection {
 
     /// After a pause: a target that took nearly nothing meanwhile is no reason for another one.
     pub(super) fn judge_after_pause(&self) {
-        let mut inner = self.lock();
-        let elapsed = inner.judged.elapsed().as_secs_f64();
-        let least = limits::MOVING_BYTES as f64 * elapsed.min(1.0);
-        inner.moves = (inner.taken - inner.taken_then) as f64 >= least;
-        inner.judged = Instant::now();
-        inner.taken_then = inner.taken;
+        self.lock().inbound.judge_after_pause();
     }
 
     /// CLOSE_REQ: what waits for the target stays, what waits for the server goes out, then
@@ -193,10 +162,8 @@ impl Connection {
 
     fn finish_with(&self, end: Result<(), StreamError>) {
         let mut inner = self.lock();
-        if inner.end.is_none() {
-            inner.end = Some(end);
-        }
-        let wakers = [inner.recv_waker.take(), inner.send_waker.take()];
+        inner.inbound.finish(end);
+        let wakers = [inner.inbound.reader(), inner.outbound.sender()];
         drop(inner);
         self.room.notify_waiters();
         self.heard.notify_waiters();
@@ -212,7 +179,7 @@ impl Connection {
             return;
         }
         inner.closing = Closing::AfterFlush(error);
-        let enter = !std::mem::replace(&mut inner.in_line, true);
+        let enter = inner.outbound.enter();
         drop(inner);
         if enter {
             self.stream.stand_in_line(self);
@@ -223,15 +190,12 @@ impl Connection {
     pub(super) fn turn(&self) -> Turn {
         let mut inner = self.lock();
         let connect_id = self.id;
-        let packet = match inner.outbound.pop_front() {
-            Some(data) => {
-                inner.waiting -= data.len();
-                Some(Packet::Data { connect_id, data })
-            }
+        let packet = match inner.outbound.pop() {
+            Some(data) => Some(Packet::Data { connect_id, data }),
             None => match std::mem::replace(&mut inner.closing, Closing::Said) {
                 Closing::AfterFlush(error) => {
                     // Nothing more comes: what is here goes to the target, then its end.
-                    inner.end.get_or_insert(Ok(()));
+                    inner.inbound.finish(Ok(()));
                     Some(Packet::CloseResponse { error, connect_id })
                 }
                 before => {
@@ -240,29 +204,18 @@ impl Connection {
                 }
             },
         };
-        let again = !inner.outbound.is_empty() || matches!(inner.closing, Closing::AfterFlush(_));
-        inner.in_line = again;
+        let closing = matches!(inner.closing, Closing::AfterFlush(_));
+        let (again, sender) = inner.outbound.stay(closing);
         let receiver = match inner.closing {
-            Closing::Said => inner.recv_waker.take(),
+            Closing::Said => inner.inbound.reader(),
             _ => None,
         };
-        let sender = inner.send_waker.take();
         drop(inner);
         for waker in [sender, receiver].into_iter().flatten() {
             waker.wake();
         }
         Turn { packet, again }
     }
-}
-
-/// Looks once in a while whether the target moves.
-fn judge(inner: &mut Inner) -> bool {
-    if inner.judged.elapsed() >= limits::STALLED_AFTER {
-        inner.moves = inner.taken - inner.taken_then >= limits::MOVING_BYTES;
-        inner.judged = Instant::now();
-        inner.taken_then = inner.taken;
-    }
-    inner.moves
 }
 
 struct Half(Arc<Connection>);
@@ -277,17 +230,11 @@ impl SendHalf for Half {
             return Poll::Ready(Ok(()));
         }
         let mut inner = self.0.lock();
-        if let Some(end) = inner.end {
-            return Poll::Ready(Err(after_end(end)));
+        if let Some(error) = inner.inbound.refusal() {
+            return Poll::Ready(Err(error));
         }
-        if inner.waiting >= limits::LEGACY_SEND_QUEUE {
-            inner.send_waker = Some(cx.waker().clone());
-            return Poll::Pending;
-        }
-        let most = chunk.len().min(limits::READ_CHUNK);
-        inner.waiting += most;
-        inner.outbound.push_back(chunk.split_to(most));
-        let enter = !std::mem::replace(&mut inner.in_line, true);
+        let most = limits::LEGACY_SEND_QUEUE;
+        let enter = ready!(inner.outbound.poll_push(cx, chunk, most));
         drop(inner);
         if enter {
             self.0.stream.stand_in_line(&self.0);
@@ -306,24 +253,16 @@ impl SendHalf for Half {
 
     fn poll_stopped(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
         let mut inner = self.0.lock();
-        match inner.end {
-            Some(end) => Poll::Ready(after_end(end)),
+        match inner.inbound.refusal() {
+            Some(error) => Poll::Ready(error),
             None => {
-                inner.send_waker = Some(cx.waker().clone());
+                inner.outbound.watch(cx);
                 Poll::Pending
             }
         }
     }
 
     fn set_priority(&mut self, _: i32) {}
-}
-
-/// What a sender is told when the server's side has ended: in this protocol it takes no more.
-fn after_end(end: Result<(), StreamError>) -> StreamError {
-    match end {
-        Ok(()) => StreamError::Stopped(Reason::ReaderGone),
-        Err(error) => error,
-    }
 }
 
 impl RecvHalf for Half {
@@ -333,52 +272,21 @@ impl RecvHalf for Half {
         max: usize,
     ) -> Poll<Result<Option<Bytes>, StreamError>> {
         let connection = &self.0;
-        let mut inner = connection.lock();
-        let Some(first) = inner.inbound.front_mut() else {
-            return match inner.end {
-                Some(Ok(())) => Poll::Ready(Ok(None)),
-                Some(Err(error)) => Poll::Ready(Err(error)),
-                None => {
-                    inner.recv_waker = Some(cx.waker().clone());
-                    Poll::Pending
-                }
-            };
-        };
-        let taken = match first.len() > max {
-            true => first.split_to(max),
-            false => inner.inbound.pop_front().unwrap_or_default(),
-        };
-        if inner.inbound.is_empty() {
-            // An idle connection holds no memory for chunks.
-            inner.inbound = VecDeque::new();
-        }
-        inner.taken += taken.len() as u64;
-        drop(inner);
-        connection.held.take(taken.len());
-        if connection.has_room() {
+        let taken = ready!(connection.lock().inbound.poll_take(cx, max))?;
+        connection.held.take(taken.as_ref().map_or(0, Bytes::len));
+        if taken.is_some() && connection.has_room() {
             connection.room.notify_waiters();
         }
-        Poll::Ready(Ok(Some(taken)))
+        Poll::Ready(Ok(taken))
     }
 
     fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
-        let mut inner = self.0.lock();
-        match inner.end {
-            // What is here already is not lost with the stream.
-            Some(Err(error)) if inner.inbound.is_empty() => Poll::Ready(error),
-            _ => {
-                inner.recv_waker = Some(cx.waker().clone());
-                Poll::Pending
-            }
-        }
+        self.0.lock().inbound.poll_reset(cx)
     }
 
     fn stop(&mut self, _: Reason) {
-        let mut inner = self.0.lock();
-        inner.stopped = true;
-        let dropped: usize = inner.inbound.drain(..).map(|data| data.len()).sum();
-        drop(inner);
-        self.0.held.take(dropped);
+        let left = self.0.lock().inbound.stop();
+        self.0.held.take(left);
         self.0.room.notify_waiters();
     }
 

@@ -2,13 +2,15 @@
 //! before, a status after.
 //!
 //! Reading order: [`packets`], [`status`], [`server`] (who takes a call), [`client`] (who makes
-//! one).
+//! one). [`queues`] is what both ends of the legacy protocol keep of one connection.
 
 pub mod client;
 pub mod packets;
+pub mod queues;
 pub mod server;
 pub mod status;
 
 pub use packets::{PacketSink, PacketSource, ReceiveError};
+pub use queues::{Inbound, Outbound};
 pub use server::{accept, refuse};
 pub use status::{Code, Status};

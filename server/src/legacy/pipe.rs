@@ -9,16 +9,16 @@
 //! - No reset: an end of the agent's side reads as an end in order, unless the agent names an
 //!   error or its stream is lost.
 
-use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Sleep;
 use towline_link::carrier::{RecvHalf, SendHalf, Stream, StreamError};
+use towline_link::grpc::{Inbound, Outbound};
 use towline_link::live::Held;
 use towline_proto::konnectivity::Packet;
 use towline_proto::limits;
@@ -39,26 +39,12 @@ enum Closing {
 #[derive(Debug)]
 struct Inner {
     /// From the agent.
-    inbound: VecDeque<Bytes>,
-    /// How the agent's side ended: in order, or not.
-    end: Option<Result<(), StreamError>>,
-    recv_waker: Option<Waker>,
-    /// Our reader takes no more.
-    stopped: bool,
+    inbound: Inbound,
     /// To the agent.
-    outbound: VecDeque<Bytes>,
-    waiting: usize,
-    send_waker: Option<Waker>,
+    outbound: Outbound,
     /// Our side has ended.
     finished: bool,
-    /// Whether it stands in the stream's line of those with something to send.
-    in_line: bool,
     closing: Closing,
-    /// When it was last judged whether the reader moves, and how much it had taken then.
-    judged: Instant,
-    taken: u64,
-    taken_then: u64,
-    moves: bool,
 }
 
 /// One connection of an agent stream.
@@ -87,20 +73,10 @@ impl Connection {
             id,
             stream,
             inner: Mutex::new(Inner {
-                inbound: VecDeque::new(),
-                end: None,
-                recv_waker: None,
-                stopped: false,
-                outbound: VecDeque::new(),
-                waiting: 0,
-                send_waker: None,
+                inbound: Inbound::default(),
+                outbound: Outbound::default(),
                 finished: false,
-                in_line: false,
                 closing: Closing::No,
-                judged: Instant::now(),
-                taken: 0,
-                taken_then: 0,
-                moves: true,
             }),
             held,
             room: Notify::new(),
@@ -134,15 +110,14 @@ impl Connection {
         let length = data.len();
         let within = self.held.add(length);
         let mut inner = self.lock();
-        if inner.stopped || inner.end.is_some() {
+        if !inner.inbound.push(data) {
             drop(inner);
             self.held.take(length);
             return false;
         }
-        inner.inbound.push_back(data);
-        let waker = inner.recv_waker.take();
+        let waker = inner.inbound.reader();
         let long = self.held.bytes() > limits::LEGACY_QUEUE;
-        let wait = long && judge(&mut inner);
+        let wait = long && inner.inbound.moves();
         drop(inner);
         if let Some(waker) = waker {
             waker.wake();
@@ -163,12 +138,7 @@ impl Connection {
 
     /// After a pause: a reader that took nearly nothing meanwhile is no reason for another one.
     pub(super) fn judge_after_pause(&self) {
-        let mut inner = self.lock();
-        let elapsed = inner.judged.elapsed().as_secs_f64();
-        let least = limits::MOVING_BYTES as f64 * elapsed.min(1.0);
-        inner.moves = (inner.taken - inner.taken_then) as f64 >= least;
-        inner.judged = Instant::now();
-        inner.taken_then = inner.taken;
+        self.lock().inbound.judge_after_pause();
     }
 
     /// The agent's side has ended.
@@ -186,12 +156,9 @@ impl Connection {
 
     fn finish_with(&self, end: Result<(), StreamError>) {
         let mut inner = self.lock();
-        if inner.end.is_none() {
-            inner.end = Some(end);
-        }
+        inner.inbound.finish(end);
         inner.outbound.clear();
-        inner.waiting = 0;
-        let wakers = [inner.recv_waker.take(), inner.send_waker.take()];
+        let wakers = [inner.inbound.reader(), inner.outbound.sender()];
         drop(inner);
         self.room.notify_waiters();
         for waker in wakers.into_iter().flatten() {
@@ -202,25 +169,20 @@ impl Connection {
     /// The writer's turn with this connection.
     pub(super) fn turn(&self) -> Turn {
         let mut inner = self.lock();
-        let packet = match inner.outbound.pop_front() {
-            Some(data) => {
-                inner.waiting -= data.len();
-                let connect_id = self.id;
-                Some(Packet::Data { connect_id, data })
-            }
+        let connect_id = self.id;
+        let packet = match inner.outbound.pop() {
+            Some(data) => Some(Packet::Data { connect_id, data }),
             None if inner.closing == Closing::AfterFlush => {
                 inner.closing = Closing::Asked;
-                let connect_id = self.id;
                 Some(Packet::CloseRequest { connect_id })
             }
             None => None,
         };
-        let again = !inner.outbound.is_empty() || inner.closing == Closing::AfterFlush;
-        inner.in_line = again;
-        let sender = inner.send_waker.take();
+        let closing = inner.closing == Closing::AfterFlush;
+        let (again, sender) = inner.outbound.stay(closing);
         // The receiver waits for the flush before it counts silence.
         let receiver = match inner.finished && !again {
-            true => inner.recv_waker.take(),
+            true => inner.inbound.reader(),
             false => None,
         };
         drop(inner);
@@ -234,7 +196,6 @@ impl Connection {
     fn ask_close(&self) {
         let mut inner = self.lock();
         inner.outbound.clear();
-        inner.waiting = 0;
         let ask = inner.closing != Closing::Asked;
         inner.closing = Closing::Asked;
         drop(inner);
@@ -246,26 +207,16 @@ impl Connection {
     /// CLOSE_REQ, behind what waits for the agent.
     fn close_after_flush(self: &Arc<Self>) {
         let mut inner = self.lock();
-        if inner.closing != Closing::No || inner.end.is_some() {
+        if inner.closing != Closing::No || inner.inbound.is_ended() {
             return;
         }
         inner.closing = Closing::AfterFlush;
-        let enter = !std::mem::replace(&mut inner.in_line, true);
+        let enter = inner.outbound.enter();
         drop(inner);
         if enter {
             self.stream.stand_in_line(self);
         }
     }
-}
-
-/// Looks once in a while whether the reader moves.
-fn judge(inner: &mut Inner) -> bool {
-    if inner.judged.elapsed() >= limits::STALLED_AFTER {
-        inner.moves = inner.taken - inner.taken_then >= limits::MOVING_BYTES;
-        inner.judged = Instant::now();
-        inner.taken_then = inner.taken;
-    }
-    inner.moves
 }
 
 struct Sender {
@@ -283,17 +234,11 @@ impl SendHalf for Sender {
         }
         let connection = &self.connection;
         let mut inner = connection.lock();
-        if let Some(end) = inner.end {
-            return Poll::Ready(Err(after_end(end)));
+        if let Some(error) = inner.inbound.refusal() {
+            return Poll::Ready(Err(error));
         }
-        if inner.waiting >= limits::MUX_SEND_QUEUE {
-            inner.send_waker = Some(cx.waker().clone());
-            return Poll::Pending;
-        }
-        let most = chunk.len().min(limits::READ_CHUNK);
-        inner.waiting += most;
-        inner.outbound.push_back(chunk.split_to(most));
-        let enter = !std::mem::replace(&mut inner.in_line, true);
+        let most = limits::MUX_SEND_QUEUE;
+        let enter = ready!(inner.outbound.poll_push(cx, chunk, most));
         drop(inner);
         if enter {
             connection.stream.stand_in_line(connection);
@@ -304,8 +249,8 @@ impl SendHalf for Sender {
     fn finish(&mut self) {
         let mut inner = self.connection.lock();
         inner.finished = true;
-        let stopped = inner.stopped;
-        let waker = inner.recv_waker.take();
+        let stopped = inner.inbound.is_stopped();
+        let waker = inner.inbound.reader();
         drop(inner);
         if stopped {
             self.connection.close_after_flush();
@@ -316,7 +261,7 @@ impl SendHalf for Sender {
     }
 
     fn reset(&mut self, _: Reason) {
-        let ended = self.connection.lock().end.is_some();
+        let ended = self.connection.lock().inbound.is_ended();
         if !ended {
             self.connection.ask_close();
         }
@@ -324,24 +269,16 @@ impl SendHalf for Sender {
 
     fn poll_stopped(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
         let mut inner = self.connection.lock();
-        match inner.end {
-            Some(end) => Poll::Ready(after_end(end)),
+        match inner.inbound.refusal() {
+            Some(error) => Poll::Ready(error),
             None => {
-                inner.send_waker = Some(cx.waker().clone());
+                inner.outbound.watch(cx);
                 Poll::Pending
             }
         }
     }
 
     fn set_priority(&mut self, _: i32) {}
-}
-
-/// What a sender is told when the agent's side has ended: in this protocol it takes no more.
-fn after_end(end: Result<(), StreamError>) -> StreamError {
-    match end {
-        Ok(()) => StreamError::Stopped(Reason::ReaderGone),
-        Err(error) => error,
-    }
 }
 
 struct Receiver {
@@ -380,55 +317,38 @@ impl RecvHalf for Receiver {
     ) -> Poll<Result<Option<Bytes>, StreamError>> {
         let connection = Arc::clone(&self.connection);
         let mut inner = connection.lock();
-        if let Some(first) = inner.inbound.front_mut() {
-            let taken = match first.len() > max {
-                true => first.split_to(max),
-                false => inner.inbound.pop_front().unwrap_or_default(),
-            };
-            inner.taken += taken.len() as u64;
+        let Poll::Ready(taken) = inner.inbound.poll_take(cx, max) else {
+            let alone = inner.finished && inner.outbound.is_empty();
             drop(inner);
-            connection.held.take(taken.len());
+            return match alone {
+                true => self.poll_quiet(cx),
+                false => Poll::Pending,
+            };
+        };
+        drop(inner);
+        let taken = taken?;
+        if let Some(data) = &taken {
+            connection.held.take(data.len());
             if connection.has_room() {
                 connection.room.notify_waiters();
             }
             if !self.asked {
                 self.quiet = None;
             }
-            return Poll::Ready(Ok(Some(taken)));
         }
-        match inner.end {
-            Some(Ok(())) => return Poll::Ready(Ok(None)),
-            Some(Err(error)) => return Poll::Ready(Err(error)),
-            None => {}
-        }
-        inner.recv_waker = Some(cx.waker().clone());
-        let alone = inner.finished && inner.outbound.is_empty();
-        drop(inner);
-        match alone {
-            true => self.poll_quiet(cx),
-            false => Poll::Pending,
-        }
+        Poll::Ready(Ok(taken))
     }
 
     fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
-        let mut inner = self.connection.lock();
-        match inner.end {
-            // What is here already is not lost with the stream.
-            Some(Err(error)) if inner.inbound.is_empty() => Poll::Ready(error),
-            _ => {
-                inner.recv_waker = Some(cx.waker().clone());
-                Poll::Pending
-            }
-        }
+        self.connection.lock().inbound.poll_reset(cx)
     }
 
     fn stop(&mut self, _: Reason) {
         let mut inner = self.connection.lock();
-        inner.stopped = true;
-        let dropped: usize = inner.inbound.drain(..).map(|data| data.len()).sum();
+        let left = inner.inbound.stop();
         let finished = inner.finished;
         drop(inner);
-        self.connection.held.take(dropped);
+        self.connection.held.take(left);
         self.connection.room.notify_waiters();
         if finished {
             self.connection.close_after_flush();
