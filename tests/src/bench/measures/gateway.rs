@@ -2,7 +2,8 @@
 //! front end speaks TLS with what it takes for the kubelet, and the server verifies the kubelet.
 //!
 //! A dial is a new request on a new connection: CONNECT, TLS, an upgrade and one round trip. An
-//! ask is a round trip on a connection that is open.
+//! ask is a round trip on a connection that is open. Idle connections are upgraded ones, each after
+//! one round trip.
 
 use std::fs;
 
@@ -11,7 +12,7 @@ use super::super::load::Job;
 use super::super::load::bulk::{Bulk, Direction, Moved};
 use super::super::peers::{Chain, Place, Route, towline};
 use super::super::stats::Latency;
-use super::{Turn, Value};
+use super::{Turn, Value, memory};
 
 pub async fn run(turn: &mut Turn<'_>) -> Result<Vec<Value>> {
     let without = chain(turn, false).await?;
@@ -41,6 +42,14 @@ pub async fn run(turn: &mut Turn<'_>) -> Result<Vec<Value>> {
         values.push(turn.value(&format!("{word}.without"), "us", before));
         values.push(turn.value(&format!("{word}.with"), "us", after));
         values.push(turn.value(&format!("{word}.adds"), "us", after - before));
+    }
+    for (word, chain) in [("without", &without), ("with", &with)] {
+        let idle = memory::idle(turn, chain).await?;
+        for daemon in &idle.daemons {
+            let name = format!("each.{}.{word}", daemon.name);
+            values.push(turn.value(&name, "KiB", daemon.each));
+        }
+        values.push(turn.value(&format!("reset.{word}"), "", idle.lost as f64));
     }
     Ok(values)
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::super::failure::{Failure, Result};
 use super::super::load::Job;
 use super::super::load::hold::Held;
-use super::super::peers::towline;
+use super::super::peers::{Chain, towline};
 use super::super::process::Process;
 use super::super::procfs::Memory;
 use super::{SLACK, Turn, Value, result};
@@ -18,7 +18,38 @@ const BEATS: Duration = Duration::from_secs(6);
 
 pub async fn dials(turn: &mut Turn<'_>) -> Result<Vec<Value>> {
     let chain = turn.chain().await?;
-    let parts: Vec<(&str, &Process)> = [("front", &chain.front), ("back", &chain.back)]
+    let idle = idle(turn, &chain).await?;
+    let mut values = Vec::new();
+    for Daemon { name, before, each } in &idle.daemons {
+        let anonymous = before.anonymous / 1024.0;
+        values.push(turn.value(&format!("idle.{name}"), "MiB", before.rss / 1024.0));
+        values.push(turn.value(&format!("idle-anonymous.{name}"), "MiB", anonymous));
+        values.push(turn.value(&format!("each.{name}"), "KiB", *each));
+    }
+    let both = idle.daemons.iter().map(|daemon| daemon.each).sum();
+    values.push(turn.value("each.relays", "KiB", both));
+    values.push(turn.value("reset", "", idle.lost as f64));
+    Ok(values)
+}
+
+/// What idle dials cost a chain.
+pub(super) struct Idle {
+    pub(super) daemons: Vec<Daemon>,
+    /// Dials that did not live to the end.
+    pub(super) lost: usize,
+}
+
+pub(super) struct Daemon {
+    pub(super) name: &'static str,
+    /// Before the first dial.
+    pub(super) before: Memory,
+    /// KiB for each dial.
+    pub(super) each: f64,
+}
+
+/// Holds idle dials, each after one request.
+pub(super) async fn idle(turn: &Turn<'_>, chain: &Chain) -> Result<Idle> {
+    let parts: Vec<(&'static str, &Process)> = [("front", &chain.front), ("back", &chain.back)]
         .into_iter()
         .filter_map(|(name, process)| Some((name, process.as_ref()?)))
         .collect();
@@ -37,25 +68,16 @@ pub async fn dials(turn: &mut Turn<'_>) -> Result<Vec<Value>> {
     holder.hang_up();
     let held: Held = result(&mut holder, hold.length()).await?;
 
-    let mut values = Vec::new();
-    let mut both = 0.0;
-    for ((name, _), (before, after)) in parts.iter().zip(before.iter().zip(&after)) {
-        values.push(turn.value(&format!("idle.{name}"), "MiB", before.rss / 1024.0));
-        values.push(turn.value(
-            &format!("idle-anonymous.{name}"),
-            "MiB",
-            before.anonymous / 1024.0,
-        ));
-        values.push(turn.value(
-            &format!("each.{name}"),
-            "KiB",
-            (after.rss - before.rss) / count as f64,
-        ));
-        both += (after.rss - before.rss) / count as f64;
-    }
-    values.push(turn.value("each.relays", "KiB", both));
-    values.push(turn.value("reset", "", held.lost as f64));
-    Ok(values)
+    let grown = parts.iter().zip(before.into_iter().zip(after));
+    let daemons = grown.map(|((name, _), (before, after))| Daemon {
+        name,
+        each: (after.rss - before.rss) / count as f64,
+        before,
+    });
+    Ok(Idle {
+        daemons: daemons.collect(),
+        lost: held.lost,
+    })
 }
 
 pub async fn links(turn: &mut Turn<'_>) -> Result<Vec<Value>> {
