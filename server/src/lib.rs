@@ -4,7 +4,7 @@
 //! Reading order: [`run`] (everything in start and stop order), [`doors`] (front ends come in) and
 //! [`caller`] (who they are), [`dial`] (a request becomes a pipe), [`classify`], [`policy`] and [`pick`] (the decisions, all
 //! pure), [`agents`] (who is linked), [`links`] (agents come in), [`directory`] and [`grants`]
-//! (what an agent may serve), [`trust`] and [`reload`] (certificates, and when they change),
+//! (what an agent may serve), [`nodes`] (what Node objects say), [`trust`] and [`reload`] (certificates, and when they change),
 //! [`audit`] (the trail of all dials), [`verb`] (what the program does beside being a server).
 //! [`legacy`] is a room of its own: agents of the compatibility profile, whose flags are in
 //! [`compat`] and whose counters in [`konnectivity`].
@@ -32,6 +32,7 @@ pub mod links;
 pub mod listen;
 pub mod metrics;
 pub mod node_address;
+pub mod nodes;
 pub mod pick;
 pub mod policy;
 pub mod ready;

@@ -22,8 +22,6 @@ use towline_link::process::reload::{self, ReloadMetrics};
 use towline_link::process::watch::{Seen, Watch};
 use towline_link::process::{expiry, revocation};
 use towline_link::quic::QuicListener;
-use towline_pki::Identity;
-use towline_proto::id::Role;
 use towline_proto::limits;
 use towline_proto::reason::Reason;
 
@@ -35,9 +33,8 @@ use crate::audit::writer::Trail;
 use crate::compat::running::Running;
 use crate::config::Config;
 use crate::control::Control;
-use crate::csr::serving::Denied;
 use crate::csr::told::SigningMetrics;
-use crate::csr::{Around, Signing};
+use crate::csr::{self, Around, Signing};
 use crate::dial::{Dialer, Gates};
 use crate::dial_ids::DialIds;
 use crate::directory::FileDirectory;
@@ -55,6 +52,7 @@ use crate::links::bind::Sockets;
 use crate::links::greet::Greeter;
 use crate::listen::{Addresses, Listening};
 use crate::metrics::{Live, Metrics};
+use crate::nodes::NodeWatch;
 use crate::policy::Policy;
 use crate::policy::in_force::InForce;
 use crate::ready;
@@ -243,15 +241,21 @@ impl Server {
         let front_ends = FrontEnds::default();
         let signing_metrics = SigningMetrics::default();
         signing_metrics.register(&mut registry);
-        let signing = signing.map(|config| {
+        let enrols = enrol.as_ref().and_then(|config| config.asks(&cluster));
+        let api = signing.as_ref().map(|config| &config.client).or(enrols);
+        let mut nodes = api.map(|api| NodeWatch::new(api.clone(), signing_metrics.clone()));
+        if let Some(nodes) = &nodes {
+            nodes.register(&mut registry);
+        }
+        let signing = signing.zip(nodes.as_mut()).map(|(config, nodes)| {
             let around = Around {
                 agents: Arc::clone(&agents),
                 directory: Arc::clone(&directory),
                 prefixes: cluster,
-                denied: denied_agents(trust.clone()),
+                denied: csr::serving::denied_agents(trust.clone()),
                 audit: audit.clone(),
             };
-            Signing::new(config, around, signing_metrics.clone())
+            Signing::new(config, around, nodes, signing_metrics.clone())
         });
         let signing_files = signing.as_ref().map(Signing::files).unwrap_or_default();
 
@@ -261,6 +265,8 @@ impl Server {
         let around = enrol::flags::Around {
             audit: audit.clone(),
             agents: Arc::clone(&agents),
+            directory: Arc::clone(&directory),
+            nodes: nodes.as_mut(),
             prefixes: enrol_prefixes,
             registry: &mut registry,
             signing: signing_metrics,
@@ -404,6 +410,9 @@ impl Server {
         tasks.spawn(expiry::warn_in_time(source));
         if let Some(signing) = signing {
             signing.start(&mut tasks);
+        }
+        if let Some(nodes) = nodes {
+            tasks.spawn(nodes.run(readiness.condition("nodes", "not looked at yet")));
         }
         let noted = readiness.condition("revocation", "not looked at yet");
         tasks.spawn(revocation::keep_noted(lists, noted));
@@ -584,16 +593,4 @@ async fn supervise(mut serving: JoinSet<()>, drain: Drain, failed: Arc<OnceLock<
             drain.force();
         }
     }
-}
-
-/// Whether a node's agent is on the deny list in force; nobody is without an identity of our own.
-fn denied_agents(trust: Option<Trust>) -> Denied {
-    Box::new(move |node| {
-        let Some(snapshot) = trust.as_ref().map(Trust::snapshot) else {
-            return false;
-        };
-        let cluster = snapshot.identity().cluster.clone();
-        let agent = Identity::new(cluster, Role::Agent, node.clone());
-        snapshot.agents.deny_list().has_identity(&agent)
-    })
 }

@@ -1,7 +1,7 @@
 //! A server that enrols agents, a Kubernetes API that knows their tokens, agents that enrol, and
 //! callers that ask for what they should not get.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -30,6 +30,7 @@ use crate::authority::{Authority, Pair};
 use crate::cluster::{NODE_PREFIX, POD_PREFIX, SERVICE_PREFIX, node_ip, start_server};
 use crate::kube::FakeKube;
 use crate::network::{MappedNetwork, Wire};
+use crate::scenario::eventually;
 use crate::scratch::{self, Scratch};
 
 /// Namespace and name of the agents' service account.
@@ -139,6 +140,12 @@ impl EnrolWorld {
         self.address = Some(address);
     }
 
+    /// More flags for its next start.
+    pub fn flags(&mut self, flags: &[&str]) {
+        let more = flags.iter().map(|flag| (*flag).to_owned());
+        self.flags.extend(more);
+    }
+
     /// The command line of the server.
     pub fn server_args(&self) -> Vec<String> {
         let file = |name: &str| self.scratch.join(name).display().to_string();
@@ -217,6 +224,28 @@ impl EnrolWorld {
         FakeApiserver::unix(&self.scratch.join("door"))
     }
 
+    /// A page of its health port.
+    pub async fn page(&self, path: &str) -> String {
+        let address = self.server().health_address();
+        let mut stream = tokio::net::TcpStream::connect(address)
+            .await
+            .expect("a port");
+        let ask = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        stream.write_all(ask.as_bytes()).await.expect("written");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.expect("an answer");
+        text
+    }
+
+    /// Waits until a line of the metrics begins like this.
+    pub async fn counted(&self, line: &str) {
+        eventually(line, || async {
+            let text = self.page("/metrics").await;
+            text.lines().any(|one| one.starts_with(line)).then_some(())
+        })
+        .await;
+    }
+
     /// Has the server read all its files now.
     pub async fn reload(&self) -> Result<(), String> {
         use towline_link::process::daemon::Daemon;
@@ -237,13 +266,23 @@ impl EnrolWorld {
 
     /// Makes a join token and puts it into the server's file, beside those that are there.
     pub async fn join_token(&self, node: &str, until: SystemTime) -> (JoinToken, Proof) {
+        self.join_token_with(node, until, &[]).await
+    }
+
+    /// The same with addresses by the operator's word.
+    pub async fn join_token_with(
+        &self,
+        node: &str,
+        until: SystemTime,
+        ips: &[IpAddr],
+    ) -> (JoinToken, Proof) {
         let servers = self.authority.issuer(Role::Server).der().clone();
         let anchors = Anchors::new(&[servers]).expect("an authority");
         let hashes = anchors.certificates().map(key_hash).collect();
         let cluster = self.authority.cluster().parse().expect("a cluster");
         let token = JoinToken::make(cluster, hashes).expect("a token");
         let pattern = node.parse().expect("a pattern");
-        let entry = JoinEntry::new(&token, pattern, until, Vec::new()).expect("an entry");
+        let entry = JoinEntry::new(&token, pattern, until, ips.to_vec()).expect("an entry");
         let path = self.scratch.join("join-tokens");
         let mut entries = JoinFile::load(&path).expect("a file").entries().to_vec();
         entries.push(entry);

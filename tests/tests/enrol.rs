@@ -44,7 +44,7 @@ scenarios! {
     async fn an_agent_enrols_by_the_token_of_its_pod_and_serves(carrier) {
         let world = EnrolWorld::start(carrier, &[]).await;
         let _target = echo(&world).await;
-        world.kube.plain_node("n1", &["10.0.0.1", "10.244.0.9", "192.0.2.7"]);
+        world.kube.put_node("n1", &["10.0.0.1", "10.244.0.9", "192.0.2.7"]);
         let _ = world.account_token("token-1", "n1");
         let token = world.token_file("token", "token-1\n");
         let ca = world.scratch.join("servers.ca");
@@ -93,7 +93,7 @@ scenarios! {
     async fn renewal_keeps_links_and_dials(carrier) {
         let world = EnrolWorld::start(carrier, &["--enrol-certificate-life", "60s"]).await;
         let _target = echo(&world).await;
-        world.kube.plain_node("n1", &["10.0.0.1"]);
+        world.kube.put_node("n1", &["10.0.0.1"]);
         let _ = world.account_token("token-1", "n1");
         let token = world.token_file("token", "token-1");
         let ca = world.scratch.join("servers.ca");
@@ -132,7 +132,7 @@ scenarios! {
 
     async fn an_agent_whose_certificate_ended_comes_back_by_itself(carrier) {
         let world = EnrolWorld::start(carrier, &[]).await;
-        world.kube.plain_node("n1", &["10.0.0.1"]);
+        world.kube.put_node("n1", &["10.0.0.1"]);
         let _ = world.account_token("token-2", "n1");
         let token = world.token_file("token", "token-2");
         let ended = world.authority.leaf(Role::Agent, "n1").ends_in(Duration::from_secs(1)).sign();
@@ -149,7 +149,7 @@ scenarios! {
 
     async fn what_the_api_cannot_say_yet_is_asked_again(carrier) {
         let world = EnrolWorld::start(carrier, &[]).await;
-        world.kube.plain_node("n1", &["10.0.0.1"]);
+        world.kube.put_node("n1", &["10.0.0.1"]);
         let token = world.token_file("token", "token-3");
         let ca = world.scratch.join("servers.ca");
         let flags = ["--enrol-token-file", token.to_str().unwrap(), "--server-ca", ca.to_str().unwrap()];
@@ -176,7 +176,7 @@ async fn world() -> EnrolWorld {
     let world = EnrolWorld::start(towline_link::carrier::CarrierKind::Tls, &[]).await;
     for node in ["n1", "n2", "n3"] {
         let number = node.trim_start_matches('n');
-        world.kube.plain_node(node, &[&format!("10.0.0.{number}")]);
+        world.kube.put_node(node, &[&format!("10.0.0.{number}")]);
     }
     world
 }
@@ -467,7 +467,7 @@ async fn renewal_is_for_the_name_and_the_life_of_the_certificate_that_is_shown()
         .await;
     assert_eq!(refusal(nothing), Refusal::NoCertificate);
     // A Node that was removed.
-    world.kube.plain("/api/v1/nodes/n1", None);
+    world.kube.remove_node("n1");
     let removed = world
         .ask(&Node::new(), Proof::Certificate, None, Some(&own))
         .await;
@@ -535,14 +535,14 @@ async fn an_address_of_another_node_is_refused_with_an_alarm() {
     let world = world().await;
     let first = world.account_token("t1", "n1");
     world.enrolled(first, None).await;
-    world.kube.plain_node("n2", &["10.0.0.1"]);
+    world.kube.put_node("n2", &["10.0.0.1"]);
     let second = world.account_token("t2", "n2");
     assert_eq!(
         world.refused(second.clone(), None).await,
         Refusal::AddressTaken
     );
     // A cloud gave the address of a machine that is gone to the next one.
-    world.kube.plain("/api/v1/nodes/n1", None);
+    world.kube.remove_node("n1");
     let node = world.enrolled(second, None).await;
     assert_eq!(node.leaf().ip_sans, [node_ip(1)]);
 }

@@ -22,7 +22,7 @@ use towline_tests::scratch;
 
 async fn world(flags: &[&str]) -> EnrolWorld {
     let world = EnrolWorld::start(CarrierKind::Tls, flags).await;
-    world.kube.plain_node("n1", &["10.0.0.1"]);
+    world.kube.put_node("n1", &["10.0.0.1"]);
     world
 }
 
@@ -358,5 +358,5 @@ async fn a_first_message_of_many_kilobytes_is_closed_unanswered() {
     assert!(offered.concat().len() as u64 > limits::ENROL_HELLO_BYTES);
     assert!(expect("the verdict", met(&world, &offered)).await.is_err());
     let closed = "towline_server_enrolment_connections_closed_total{reason=\"long-hello\"}";
-    assert_eq!(metric(&world, closed).await, 1);
+    world.counted(&format!("{closed} 1")).await;
 }

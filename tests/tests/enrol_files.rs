@@ -25,7 +25,7 @@ fn enrolling(args: &[String]) -> Arc<Enrolling> {
 
 async fn world() -> (EnrolWorld, Vec<String>) {
     let world = EnrolWorld::start(CarrierKind::Tls, &[]).await;
-    world.kube.plain_node("n1", &["10.0.0.1"]);
+    world.kube.put_node("n1", &["10.0.0.1"]);
     let _ = world.account_token("token", "n1");
     let token = world.token_file("token", "token").display().to_string();
     let ca = world.scratch.join("servers.ca").display().to_string();

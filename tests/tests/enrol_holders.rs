@@ -16,7 +16,7 @@ async fn world() -> EnrolWorld {
     let world = EnrolWorld::start(CarrierKind::Tls, &[]).await;
     for number in 1..=2 {
         let ip = format!("10.0.0.{number}");
-        world.kube.plain_node(&format!("n{number}"), &[&ip]);
+        world.kube.put_node(&format!("n{number}"), &[&ip]);
     }
     world
 }

@@ -56,7 +56,7 @@ scenarios! {
     async fn an_agent_enrols_by_a_signing_request_and_serves(carrier) {
         let world = EnrolWorld::start(carrier, &[ON]).await;
         let _target = echo(&world).await;
-        world.kube.plain_node("n1", &["10.0.0.1", "10.244.0.9", "192.0.2.7"]);
+        world.kube.put_node("n1", &["10.0.0.1", "10.244.0.9", "192.0.2.7"]);
         let args = world.kube_agent_args("n1", &["--cluster", "kit.example"]);
         let agent = expect("the certificate", world.agent(1, &args)).await;
         expect("the link", links_of(&agent, 1)).await;
@@ -89,7 +89,7 @@ scenarios! {
     async fn renewal_is_another_request_and_keeps_links_and_dials(carrier) {
         let world = EnrolWorld::start(carrier, &[ON, "--enrol-certificate-life", "60s"]).await;
         let _target = echo(&world).await;
-        world.kube.plain_node("n1", &["10.0.0.1"]);
+        world.kube.put_node("n1", &["10.0.0.1"]);
         let args = world.kube_agent_args("n1", &[]);
         let agent = expect("the certificate", world.agent(1, &args)).await;
         expect("the link", links_of(&agent, 1)).await;
@@ -105,7 +105,7 @@ scenarios! {
     async fn an_agent_whose_certificate_ended_recovers_by_a_request(carrier) {
         let world = EnrolWorld::start(carrier, &[ON]).await;
         let _target = echo(&world).await;
-        world.kube.plain_node("n1", &["10.0.0.1"]);
+        world.kube.put_node("n1", &["10.0.0.1"]);
         let ended = world.authority.leaf(Role::Agent, "n1").ends_in(Duration::from_secs(1)).sign();
         let state = world.scratch.join("n1");
         std::fs::create_dir(&state).unwrap();
@@ -127,7 +127,7 @@ scenarios! {
 
     async fn an_api_that_was_away_is_asked_again(carrier) {
         let world = EnrolWorld::start(carrier, &[ON]).await;
-        world.kube.plain_node("n1", &["10.0.0.1"]);
+        world.kube.put_node("n1", &["10.0.0.1"]);
         world.kube.mood(Mood::Refuses(503, "ServiceUnavailable".into()));
         let args = world.kube_agent_args("n1", &[]);
         let before = world.kube.requests().len();
@@ -152,7 +152,7 @@ async fn one_certificate(args: &[String]) -> Result<Leaf, EnrolError> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_denied_request_is_told_to_the_person_and_may_succeed_later() {
     let world = EnrolWorld::start(CarrierKind::Tls, &[ON]).await;
-    world.kube.plain_node("n1", &["10.0.0.1"]);
+    world.kube.put_node("n1", &["10.0.0.1"]);
     let args = world.kube_agent_args("n1", &[]);
     world.deny("spiffe://kit.example/towline/agent/n1\n").await;
     let error = one_certificate(&args).await.unwrap_err();
@@ -179,7 +179,7 @@ async fn a_denied_request_is_told_to_the_person_and_may_succeed_later() {
 async fn a_request_waits_for_a_server_and_is_not_made_twice() {
     let mut world = EnrolWorld::prepared(CarrierKind::Tls, &[ON]).await;
     world.at(([127, 0, 0, 1], 1).into());
-    world.kube.plain_node("n1", &["10.0.0.1"]);
+    world.kube.put_node("n1", &["10.0.0.1"]);
     let args = world.kube_agent_args("n1", &[]);
     let enrolling = enrolling(&args);
     // Given up once, as at the end of an attempt: the next one goes on with the same request.
@@ -209,7 +209,7 @@ async fn a_request_waits_for_a_server_and_is_not_made_twice() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn missing_rights_are_named_with_the_remedy() {
     let world = EnrolWorld::start(CarrierKind::Tls, &[ON]).await;
-    world.kube.plain_node("n1", &["10.0.0.1"]);
+    world.kube.put_node("n1", &["10.0.0.1"]);
     let args = world.kube_agent_args("n1", &[]);
     world.kube.withdraw("create");
     let error = one_certificate(&args).await.unwrap_err();

@@ -22,7 +22,7 @@ async fn world(flags: &[&str]) -> EnrolWorld {
     let world = EnrolWorld::start(CarrierKind::Tls, &all).await;
     for node in ["n1", "n2", "n3"] {
         let number = node.trim_start_matches('n');
-        world.kube.plain_node(node, &[&format!("10.0.0.{number}")]);
+        world.kube.put_node(node, &[&format!("10.0.0.{number}")]);
     }
     world
 }
@@ -94,24 +94,6 @@ async fn denied(world: &EnrolWorld, object: Value, cause: &str) {
         (&"refused".into(), &"signing-request".into()),
         "{record}"
     );
-}
-
-async fn metrics(world: &EnrolWorld) -> String {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let address = world.server().health_address();
-    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
-    let ask = b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
-    stream.write_all(ask).await.unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await.unwrap();
-    text
-}
-
-async fn counted(world: &EnrolWorld, line: &str) {
-    eventually(line, || async {
-        metrics(world).await.contains(line).then_some(())
-    })
-    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -221,14 +203,12 @@ async fn what_can_never_be_right_is_denied_with_its_reason_and_recorded() {
     }
     world.deny("spiffe://kit.example/towline/agent/n1\n").await;
     denied(&world, object("deny-list", "n1", &spec("n1")), "DenyListed").await;
-    counted(
-        &world,
-        "towline_server_csr_refusals_total{signer=\"agent\",cause=\"DenyListed\"} 1",
-    )
-    .await;
+    world
+        .counted("towline_server_csr_refusals_total{signer=\"agent\",cause=\"DenyListed\"} 1")
+        .await;
     let line =
         "towline_server_enrolments_refused_total{proof=\"signing-request\",reason=\"denied\"} 1";
-    counted(&world, line).await;
+    world.counted(line).await;
     // Nothing was issued, and nothing written down.
     let ledger = std::fs::read_to_string(world.scratch.join("state/issued.jsonl"));
     assert!(ledger.unwrap_or_default().is_empty());
@@ -340,12 +320,44 @@ async fn an_address_of_another_node_refuses_the_newcomer() {
     let world = world(&[]).await;
     world.kube.put_request(object("first", "n1", &spec("n1")));
     decided(&world, "first", "certificate").await;
-    world.kube.plain_node("n2", &["10.0.0.2", "10.0.0.1"]);
+    world.kube.put_node("n2", &["10.0.0.2", "10.0.0.1"]);
     denied(&world, object("second", "n2", &spec("n2")), "AddressTaken").await;
-    world.kube.plain_node("n2", &["10.0.0.2"]);
+    world.kube.put_node("n2", &["10.0.0.2"]);
     world.kube.put_request(object("third", "n2", &spec("n2")));
     let leaf = leaf(&decided(&world, "third", "certificate").await);
     assert_eq!(leaf.ip_sans, [node_ip(2)]);
+}
+
+/// Neither of the two has an agent yet: the one whose Node came first has the address.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_of_another_node_object_refuses_the_newcomer() {
+    let world = world(&[]).await;
+    // Before that it is not known who was first.
+    world.counted("towline_server_nodes 3").await;
+    world.kube.put_node("n2", &["10.0.0.2", "10.0.0.1"]);
+    denied(&world, object("second", "n2", &spec("n2")), "AddressTaken").await;
+    world
+        .counted("towline_server_enrolment_addresses_contested_total{by=\"node\"} 1")
+        .await;
+    world.kube.put_request(object("first", "n1", &spec("n1")));
+    let leaf = leaf(&decided(&world, "first", "certificate").await);
+    assert_eq!(leaf.ip_sans, [node_ip(1)]);
+}
+
+/// It waits for the list, not for its next turn a minute later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_nodes_are_not_known_a_request_waits() {
+    let mut world = EnrolWorld::prepared(CarrierKind::Tls, &[ON]).await;
+    world.kube.withdraw("all-nodes");
+    world.kube.put_node("n1", &["10.0.0.1"]);
+    world.restart().await.unwrap();
+    world.kube.put_request(object("early", "n1", &spec("n1")));
+    let waits = "towline_server_csr_refusals_total{signer=\"agent\",cause=\"Unavailable\"} 1";
+    world.counted(waits).await;
+    assert!(decisions(&world.kube.request("early").unwrap()).is_empty());
+    world.kube.grant("all-nodes");
+    let leaf = leaf(&decided(&world, "early", "certificate").await);
+    assert_eq!(leaf.ip_sans, [node_ip(1)]);
 }
 
 /// Whoever may approve is not believed for that: what is signed has to be right all the same.
@@ -375,7 +387,7 @@ async fn somebody_elses_signature_is_an_alarm() {
     object["status"]["certificate"] = json!(encoded(theirs.cert_pem.as_bytes()));
     world.kube.put_request(object);
     let line = "towline_server_csr_decisions_total{signer=\"agent\",outcome=\"foreign\"} 1";
-    counted(&world, line).await;
+    world.counted(line).await;
 }
 
 /// What a caller says of itself is overwritten by the API, and so it is here.
@@ -403,7 +415,9 @@ async fn rights_that_are_missing_and_watches_that_end_are_made_up_for() {
     world.kube.withdraw("sign");
     world.kube.put_request(object("a", "n1", &spec("n1")));
     decided(&world, "a", "Approved").await;
-    counted(&world, "towline_server_csr_api_errors_total{call=\"sign\"}").await;
+    world
+        .counted("towline_server_csr_api_errors_total{call=\"sign\"}")
+        .await;
     // Tried again, without another certificate each time.
     eventually("a second write", || async {
         let written = world.kube.requests();
@@ -428,7 +442,7 @@ async fn many_agents_at_once_are_all_served() {
     let world = world(&[]).await;
     let node = |n: usize| format!("m{n}");
     for n in 0..count {
-        world.kube.plain_node(&node(n), &[]);
+        world.kube.put_node(&node(n), &[]);
         world
             .kube
             .put_request(object(&format!("r{n}"), &node(n), &spec(&node(n))));
@@ -437,5 +451,5 @@ async fn many_agents_at_once_are_all_served() {
         decided(&world, &format!("r{n}"), "certificate").await;
     }
     let line = format!("towline_server_enrolments_total{{proof=\"signing-request\"}} {count}");
-    counted(&world, &line).await;
+    world.counted(&line).await;
 }

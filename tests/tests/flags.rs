@@ -223,7 +223,7 @@ async fn enrolment(into: &mut BTreeSet<(String, String, String)>) {
     let world = EnrolWorld::start(CarrierKind::Tls, &[]).await;
     let nothing = Token::new("nothing").expect("a token");
     world.refused(Proof::ServiceAccount(nothing), None).await;
-    world.kube.plain_node("n1", &["10.0.0.1"]);
+    world.kube.put_node("n1", &["10.0.0.1"]);
     let _ = world.account_token("token", "n1");
     let token = world.token_file("token", "token").display().to_string();
     let ca = world.scratch.join("servers.ca").display().to_string();

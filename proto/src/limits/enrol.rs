@@ -39,6 +39,9 @@ pub const ENROL_ANSWER: Duration = Duration::from_secs(30);
 pub const ENROL_ATTEMPT: Duration = Duration::from_secs(110);
 /// Reviews of tokens and reads of Pods and Nodes at once. Overflow: they wait in their places.
 pub const ENROL_REVIEWS: usize = 32;
+/// How long a request waits for the watch of Nodes to show the addresses that the Node itself already
+/// names; a fraction of a second is usual. Overflow: refused as unavailable, the agent tries again.
+pub const ENROL_NODE_SEEN: Duration = Duration::from_secs(3);
 /// Refused proofs of one address in a minute; more are closed before their handshake until the
 /// minute is over.
 pub const ENROL_REFUSALS: u32 = 120;

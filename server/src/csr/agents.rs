@@ -259,6 +259,10 @@ impl Office for AgentOffice {
         said_node(request).unwrap_or(&request.spec.username)
     }
 
+    fn node<'a>(&self, request: &'a SigningRequest) -> Option<&'a str> {
+        said_node(request)
+    }
+
     async fn judge(&self, request: &SigningRequest) -> Verdict<Asked> {
         match self.rules(request).await {
             Ok(sound) => Verdict::Sound(sound),

@@ -15,6 +15,7 @@ use towline_proto::limits;
 use super::office::{Office, Refusal, Verdict};
 use super::queue::{Queue, Turn};
 use super::told::{Outcome, Told};
+use crate::nodes::Hears;
 
 /// After this time an approved request that nobody signed is an alarm.
 const UNSIGNED: Duration = Duration::from_secs(120);
@@ -35,6 +36,16 @@ pub struct Desk<O> {
     requests: SigningRequests,
     queue: Queue,
     told: Told,
+}
+
+impl<O: Office> Hears for Desk<O> {
+    fn node_changed(&self, node: &str) {
+        self.queue.node_changed(node);
+    }
+
+    fn all_changed(&self) {
+        self.queue.all_changed();
+    }
 }
 
 impl<O: Office> Desk<O> {
@@ -67,16 +78,6 @@ impl<O: Office> Desk<O> {
                 }
             }
         }
-    }
-
-    /// A node's names or addresses changed.
-    pub fn node_changed(&self, node: &str) {
-        self.queue.node_changed(node);
-    }
-
-    /// All nodes were looked at.
-    pub fn all_changed(&self) {
-        self.queue.all_changed();
     }
 
     async fn follow(&self) {
@@ -194,7 +195,7 @@ impl<O: Office> Desk<O> {
             }
             Verdict::NotYet(refusal) => {
                 self.refused(&request, Outcome::Waiting, &refusal);
-                Ok(Next::Later(node_of(&request)))
+                Ok(Next::Later(self.node_of(&request)))
             }
             Verdict::NotOurs(refusal) => {
                 self.refused(&request, Outcome::NotOurs, &refusal);
@@ -226,7 +227,7 @@ impl<O: Office> Desk<O> {
             }
             Verdict::NotYet(refusal) => {
                 self.refused(&request, Outcome::Waiting, &refusal);
-                return Ok(Next::Later(node_of(&request)));
+                return Ok(Next::Later(self.node_of(&request)));
             }
             Verdict::Never(refusal) | Verdict::NotOurs(refusal) => refusal,
         };
@@ -235,6 +236,12 @@ impl<O: Office> Desk<O> {
         let written = written.map_err(|error| ("fail", error))?;
         self.refused(&written, Outcome::Failed, &failed);
         Ok(Next::Done)
+    }
+
+    /// The node whose changes a request waits for.
+    fn node_of(&self, request: &SigningRequest) -> Option<String> {
+        let node = self.office.node(request)?;
+        Some(node.chars().take(limits::HOST_BYTES).collect())
     }
 
     fn refused(&self, request: &SigningRequest, outcome: Outcome, refusal: &Refusal) {
@@ -246,13 +253,6 @@ impl<O: Office> Desk<O> {
 
 fn message(refusal: &Refusal) -> String {
     format!("{}; {}", refusal.cause, refusal.fix)
-}
-
-/// The node whose changes a request waits for.
-fn node_of(request: &SigningRequest) -> Option<String> {
-    let user = &request.spec.username;
-    let node = user.strip_prefix(towline_pki::kubelet::NODE_USER)?;
-    Some(node.chars().take(limits::HOST_BYTES).collect())
 }
 
 fn pause(failures: u32) -> Duration {

@@ -1,7 +1,7 @@
 //! Signing requests of the Kubernetes API: which of them are approved, denied, signed.
 //!
 //! Reading order: [`office`] (what is decided about one request, and by whom), `serving` (the
-//! rules for kubelets' serving certificates), [`agents`] (those for agents' own certificates), `names` over `book` (which names and addresses are a
+//! rules for kubelets' serving certificates), [`agents`] (those for agents' own certificates), `names` over [`crate::nodes`] (which names and addresses are a
 //! node's), `issuer` (our own signature, where it is asked for), `queue` and [`desk`] (a request
 //! from the watch to its end, whatever goes wrong between), [`told`] (metrics, log, trail).
 //!
@@ -9,7 +9,6 @@
 //! what the API server holds, and a write that another was faster than is a conflict and no harm.
 
 pub mod agents;
-pub mod book;
 pub mod desk;
 pub mod flags;
 pub mod issuer;

@@ -9,12 +9,12 @@ use ipnet::IpNet;
 use towline_proto::id::Name;
 use towline_proto::target::HostName;
 
-use super::book::{Book, Claim};
 use super::office::{Refusal, Verdict};
 use crate::agents::Agents;
 use crate::classify::{Prefixes, is_cluster_local};
 use crate::directory::FileDirectory;
 use crate::node_address::{self, Excluded};
+use crate::nodes::{Book, Claim};
 
 /// Whose what is, at this moment.
 pub struct NodeNames {

@@ -4,6 +4,7 @@
 use std::time::SystemTime;
 
 use towline_link::kube::csr::SigningRequest;
+use towline_pki::kubelet::NODE_USER;
 
 /// Why a request is not approved: one word, what is wrong, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +77,10 @@ pub trait Office: Send + Sync + 'static {
     /// Among whom the room for waiting requests is shared: who asks.
     fn owner<'a>(&self, request: &'a SigningRequest) -> &'a str {
         &request.spec.username
+    }
+    /// The node that asks, by whose changes a request may become right.
+    fn node<'a>(&self, request: &'a SigningRequest) -> Option<&'a str> {
+        request.spec.username.strip_prefix(NODE_USER)
     }
     /// Decides, by what is known of nodes at this moment. Changes nothing.
     fn judge(&self, request: &SigningRequest) -> impl Future<Output = Verdict<Self::Sound>> + Send;

@@ -5,15 +5,29 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use towline_link::kube::csr::{KUBELET_SERVING, SigningRequest};
+use towline_pki::Identity;
 use towline_pki::kubelet::{NODE_USER, NODES_GROUP, ServingRequest};
-use towline_proto::id::Name;
+use towline_proto::id::{Name, Role};
 
 use super::issuer::Issuer;
 use super::names::NodeNames;
 use super::office::{Office, Refusal, Signed, Subject, Texts, Verdict, check_life};
+use crate::trust::Trust;
 
 /// Whether this node's identity is on the deny list.
 pub type Denied = Box<dyn Fn(&Name) -> bool + Send + Sync>;
+
+/// Whether a node's agent is on the deny list in force; nobody is without an identity of our own.
+pub fn denied_agents(trust: Option<Trust>) -> Denied {
+    Box::new(move |node| {
+        let Some(snapshot) = trust.as_ref().map(Trust::snapshot) else {
+            return false;
+        };
+        let cluster = snapshot.identity().cluster.clone();
+        let agent = Identity::new(cluster, Role::Agent, node.clone());
+        snapshot.agents.deny_list().has_identity(&agent)
+    })
+}
 
 /// See the head of this file.
 pub struct Serving {

@@ -5,12 +5,8 @@ use std::sync::Arc;
 
 use tokio::task::JoinSet;
 use towline_link::kube::csr::SigningRequests;
-use towline_link::kube::follow::{Collection, Told as Followed};
-use towline_link::kube::node::{self, Node};
 use towline_pki::{Authority, AuthorityError, Expiry};
-use towline_proto::limits;
 
-use super::book::Book;
 use super::desk::Desk;
 use super::flags::SigningConfig;
 use super::issuer::Issuer;
@@ -22,6 +18,7 @@ use crate::agents::Agents;
 use crate::audit::trail::Audit;
 use crate::classify::Prefixes;
 use crate::directory::FileDirectory;
+use crate::nodes::NodeWatch;
 
 /// What it needs of the rest of the server.
 pub struct Around {
@@ -40,9 +37,6 @@ pub struct Around {
 /// See the head of this file.
 pub struct Signing {
     serving: Arc<Desk<Serving>>,
-    nodes: Collection,
-    book: Arc<Book>,
-    metrics: SigningMetrics,
     issuer: Option<Arc<Issuer>>,
 }
 
@@ -78,11 +72,15 @@ impl SigningFiles {
 }
 
 impl Signing {
-    /// Nothing is asked of the API yet.
-    pub fn new(config: SigningConfig, around: Around, metrics: SigningMetrics) -> Self {
-        let book = Arc::new(Book::default());
+    /// Nothing is asked of the API yet. It is told by `nodes` what changes.
+    pub fn new(
+        config: SigningConfig,
+        around: Around,
+        nodes: &mut NodeWatch,
+        metrics: SigningMetrics,
+    ) -> Self {
         let names = NodeNames {
-            book: Arc::clone(&book),
+            book: nodes.book(),
             agents: around.agents,
             directory: around.directory,
             prefixes: around.prefixes,
@@ -92,13 +90,12 @@ impl Signing {
         };
         let office = Serving::new(names, around.denied, config.issuer.clone());
         let manifest = office.texts().manifest;
-        let told = Told::new(office.word(), manifest, metrics.clone(), around.audit);
-        let requests = SigningRequests::new(config.client.clone());
+        let told = Told::new(office.word(), manifest, metrics, around.audit);
+        let requests = SigningRequests::new(config.client);
+        let serving = Desk::new(office, requests, told);
+        nodes.tells(Arc::clone(&serving) as _);
         Self {
-            serving: Desk::new(office, requests, told),
-            nodes: node::all(config.client),
-            book,
-            metrics,
+            serving,
             issuer: config.issuer,
         }
     }
@@ -110,44 +107,6 @@ impl Signing {
 
     /// Works until the tasks are dropped.
     pub fn start(self, tasks: &mut JoinSet<()>) {
-        tasks.spawn(Arc::clone(&self.serving).run());
-        tasks.spawn(self.follow_nodes());
-    }
-
-    async fn follow_nodes(self) {
-        let Self {
-            serving,
-            nodes,
-            book,
-            metrics,
-            ..
-        } = self;
-        nodes
-            .follow::<Node>(|told| {
-                let is = |node: &Node| match book.is(node) {
-                    Some(true) => serving.node_changed(&node.metadata.name),
-                    Some(false) => {}
-                    None => tracing::error!(
-                        most = limits::KUBE_NODES,
-                        "more Nodes than are kept in mind: requests of the others wait"
-                    ),
-                };
-                match told {
-                    Followed::Begins => book.begins(),
-                    Followed::Listed => {
-                        book.listed();
-                        serving.all_changed();
-                    }
-                    Followed::Page(items) => items.iter().for_each(is),
-                    Followed::Is(node) => is(&node),
-                    Followed::Was(node) => book.was(&node),
-                    Followed::Failed(error, pause) => {
-                        metrics.failed("nodes");
-                        let text = towline_link::error::detail(error);
-                        tracing::warn!(retry_in = ?pause, "Nodes are not followed, what was known of them counts: {text}");
-                    }
-                }
-            })
-            .await;
+        tasks.spawn(self.serving.run());
     }
 }

@@ -111,9 +111,7 @@ impl SigningMetrics {
                 .get_or_create(&ByCause { signer, cause })
                 .inc_by(0);
         }
-        self.errors
-            .get_or_create(&ByCall { call: "follow" })
-            .inc_by(0);
+        self.count("follow");
         self.pending(signer, 0);
     }
 
@@ -156,6 +154,11 @@ impl SigningMetrics {
         self.refusals
             .get_or_create(&ByCause { signer, cause })
             .inc();
+    }
+
+    /// Failures of this call are counted from now on.
+    pub fn count(&self, call: &'static str) {
+        self.errors.get_or_create(&ByCall { call }).inc_by(0);
     }
 
     /// A call failed.

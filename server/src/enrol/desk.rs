@@ -326,8 +326,14 @@ impl Desk {
         };
         let given = proven.join.as_ref().map(|entry| entry.ips.clone());
         let given = given.unwrap_or_default();
+        let held =
+            |ip: IpAddr| proven.shown.contains(&ip) || self.names.holds(&proven.name, ip, now);
+        let (nodes, told) = (&self.nodes, &self.told);
         let mut ips = match (looked, kind) {
-            (Ok(Looked::Addresses(found)), _) => found,
+            (Ok(Looked::Addresses(found)), _) => {
+                self.check_free(&proven.name, &found, now).await?;
+                nodes.settle(&proven.name, found, held, kind, told).await?
+            }
             // A renewal goes on with what was found before; the API may be away for a while.
             (Ok(Looked::Nothing) | Err(_), Kind::Certificate) => proven.shown.clone(),
             (Ok(Looked::NoNode), Kind::Certificate | Kind::Account) => {
@@ -339,12 +345,23 @@ impl Desk {
             // The Node may register later.
             (_, Kind::Join) => Vec::new(),
         };
+        nodes.look_at_given(&proven.name, &given, told);
         ips.extend(given);
         ips.sort_unstable();
         ips.dedup();
         ips.truncate(limits::LIST_ITEMS);
-        let free = self.nodes.check_free(&proven.name, &ips, &self.names, now);
-        free.await?;
+        self.check_free(&proven.name, &ips, now).await?;
         Ok(ips)
+    }
+
+    /// Neither a link nor a certificate of another name has one of these addresses.
+    pub(super) async fn check_free(
+        &self,
+        name: &Name,
+        ips: &[IpAddr],
+        now: SystemTime,
+    ) -> Result<(), No> {
+        let (names, told) = (&self.names, &self.told);
+        self.nodes.check_free(name, ips, names, told, now).await
     }
 }

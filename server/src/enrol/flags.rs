@@ -32,6 +32,8 @@ use crate::csr::Desk as SigningDesk;
 use crate::csr::agents::AgentOffice;
 use crate::csr::office::Office;
 use crate::csr::told::{SigningMetrics, Told as SigningTold};
+use crate::directory::FileDirectory;
+use crate::nodes::NodeWatch;
 use crate::trust::{Snapshot, Trust};
 
 /// `--enrol-issuer-certificate` and what belongs to it.
@@ -311,6 +313,10 @@ pub struct Around<'a> {
     pub audit: Audit,
     /// Who is linked.
     pub agents: Arc<Agents>,
+    /// What is granted.
+    pub directory: Arc<FileDirectory>,
+    /// What Node objects say.
+    pub nodes: Option<&'a mut NodeWatch>,
     /// Of the cluster.
     pub prefixes: Prefixes,
     /// What a scrape shows.
@@ -345,6 +351,12 @@ pub fn start(
 }
 
 impl EnrolConfig {
+    /// The Kubernetes API, where addresses go into certificates by its word.
+    pub fn asks(&self, prefixes: &Prefixes) -> Option<&Client> {
+        let (_, client) = self.account.as_ref()?;
+        Some(client).filter(|_| !prefixes.node.is_empty())
+    }
+
     /// Reads what was issued before, and begins.
     fn start(
         self,
@@ -352,6 +364,7 @@ impl EnrolConfig {
         around: Around<'_>,
         tasks: &mut JoinSet<()>,
     ) -> Result<Running, EnrolFlagError> {
+        let asks = self.asks(&around.prefixes).is_some();
         let (names, writer) = Names::open(self.ledger, SystemTime::now())?;
         tasks.spawn(writer.run());
         let client = self.account.as_ref().map(|(_, client)| client.clone());
@@ -369,6 +382,12 @@ impl EnrolConfig {
                 control_plane: self.control_plane,
                 prefixes: around.prefixes,
                 agents: around.agents,
+                directory: around.directory,
+                book: around
+                    .nodes
+                    .as_ref()
+                    .filter(|_| asks)
+                    .map(|nodes| nodes.book()),
             },
             told: Told::new(around.audit, around.registry),
             life: self.life,
@@ -379,7 +398,11 @@ impl EnrolConfig {
             let manifest = office.texts().manifest;
             around.signing.watch(office.word());
             let told = SigningTold::new(office.word(), manifest, around.signing, audit);
-            tasks.spawn(SigningDesk::new(office, requests, told).run());
+            let signing = SigningDesk::new(office, requests, told);
+            if let Some(nodes) = around.nodes {
+                nodes.tells(Arc::clone(&signing) as _);
+            }
+            tasks.spawn(signing.run());
         }
         Ok(Running {
             door: EnrolDoor::new(desk),

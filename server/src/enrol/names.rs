@@ -211,6 +211,13 @@ impl Names {
         inner.names.iter().find(held).map(|(name, _)| name.clone())
     }
 
+    /// Whether a certificate of this name has this address.
+    pub fn holds(&self, name: &Name, ip: IpAddr, now: SystemTime) -> bool {
+        let inner = lock(&self.inner);
+        let mut all = inner.names.get(name).into_iter().flatten();
+        all.any(|one| one.not_after >= now && one.ips.contains(&ip))
+    }
+
     /// How many names are held.
     pub fn len(&self) -> usize {
         lock(&self.inner).names.len()

@@ -3,14 +3,20 @@
 //! agent says.
 //!
 //! A kubelet writes its own Node's status, so an address counts only inside `--node-cidr`, outside
-//! the prefixes of control plane, services and pods, and while nobody else holds it; an overlap refuses the
-//! newcomer.
+//! the prefixes of control plane, services and pods, and while nobody else holds it: no link, no
+//! certificate, and no other Node object that claimed it before. An overlap refuses the newcomer. Who
+//! holds an address already is not asked again whether another Node claims it.
+//!
+//! What Node objects claim comes from the server's one watch. An address counts only when that watch
+//! has shown it: where it cannot (no list yet, a watch that broke, more Nodes than are kept) a
+//! newcomer gets no certificate for now, and a renewal gets what the node held before.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use ipnet::IpNet;
+use tokio::time::Instant;
 use towline_link::kube::node::Node;
 use towline_link::kube::{Client, node};
 use towline_proto::address;
@@ -20,10 +26,14 @@ use towline_proto::limits;
 
 use super::No;
 use super::account::unavailable;
+use super::desk::Kind;
 use super::names::Names;
+use super::told::{Holder, Told};
 use crate::agents::Agents;
 use crate::classify::Prefixes;
+use crate::directory::FileDirectory;
 use crate::node_address;
+use crate::nodes::{Book, Claim};
 
 /// Where addresses come from.
 pub struct Nodes {
@@ -35,6 +45,10 @@ pub struct Nodes {
     pub prefixes: Prefixes,
     /// Whose addresses are whose now.
     pub agents: Arc<Agents>,
+    /// What an operator gave to whom.
+    pub directory: Arc<FileDirectory>,
+    /// What Node objects claim; none where no address counts by their word.
+    pub book: Option<Arc<Book>>,
 }
 
 /// The addresses of a Node that may count, by the operator's prefixes. Pure.
@@ -90,10 +104,15 @@ impl Nodes {
         name: &Name,
         ips: &[IpAddr],
         names: &Names,
+        told: &Told,
         now: SystemTime,
     ) -> Result<(), No> {
         for ip in ips {
             let linked = self.agents.holder(*ip).filter(|holder| holder != name);
+            let by = match linked {
+                Some(_) => Holder::Link,
+                None => Holder::Certificate,
+            };
             let issued = || names.holder_of(*ip, name, now);
             let Some(holder) = linked.or_else(issued) else {
                 continue;
@@ -107,12 +126,103 @@ impl Nodes {
                 _ => false,
             };
             if !gone {
-                tracing::error!(node = %name, %ip, %holder, "a node claims an address of another one: no certificate");
+                told.contested(name, *ip, holder.as_str(), by);
                 let text = format!("the address {ip} is {holder}'s");
                 return Err(No::new(Refusal::AddressTaken, text));
             }
         }
         Ok(())
+    }
+
+    /// Of the addresses that a Node claims those that may go into its certificate now. An address
+    /// that another Node claimed before refuses a newcomer; of a renewal it is left out.
+    pub(super) async fn settle(
+        &self,
+        name: &Name,
+        ips: Vec<IpAddr>,
+        held: impl Fn(IpAddr) -> bool,
+        kind: Kind,
+        told: &Told,
+    ) -> Result<Vec<IpAddr>, No> {
+        let Some(book) = &self.book else {
+            return Ok(ips);
+        };
+        let until = Instant::now() + limits::ENROL_NODE_SEEN;
+        let mut good = Vec::new();
+        for ip in ips {
+            let mine = held(ip)
+                || self.agents.holder(ip).as_ref() == Some(name)
+                || self.directory.gives(name, ip);
+            let settled = match mine {
+                true => Ok(()),
+                false => self.claimed(book, name, ip, until, told).await,
+            };
+            match (settled, kind) {
+                (Ok(()), _) => good.push(ip),
+                (Err(_), Kind::Certificate) => {}
+                (Err(no), _) => return Err(no),
+            }
+        }
+        Ok(good)
+    }
+
+    /// Whether this Node was the first to claim an address that is new to it.
+    async fn claimed(
+        &self,
+        book: &Book,
+        name: &Name,
+        ip: IpAddr,
+        until: Instant,
+        told: &Told,
+    ) -> Result<(), No> {
+        if self.directory.gives_away(ip) {
+            told.contested(name, ip, "the grants file", Holder::Grants);
+            let text = format!("the grants file gives {ip} to another agent");
+            return Err(No::new(Refusal::AddressTaken, text));
+        }
+        loop {
+            match book.claim(name.as_str(), ip, until).await {
+                Some(Claim::Own) => return Ok(()),
+                Some(Claim::Contested(other)) if self.claims(&other, ip).await => {
+                    told.contested(name, ip, &other, Holder::Node);
+                    let text = format!("Node {other} claims {ip} too");
+                    return Err(No::new(Refusal::AddressTaken, text));
+                }
+                // The other one is gone, and the watch has not told yet.
+                Some(Claim::Contested(_)) if Instant::now() < until => book.changed(until).await,
+                Some(_) | None => {
+                    let text = format!(
+                        "whether another Node claims {ip} cannot be told: the watch of Nodes has \
+                         not shown that {name} claims it"
+                    );
+                    return Err(No::new(Refusal::Unavailable, text));
+                }
+            }
+        }
+    }
+
+    /// Whether that Node is there and claims the address at this moment, as far as can be told.
+    async fn claims(&self, other: &str, ip: IpAddr) -> bool {
+        let Some(client) = &self.client else {
+            return true;
+        };
+        let is_it = |text: &str| text.parse().map(address::canonical) == Ok(ip);
+        match node::get(client, other).await {
+            Ok(found) => found.metadata.name != other || found.addresses().any(is_it),
+            Err(error) => !error.is_not_found(),
+        }
+    }
+
+    /// An operator's word counts whatever Node objects say, and is worth an alarm where they differ.
+    pub fn look_at_given(&self, name: &Name, ips: &[IpAddr], told: &Told) {
+        let Some(book) = &self.book else {
+            return;
+        };
+        for ip in ips {
+            if let Some(other) = book.rival(name.as_str(), address::canonical(*ip)) {
+                told.contested(name, *ip, &other, Holder::Node);
+            }
+        }
     }
 }
 

@@ -74,7 +74,7 @@ impl Desk {
     ) -> Result<(IssuedFacts, Vec<CertificateDer<'static>>), No> {
         // Somebody else may have been given one of them since they were found free.
         let _claimed = self.names.claim(&ips)?;
-        self.nodes.check_free(&name, &ips, &self.names, now).await?;
+        self.check_free(&name, &ips, now).await?;
         let issue = Issue {
             identity: Identity::new(self.cluster(), Role::Agent, name.clone()),
             dns: Vec::new(),

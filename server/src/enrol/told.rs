@@ -1,6 +1,6 @@
 //! What is said of each enrolment: a number, a line of the log, a record of the trail.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -12,6 +12,7 @@ use prometheus_client::registry::Registry;
 use towline_link::error::detail;
 use towline_link::process::ratelimit::RateLimited;
 use towline_proto::enrol::Refusal;
+use towline_proto::id::Name;
 
 use crate::audit::enrolment::EnrolmentEvent;
 use crate::audit::trail::Audit;
@@ -32,6 +33,39 @@ struct Closed {
     reason: &'static str,
 }
 
+/// Who has an address that a node which enrols claims.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// A linked agent.
+    Link,
+    /// A certificate that was issued here.
+    Certificate,
+    /// The grants file says so.
+    Grants,
+    /// Another Node object.
+    Node,
+}
+
+impl Holder {
+    /// All.
+    const ALL: [Self; 4] = [Self::Link, Self::Certificate, Self::Grants, Self::Node];
+
+    /// The word for metrics.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Holder::Link => "link",
+            Holder::Certificate => "certificate",
+            Holder::Grants => "grants",
+            Holder::Node => "node",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Held {
+    by: &'static str,
+}
+
 /// Upper bounds of the histogram, seconds.
 const SECONDS: [f64; 10] = [
     0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.0, 10.0,
@@ -43,6 +77,7 @@ pub struct Told {
     issued: Family<By, Counter>,
     refused: Family<Why, Counter>,
     closed: Family<Closed, Counter>,
+    contested: Family<Held, Counter>,
     /// Enrolments that are worked on.
     pub places: Gauge,
     /// Connections that wait for a place.
@@ -59,6 +94,7 @@ impl Told {
             issued: Family::default(),
             refused: Family::default(),
             closed: Family::default(),
+            contested: Family::default(),
             places: Gauge::default(),
             waiting: Gauge::default(),
             seconds: Histogram::new(SECONDS),
@@ -78,6 +114,15 @@ impl Told {
             "towline_server_enrolment_connections_closed",
             "Connections for enrolment that ended without an answer, by reason",
             told.closed.clone(),
+        );
+        for holder in Holder::ALL {
+            let by = holder.as_str();
+            told.contested.get_or_create(&Held { by }).inc_by(0);
+        }
+        registry.register(
+            "towline_server_enrolment_addresses_contested",
+            "Addresses that a node which enrols claims and another one has, by what says so: a link, a certificate, the grants file, a Node object",
+            told.contested.clone(),
         );
         registry.register(
             "towline_server_enrolments_in_flight",
@@ -102,6 +147,16 @@ impl Told {
         match self.audit.blocks() {
             true => self.audit.state().err(),
             false => None,
+        }
+    }
+
+    /// A node claims an address that another one has: one of the two is wrong, or was broken into.
+    pub fn contested(&self, node: &Name, ip: IpAddr, holder: &str, by: Holder) {
+        let word = by.as_str();
+        self.contested.get_or_create(&Held { by: word }).inc();
+        if let Some(suppressed) = self.lines.allow(("contested", word)) {
+            let holder: String = detail(holder);
+            tracing::error!(%node, %ip, holder, by = word, suppressed, "a node claims an address of another one");
         }
     }
 

@@ -64,7 +64,7 @@ pub(crate) struct State {
     leases: Store,
     objects: Objects,
     rights: Rights,
-    /// What is read by its path alone: Pods, Nodes.
+    /// What is read by its path alone: Pods.
     plain: HashMap<String, serde_json::Value>,
     mood: Mood,
     /// Verb and path of every request, oldest first.
@@ -227,20 +227,6 @@ impl FakeKube {
             Some(object) => state.plain.insert(path.to_owned(), object),
             None => state.plain.remove(path),
         };
-    }
-
-    /// A Node with these addresses.
-    pub fn plain_node(&self, name: &str, addresses: &[&str]) {
-        let addresses: Vec<_> = addresses
-            .iter()
-            .map(|address| serde_json::json!({"type": "InternalIP", "address": address}))
-            .collect();
-        let node = serde_json::json!({
-            "kind": "Node", "apiVersion": "v1",
-            "metadata": {"name": name, "uid": format!("node-uid-{name}")},
-            "status": {"addresses": addresses},
-        });
-        self.plain(&format!("/api/v1/nodes/{name}"), Some(node));
     }
 
     /// How it behaves from now on.

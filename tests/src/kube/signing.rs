@@ -56,6 +56,7 @@ fn serve(
     let body = match (asked.verb.as_str(), parts) {
         ("GET", []) if query("watch") == "true" => {
             state.rights.check(read)?;
+            state.rights.check_all(kind)?;
             let version = query("resourceVersion").parse().unwrap_or(0);
             return Ok(Answer::Watch(
                 Watched::Objects(kind, query("fieldSelector")),
@@ -64,6 +65,7 @@ fn serve(
         }
         ("GET", []) => {
             state.rights.check(read)?;
+            state.rights.check_all(kind)?;
             let limit = query("limit").parse().unwrap_or(0);
             state
                 .objects
@@ -100,6 +102,14 @@ impl Rights {
         match self.missing.contains(right) {
             true => Err((403, "Forbidden", format!("user cannot {right}"))),
             false => Ok(()),
+        }
+    }
+
+    /// To list and watch is another right than to read one.
+    fn check_all(&self, kind: Kind) -> Result<(), Refused> {
+        match kind {
+            Kind::Node => self.check("all-nodes"),
+            Kind::SigningRequest => Ok(()),
         }
     }
 
@@ -239,7 +249,7 @@ impl FakeKube {
         state.rights.users.insert(name.to_owned(), user);
     }
 
-    /// Nobody has this right any more: `nodes`, `requests`, `create`, `approve` or `sign`.
+    /// Nobody has this right any more: `nodes`, `all-nodes` (list and watch), `requests`, `create`, `approve` or `sign`.
     pub fn withdraw(&self, right: &'static str) {
         self.shared.lock().rights.missing.insert(right);
     }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use towline_link::kube::csr::encoded;
 use towline_link::kube::{Access, Client};
+use towline_link::process::ready::Readiness;
 use towline_pki::{KeyKind, PrivateKey, RequestSpec};
 use towline_proto::target::HostName;
 use towline_server::agents::Agents;
@@ -18,6 +19,7 @@ use towline_server::csr::{Around, Signing, SigningConfig};
 use towline_server::directory::FileDirectory;
 use towline_server::grants::Grants;
 use towline_server::metrics::Metrics;
+use towline_server::nodes::NodeWatch;
 use towline_tests::authority::Authority;
 use towline_tests::kube::FakeKube;
 use towline_tests::kube::signing::decisions;
@@ -97,7 +99,11 @@ impl World {
         let mut tasks = JoinSet::new();
         let metrics = SigningMetrics::default();
         metrics.register(&mut registry);
-        Signing::new(config, around, metrics).start(&mut tasks);
+        let mut nodes = NodeWatch::new(self.client.clone(), metrics.clone());
+        nodes.register(&mut registry);
+        Signing::new(config, around, &mut nodes, metrics).start(&mut tasks);
+        let readiness = Readiness::new();
+        tasks.spawn(nodes.run(readiness.condition("nodes", "not looked at yet")));
         Approver {
             registry,
             _tasks: tasks,

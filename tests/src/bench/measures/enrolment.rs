@@ -35,7 +35,7 @@ pub async fn run(turn: &mut Turn<'_>) -> Result<Vec<Value>> {
     let mut nodes = Vec::with_capacity(count);
     for number in 0..count {
         let name = format!("node-{number}");
-        world.kube.plain_node(&name, &[]);
+        world.kube.put_node(&name, &[]);
         let proof = world.account_token(&format!("token-{number}"), &name);
         nodes.push((Node::new(), proof));
     }

@@ -9,6 +9,8 @@ use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 use towline_link::kube::node::Node;
 use towline_proto::address;
 use towline_proto::limits;
@@ -85,12 +87,16 @@ struct Inner {
     /// Names that the list under way has shown.
     shown: Option<HashSet<String>>,
     overflowed: bool,
+    /// The list or the watch failed, and no other list has begun.
+    broken: bool,
 }
 
 /// All Nodes.
 #[derive(Default)]
 pub struct Book {
     inner: Mutex<Inner>,
+    /// Counts changes for those who wait for one.
+    changes: watch::Sender<u64>,
 }
 
 impl Book {
@@ -128,11 +134,63 @@ impl Book {
         self.lock().names.of(name, node)
     }
 
+    /// Whose an address is, as soon as the watch has shown that this Node claims it, too. Everything
+    /// that the API server took before is known then, so a claim that is found to be first is first.
+    /// `None` when it was not shown until then, or cannot be: who asks must not believe it.
+    pub async fn claim(&self, node: &str, ip: IpAddr, until: Instant) -> Option<Claim> {
+        let mut changes = self.changes.subscribe();
+        loop {
+            changes.borrow_and_update();
+            let broken = {
+                let inner = self.lock();
+                // Half of a list says nothing about who was first.
+                let whole = inner.listed && inner.shown.is_none();
+                match inner.ips.of(&ip, node) {
+                    Claim::None => {}
+                    claim if whole => return Some(claim),
+                    _ => {}
+                }
+                inner.broken
+            };
+            if broken || !matches!(timeout_at(until, changes.changed()).await, Ok(Ok(()))) {
+                return None;
+            }
+        }
+    }
+
+    /// Another Node that claims an address, whoever was first.
+    pub fn rival(&self, node: &str, ip: IpAddr) -> Option<String> {
+        let inner = self.lock();
+        let claims = inner.ips.0.get(&ip)?;
+        let other = claims.iter().find(|(name, _)| name != node);
+        other.map(|(name, _)| name.clone())
+    }
+
+    /// Waits for a change, until then.
+    pub async fn changed(&self, until: Instant) {
+        let mut changes = self.changes.subscribe();
+        let _ = timeout_at(until, changes.changed()).await;
+    }
+
+    fn change(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+
     /// A list begins.
     pub fn begins(&self) {
         let mut inner = self.lock();
-        inner.clock += 1;
+        // What a list that failed halfway has shown came at the same time as the rest of it.
+        if inner.shown.is_none() {
+            inner.clock += 1;
+        }
         inner.shown = Some(HashSet::new());
+        inner.broken = false;
+    }
+
+    /// The list or the watch failed.
+    pub fn broke(&self) {
+        self.lock().broken = true;
+        self.change();
     }
 
     /// It is complete: what it did not show is gone.
@@ -149,6 +207,8 @@ impl Book {
             inner.remove(&name);
         }
         inner.listed = true;
+        drop(inner);
+        self.change();
     }
 
     /// A Node is there. Whether anything about its names or addresses is new; `None` when there
@@ -169,12 +229,18 @@ impl Book {
             }
             false => inner.clock += 1,
         }
-        Some(inner.put(node))
+        let new = inner.put(node);
+        drop(inner);
+        if new {
+            self.change();
+        }
+        Some(new)
     }
 
     /// A Node is gone.
     pub fn was(&self, node: &Node) {
         self.lock().remove(&node.metadata.name);
+        self.change();
     }
 }
 
@@ -326,5 +392,54 @@ mod tests {
         );
         book.was(&node("a", "1", &[]));
         assert!(book.is_empty() && book.ip("a", ip("10.0.0.1")) == Claim::None);
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + std::time::Duration::from_secs(3)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_claim_counts_once_the_watch_has_shown_it() {
+        let book = listed(&[node("a", "1", &["10.0.0.1"])]);
+        let one = ip("10.0.0.1");
+        assert_eq!(book.claim("a", one, soon()).await, Some(Claim::Own));
+        assert_eq!(book.claim("b", one, soon()).await, None);
+        let (later, ()) = tokio::join!(book.claim("b", one, soon()), async {
+            tokio::task::yield_now().await;
+            book.is(&node("b", "2", &["10.0.0.1"]));
+        });
+        assert_eq!(later, Some(Claim::Contested("a".into())));
+        assert_eq!(book.rival("a", one), Some("b".into()));
+        assert_eq!(book.rival("c", ip("10.0.0.9")), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_a_broken_watch_only_what_was_known_counts_and_nobody_waits() {
+        let book = Book::default();
+        let one = ip("10.0.0.1");
+        assert_eq!(book.claim("a", one, soon()).await, None);
+        book.begins();
+        book.is(&node("a", "1", &["10.0.0.1"]));
+        // A list that is not whole says nothing about who was first.
+        let begun = Instant::now();
+        assert_eq!(book.claim("a", one, soon()).await, None);
+        assert!(begun.elapsed().as_secs() >= 3);
+        book.broke();
+        let begun = Instant::now();
+        assert_eq!(book.claim("a", one, soon()).await, None);
+        assert!(begun.elapsed().is_zero());
+        // Nor does it in the next list: b may have been there first.
+        book.begins();
+        book.is(&node("a", "1", &["10.0.0.1"]));
+        book.is(&node("b", "2", &["10.0.0.1"]));
+        book.listed();
+        let contested = Some(Claim::Contested("b".into()));
+        assert_eq!(book.claim("a", one, soon()).await, contested);
+        let book = listed(&[node("a", "1", &["10.0.0.1"])]);
+        book.broke();
+        assert_eq!(book.claim("a", one, soon()).await, Some(Claim::Own));
+        let begun = Instant::now();
+        assert_eq!(book.claim("b", one, soon()).await, None);
+        assert!(begun.elapsed().is_zero());
     }
 }
