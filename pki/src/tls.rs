@@ -43,10 +43,26 @@ pub const ALPN_HTTP11: &[u8] = b"http/1.1";
 /// ALPN of the door over TCP, for gRPC. Who offers nothing is told apart by its first bytes.
 pub const ALPN_HTTP2: &[u8] = b"h2";
 
-/// The library refused a configuration. With what is checked beforehand this is a defect.
+/// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
-#[error("TLS configuration: {0}")]
-pub struct TlsError(#[from] rustls::Error);
+pub enum TlsError {
+    /// The library refused it. With what is checked beforehand this is a defect.
+    #[error("TLS configuration: {0}")]
+    Library(#[from] rustls::Error),
+    /// What is shown to nodes that enrol.
+    #[error(
+        "the server's own chain of {own} certificates and {authorities} authorities behind it make \
+         {}, and agents take {} at most: leave out authorities that no join token names any more, \
+         or intermediates that agents have as anchors",
+        own + authorities, limits::CHAIN_CERTIFICATES
+    )]
+    LongChain {
+        /// In the server's own chain.
+        own: usize,
+        /// Authorities that are not in it.
+        authorities: usize,
+    },
+}
 
 /// A server's end of a link, on both carriers. Agents must prove who they are.
 pub fn link_server(
@@ -66,7 +82,7 @@ pub fn link_client(
 
 /// The server's end of enrolment. Who shows a certificate must be an agent that `peers` takes;
 /// who shows none proves the name by a token. `authorities` go out behind our own chain, for
-/// agents that know no more of them than a hash.
+/// agents that know no more of them than a hash: all of them, or it is an error.
 ///
 /// Over TCP only: no QUIC listener is ever given this configuration.
 pub fn enrol_server(
@@ -81,7 +97,11 @@ pub fn enrol_server(
             shown.push(authority.clone());
         }
     }
-    shown.truncate(limits::CHAIN_CERTIFICATES);
+    if shown.len() > limits::CHAIN_CERTIFICATES {
+        let own = presented.cert.len();
+        let authorities = shown.len() - own;
+        return Err(TlsError::LongChain { own, authorities });
+    }
     let shown = CertifiedKey::new(shown, Arc::clone(&presented.key));
     server(
         single(Arc::new(shown)),
@@ -286,7 +306,7 @@ pub(crate) fn chain_verifier(roots: &WebRoots) -> Result<Arc<dyn ClientCertVerif
     let building = WebPkiClientVerifier::builder_with_provider(roots.store(), provider());
     building
         .build()
-        .map_err(|_| TlsError(rustls::Error::General("no usable root".to_owned())))
+        .map_err(|_| TlsError::Library(rustls::Error::General("no usable root".to_owned())))
 }
 
 fn without_resumption(mut config: ServerConfig) -> ServerConfig {
@@ -300,7 +320,7 @@ fn without_resumption(mut config: ServerConfig) -> ServerConfig {
 pub(crate) fn web_verifier(roots: &WebRoots) -> Result<Arc<WebPkiServerVerifier>, TlsError> {
     WebPkiServerVerifier::builder_with_provider(roots.store(), provider())
         .build()
-        .map_err(|_| TlsError(rustls::Error::General("no usable root".to_owned())))
+        .map_err(|_| TlsError::Library(rustls::Error::General("no usable root".to_owned())))
 }
 
 /// The name that our clients put where TLS wants one. It is not sent (no SNI) and not checked:

@@ -360,3 +360,39 @@ async fn a_first_message_of_many_kilobytes_is_closed_unanswered() {
     let closed = "towline_server_enrolment_connections_closed_total{reason=\"long-hello\"}";
     world.counted(&format!("{closed} 1")).await;
 }
+
+/// All that is shown is taken by agents, or the file is refused: never a part of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_authorities_than_an_agent_takes_are_one_error() {
+    let mut world = EnrolWorld::prepared(CarrierKind::Tls, &[]).await;
+    let own = world.authority.issuer(Role::Server).pem().to_owned();
+    let others: Vec<String> = (0..limits::CHAIN_CERTIFICATES)
+        .map(|_| {
+            let other = towline_tests::authority::Authority::new("kit.example");
+            other.issuer(Role::Server).pem().to_owned()
+        })
+        .collect();
+    // Our leaf, our authority, and as many as there is room for.
+    let most = limits::CHAIN_CERTIFICATES - 2;
+    let path = world.scratch.join("servers.ca");
+    let write = |count: usize| {
+        let text = format!("{own}{}", others[..count].concat());
+        scratch::replace(&path, &text).unwrap();
+    };
+    write(most + 1);
+    let error = world.restart().await.unwrap_err();
+    assert!(
+        error.contains("--enrol-server-ca") && error.contains("agents take 8 at most"),
+        "{error}"
+    );
+    write(most);
+    world.restart().await.unwrap();
+    let proof = |number: u8| world.account_token(&format!("t{number}"), "n1");
+    world.kube.put_node("n1", &["10.0.0.1"]);
+    world.enrolled(proof(1), None).await;
+    // The file grew while we run: the old one stays in force.
+    write(most + 1);
+    let error = world.reload().await.unwrap_err();
+    assert!(error.contains("--enrol-server-ca"), "{error}");
+    world.enrolled(proof(2), None).await;
+}

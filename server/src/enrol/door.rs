@@ -115,7 +115,12 @@ impl EnrolDoor {
             let issuing = self.desk.issuer.current();
             let own = trust.material.credentials();
             let agents = Arc::clone(&trust.agents);
-            tls::enrol_server(own, &issuing.servers, agents).map_err(|_| "tls")?
+            let made = tls::enrol_server(own, &issuing.servers, agents);
+            made.map_err(|error| {
+                // What is checked when the authority is read; a longer chain of ours may have come since.
+                self.desk.told.broken(&error);
+                "tls"
+            })?
         };
         let shaking = timeout_at(until, arrived.other(config));
         let shaken = shaking.await.map_err(|_| "late")?;

@@ -237,7 +237,7 @@ impl EnrolArgs {
         paths.extend(files.servers.clone());
         paths.extend(self.enrol_join_tokens.clone());
         let seen = Seen::now(&paths);
-        let issuing = Issuing::load(&files, &trust.agents, now)?;
+        let issuing = Issuing::load(&files, trust, now)?;
         let joins = match &self.enrol_join_tokens {
             Some(path) => {
                 let spent = self.enrol_join_spent.unwrap_or_else(|| state.join(SPENT));
@@ -427,7 +427,7 @@ impl Running {
             let now = SystemTime::now();
             // Both, whatever becomes of the first.
             let read = joins.as_ref().map_or(Ok(()), |joins| joins.reload(now));
-            issuer.reload(&trust.snapshot().agents, now)?;
+            issuer.reload(&trust.snapshot(), now)?;
             read.map_err(EnrolFlagError::from)
         })
     }

@@ -9,10 +9,12 @@ use rustls_pki_types::CertificateDer;
 use towline_pki::store::{self, StoreError};
 use towline_pki::{
     Authority, AuthorityError, Expiry, Identity, Issue, IssueError, Issued, KeyKind, PeerError,
-    PeerVerifier, PrivateKey,
+    PrivateKey, TlsError, tls,
 };
 use towline_proto::id::Role;
 use towline_proto::limits;
+
+use crate::trust::Snapshot;
 
 /// Which files.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +51,14 @@ pub enum IssuerError {
         /// Why.
         source: PeerError,
     },
+    /// No agent would take our chain.
+    #[error("--enrol-server-ca {path}: {source}", path = path.display())]
+    Shown {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: TlsError,
+    },
 }
 
 /// One loaded set.
@@ -72,18 +82,28 @@ impl Issuing {
         &self.authority
     }
 
-    /// Reads the files, and signs once for trial: what `agents` would not take is an error now.
+    /// Reads the files, signs once for trial, and makes the configuration of the door: what agents
+    /// or `--agent-ca` would not take is an error now.
     pub fn load(
         files: &IssuerFiles,
-        agents: &PeerVerifier,
+        trust: &Snapshot,
         now: SystemTime,
     ) -> Result<Self, IssuerError> {
+        let agents = &trust.agents;
         let authority = Authority::load(&files.cert, &files.key, now)?;
         let chain = store::read_certificates(&files.cert)?;
         let servers = match &files.servers {
             Some(path) => store::read_certificates(path)?,
             None => Vec::new(),
         };
+        if let Some(path) = &files.servers {
+            let own = trust.material.credentials();
+            let made = tls::enrol_server(own, &servers, Arc::clone(agents));
+            made.map_err(|source| IssuerError::Shown {
+                path: path.clone(),
+                source,
+            })?;
+        }
         let mut loaded = Self {
             authority,
             above: Vec::new(),
@@ -179,8 +199,8 @@ impl Issuer {
     }
 
     /// Reads the files again; what does not load leaves the old set in force.
-    pub fn reload(&self, agents: &PeerVerifier, now: SystemTime) -> Result<(), IssuerError> {
-        let new = Issuing::load(&self.files, agents, now)?;
+    pub fn reload(&self, trust: &Snapshot, now: SystemTime) -> Result<(), IssuerError> {
+        let new = Issuing::load(&self.files, trust, now)?;
         self.now.store(Arc::new(new));
         Ok(())
     }

@@ -11,6 +11,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use towline_link::error::detail;
 use towline_link::process::ratelimit::RateLimited;
+use towline_pki::TlsError;
 use towline_proto::enrol::Refusal;
 use towline_proto::id::Name;
 
@@ -82,7 +83,7 @@ pub struct Told {
     pub places: Gauge,
     /// Connections that wait for a place.
     pub waiting: Gauge,
-    seconds: Histogram,
+    seconds: Family<By, Histogram>,
     lines: RateLimited<(&'static str, &'static str)>,
 }
 
@@ -97,7 +98,7 @@ impl Told {
             contested: Family::default(),
             places: Gauge::default(),
             waiting: Gauge::default(),
-            seconds: Histogram::new(SECONDS),
+            seconds: Family::new_with_constructor(|| Histogram::new(SECONDS)),
             lines: RateLimited::new(30, Duration::from_secs(60)),
         };
         registry.register(
@@ -136,7 +137,7 @@ impl Told {
         );
         registry.register(
             "towline_server_enrolment_seconds",
-            "From the request of an agent to its answer",
+            "From the request of an agent to its answer, by proof; of a signing request, since this server first saw it",
             told.seconds.clone(),
         );
         told
@@ -160,6 +161,13 @@ impl Told {
         }
     }
 
+    /// Nobody can enrol, by a fault of ours.
+    pub fn broken(&self, error: &TlsError) {
+        if let Some(suppressed) = self.lines.allow(("broken", "")) {
+            tracing::error!(suppressed, "no node can enrol: {error}");
+        }
+    }
+
     /// A connection ended before there was anything to answer.
     pub fn closed(&self, address: SocketAddr, reason: &'static str) {
         self.closed.get_or_create(&Closed { reason }).inc();
@@ -168,12 +176,13 @@ impl Told {
         }
     }
 
-    /// One enrolment was answered.
+    /// One enrolment was answered, after this time; or it waits, and has no answer yet.
     pub fn answered(&self, event: EnrolmentEvent, took: Option<Duration>) {
-        if let Some(took) = took {
-            self.seconds.observe(took.as_secs_f64());
-        }
         let proof = event.proof;
+        if let Some(took) = took {
+            let seconds = self.seconds.get_or_create(&By { proof });
+            seconds.observe(took.as_secs_f64());
+        }
         let node = event.node.as_str();
         let address = event.address.map(tracing::field::display);
         let request = event.request.as_deref();
