@@ -209,6 +209,9 @@ async fn what_can_never_be_right_is_denied_with_its_reason_and_recorded() {
     let line =
         "towline_server_enrolments_refused_total{proof=\"signing-request\",reason=\"denied\"} 1";
     world.counted(line).await;
+    // Each denial was an answer.
+    let seconds = "towline_server_enrolment_seconds_count{proof=\"signing-request\"} 20";
+    world.counted(seconds).await;
     // Nothing was issued, and nothing written down.
     let ledger = std::fs::read_to_string(world.scratch.join("state/issued.jsonl"));
     assert!(ledger.unwrap_or_default().is_empty());
@@ -355,6 +358,9 @@ async fn while_nodes_are_not_known_a_request_waits() {
     let waits = "towline_server_csr_refusals_total{signer=\"agent\",cause=\"Unavailable\"} 1";
     world.counted(waits).await;
     assert!(decisions(&world.kube.request("early").unwrap()).is_empty());
+    // Not before it has an answer.
+    let seconds = "towline_server_enrolment_seconds_count{proof=\"signing-request\"}";
+    assert!(!world.page("/metrics").await.contains(seconds));
     world.kube.grant("all-nodes");
     let leaf = leaf(&decided(&world, "early", "certificate").await);
     assert_eq!(leaf.ip_sans, [node_ip(1)]);
@@ -450,6 +456,8 @@ async fn many_agents_at_once_are_all_served() {
     for n in 0..count {
         decided(&world, &format!("r{n}"), "certificate").await;
     }
+    let seconds = "towline_server_enrolment_seconds_count{proof=\"signing-request\"}";
+    world.counted(&format!("{seconds} {count}")).await;
     let line = format!("towline_server_enrolments_total{{proof=\"signing-request\"}} {count}");
     world.counted(&line).await;
 }

@@ -160,6 +160,7 @@ impl AgentOffice {
         node: &str,
         key: Option<String>,
         outcome: Result<IssuedFacts, (Word, String)>,
+        took: Option<Duration>,
     ) {
         let event = EnrolmentEvent {
             address: None,
@@ -170,7 +171,7 @@ impl AgentOffice {
             key,
             outcome,
         };
-        self.desk.told.answered(event, None);
+        self.desk.told.answered(event, took);
     }
 }
 
@@ -309,7 +310,7 @@ impl Office for AgentOffice {
         self.desk.is_ours(text, SystemTime::now())
     }
 
-    fn signed(&self, request: &SigningRequest, sound: &Asked, signed: &Signed) {
+    fn signed(&self, request: &SigningRequest, sound: &Asked, signed: &Signed, took: Duration) {
         self.unwritten().remove(&request.metadata.uid);
         let facts = IssuedFacts {
             serial: signed.serial.clone(),
@@ -317,14 +318,15 @@ impl Office for AgentOffice {
             ips: sound.ips.clone(),
         };
         let key = Some(hex(&sound.key.hash()));
-        self.tell(request, sound.name.as_str(), key, Ok(facts));
+        self.tell(request, sound.name.as_str(), key, Ok(facts), Some(took));
     }
 
-    fn refused(&self, request: &SigningRequest, refusal: &Refusal) {
+    fn refused(&self, request: &SigningRequest, refusal: &Refusal, took: Option<Duration>) {
         let found = WORDS.iter().find(|(_, word, _)| *word == refusal.word);
         let word = found.map_or(Word::SigningRequest, |(word, ..)| *word);
         let node = said_node(request).unwrap_or_default();
-        self.tell(request, node, None, Err((word, refusal.cause.clone())));
+        let outcome = Err((word, refusal.cause.clone()));
+        self.tell(request, node, None, outcome, took);
     }
 }
 

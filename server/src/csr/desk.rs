@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use towline_link::kube::KubeError;
 use towline_link::kube::csr::{Decision, SigningRequest, SigningRequests, encoded};
 use towline_link::kube::follow::Told as Followed;
@@ -147,6 +148,9 @@ impl<O: Office> Desk<O> {
     }
 
     async fn look(&self, turn: &Turn) -> Result<Next, (&'static str, KubeError)> {
+        // Since it was first seen.
+        let begun = Instant::now();
+        let took = || turn.known + begun.elapsed();
         let read = self.requests.get(&turn.name).await;
         let request = read.map_err(|error| ("get", error))?;
         if request.spec.signer_name != self.office.signer() || self.is_done(&request) {
@@ -163,8 +167,8 @@ impl<O: Office> Desk<O> {
             return Ok(Next::Later(None));
         }
         match (request.is(Decision::Approved), self.office.signs()) {
-            (false, _) => self.decide(request).await,
-            (true, true) => self.sign(request).await,
+            (false, _) => self.decide(request, took).await,
+            (true, true) => self.sign(request, took).await,
             (true, false) => {
                 if turn.known >= UNSIGNED {
                     let text = self.office.texts().unsigned;
@@ -175,7 +179,11 @@ impl<O: Office> Desk<O> {
         }
     }
 
-    async fn decide(&self, mut request: SigningRequest) -> Result<Next, (&'static str, KubeError)> {
+    async fn decide(
+        &self,
+        mut request: SigningRequest,
+        took: impl Fn() -> Duration,
+    ) -> Result<Next, (&'static str, KubeError)> {
         match self.office.judge(&request).await {
             Verdict::Sound(sound) => {
                 let subject = self.office.subject(&sound);
@@ -190,22 +198,26 @@ impl<O: Office> Desk<O> {
                 request.decide(Decision::Denied, refusal.word, &message(&refusal));
                 let written = self.requests.approval(&request).await;
                 let written = written.map_err(|error| ("deny", error))?;
-                self.refused(&written, Outcome::Denied, &refusal);
+                self.refused(&written, Outcome::Denied, &refusal, Some(took()));
                 Ok(Next::Done)
             }
             Verdict::NotYet(refusal) => {
-                self.refused(&request, Outcome::Waiting, &refusal);
+                self.refused(&request, Outcome::Waiting, &refusal, None);
                 Ok(Next::Later(self.node_of(&request)))
             }
             Verdict::NotOurs(refusal) => {
-                self.refused(&request, Outcome::NotOurs, &refusal);
+                self.refused(&request, Outcome::NotOurs, &refusal, None);
                 Ok(Next::Later(None))
             }
         }
     }
 
     /// It is approved, by us or by somebody else: what is signed has to be right all the same.
-    async fn sign(&self, mut request: SigningRequest) -> Result<Next, (&'static str, KubeError)> {
+    async fn sign(
+        &self,
+        mut request: SigningRequest,
+        took: impl Fn() -> Duration,
+    ) -> Result<Next, (&'static str, KubeError)> {
         let failed = match self.office.judge(&request).await {
             Verdict::Sound(sound) => {
                 match self.office.sign(&request, &sound, SystemTime::now()).await {
@@ -215,18 +227,18 @@ impl<O: Office> Desk<O> {
                         let written = written.map_err(|error| ("sign", error))?;
                         let subject = self.office.subject(&sound);
                         self.told.signed(&written, &subject, &signed);
-                        self.office.signed(&written, &sound, &signed);
+                        self.office.signed(&written, &sound, &signed, took());
                         return Ok(Next::Done);
                     }
                     // Our own authority is at fault: that can be mended.
                     Err(refusal) => {
-                        self.refused(&request, Outcome::Waiting, &refusal);
+                        self.refused(&request, Outcome::Waiting, &refusal, None);
                         return Ok(Next::Later(None));
                     }
                 }
             }
             Verdict::NotYet(refusal) => {
-                self.refused(&request, Outcome::Waiting, &refusal);
+                self.refused(&request, Outcome::Waiting, &refusal, None);
                 return Ok(Next::Later(self.node_of(&request)));
             }
             Verdict::Never(refusal) | Verdict::NotOurs(refusal) => refusal,
@@ -234,7 +246,7 @@ impl<O: Office> Desk<O> {
         request.decide(Decision::Failed, failed.word, &message(&failed));
         let written = self.requests.status(&request).await;
         let written = written.map_err(|error| ("fail", error))?;
-        self.refused(&written, Outcome::Failed, &failed);
+        self.refused(&written, Outcome::Failed, &failed, Some(took()));
         Ok(Next::Done)
     }
 
@@ -244,9 +256,15 @@ impl<O: Office> Desk<O> {
         Some(node.chars().take(limits::HOST_BYTES).collect())
     }
 
-    fn refused(&self, request: &SigningRequest, outcome: Outcome, refusal: &Refusal) {
+    fn refused(
+        &self,
+        request: &SigningRequest,
+        outcome: Outcome,
+        refusal: &Refusal,
+        took: Option<Duration>,
+    ) {
         if self.told.refused(request, outcome, refusal) {
-            self.office.refused(request, refusal);
+            self.office.refused(request, refusal, took);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What is decided about the requests for one signer. An [`Office`] is a set of rules, and
 //! perhaps a key; the desk does the rest.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use towline_link::kube::csr::SigningRequest;
 use towline_pki::kubelet::NODE_USER;
@@ -98,9 +98,18 @@ pub trait Office: Send + Sync + 'static {
     /// Whether the certificate in a request was signed by us, or by a server with our authority.
     fn is_ours(&self, pem: &[u8]) -> bool;
     /// What was signed is in the request now.
-    fn signed(&self, _request: &SigningRequest, _sound: &Self::Sound, _signed: &Signed) {}
-    /// A request was not approved, for the first time for this cause.
-    fn refused(&self, _request: &SigningRequest, _refusal: &Refusal) {}
+    /// It took this long since we first saw it.
+    fn signed(
+        &self,
+        _request: &SigningRequest,
+        _sound: &Self::Sound,
+        _signed: &Signed,
+        _took: Duration,
+    ) {
+    }
+    /// A request was not approved, for the first time for this cause. How long it took, when that is
+    /// its end.
+    fn refused(&self, _request: &SigningRequest, _refusal: &Refusal, _took: Option<Duration>) {}
 }
 
 /// The life that a request asks for must lie within these.
