@@ -14,6 +14,7 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use tokio::time::Instant;
 use towline_proto::limits;
+use towline_proto::queue::Queue;
 use towline_proto::reason::Reason;
 
 use crate::carrier::StreamError;
@@ -21,7 +22,8 @@ use crate::carrier::StreamError;
 /// From the peer, for our reader.
 #[derive(Debug)]
 pub struct Inbound {
-    chunks: VecDeque<Bytes>,
+    /// Packed: a peer chooses how much each packet holds, and what is charged is bytes.
+    chunks: Queue,
     end: Option<Result<(), StreamError>>,
     waker: Option<Waker>,
     stopped: bool,
@@ -47,7 +49,7 @@ impl Pace {
 impl Default for Inbound {
     fn default() -> Self {
         Self {
-            chunks: VecDeque::new(),
+            chunks: Queue::default(),
             end: None,
             waker: None,
             stopped: false,
@@ -65,7 +67,7 @@ impl Inbound {
     pub fn push(&mut self, data: Bytes) -> bool {
         let wanted = !self.stopped && self.end.is_none();
         if wanted {
-            self.chunks.push_back(data);
+            self.chunks.push(data);
         }
         wanted
     }
@@ -81,7 +83,7 @@ impl Inbound {
         cx: &mut Context<'_>,
         max: usize,
     ) -> Poll<Result<Option<Bytes>, StreamError>> {
-        let Some(first) = self.chunks.front_mut() else {
+        let Some(taken) = self.chunks.pop(max) else {
             return match self.end {
                 Some(end) => Poll::Ready(end.map(|()| None)),
                 None => {
@@ -90,14 +92,6 @@ impl Inbound {
                 }
             };
         };
-        let taken = match first.len() > max {
-            true => first.split_to(max),
-            false => self.chunks.pop_front().unwrap_or_default(),
-        };
-        if self.chunks.is_empty() {
-            // An idle connection holds no memory for chunks.
-            self.chunks = VecDeque::new();
-        }
         self.pace.taken += taken.len() as u64;
         Poll::Ready(Ok(Some(taken)))
     }
@@ -116,8 +110,7 @@ impl Inbound {
     /// The reader takes no more. How many bytes it leaves.
     pub fn stop(&mut self) -> usize {
         self.stopped = true;
-        let left = std::mem::take(&mut self.chunks);
-        left.iter().map(Bytes::len).sum()
+        std::mem::take(&mut self.chunks).len()
     }
 
     /// Whether the reader takes no more.
@@ -255,6 +248,21 @@ mod tests {
         assert_eq!(queue.poll_take(&mut idle(), 3), Poll::Ready(Err(reset)));
         assert_eq!(queue.poll_reset(&mut idle()), Poll::Ready(reset));
         assert_eq!(queue.refusal(), Some(reset));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_byte_that_waits_keeps_no_buffer_alive_and_many_are_one_piece() {
+        let mut queue = Inbound::default();
+        for _ in 0..1000 {
+            let buffer = Bytes::from(vec![7; 16 * 1024]);
+            assert!(queue.push(buffer.slice(100..101)));
+            assert!(buffer.is_unique());
+        }
+        let mut pieces = 0;
+        while queue.poll_take(&mut idle(), usize::MAX).is_ready() {
+            pieces += 1;
+        }
+        assert!(pieces < 20, "{pieces}");
     }
 
     #[tokio::test(start_paused = true)]

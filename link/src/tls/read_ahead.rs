@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::io::poll_read_buf;
 use towline_proto::limits::TLS_READ;
 
-/// Bytes copied by one call; the reason stands at the same number in `proto/src/mux/queue.rs`.
+/// Bytes copied by one call; the reason stands at the same number in `proto/src/queue.rs`.
 const COPY_STEP: usize = 1024;
 
 /// Bytes of one connection on the network, each way.

@@ -3,8 +3,8 @@
 //!
 //! [`Messages`] takes the carrier's chunks as they come and gives whole messages back: a slice of
 //! the chunk where a message lies in one, else one copy. What it holds is bounded by the longest
-//! message plus one chunk; who feeds it stops feeding while a message is ready. [`put`] does the
-//! opposite, and leaves bulk data where they are.
+//! message plus one chunk, however small the chunks are; who feeds it stops feeding while a
+//! message is ready. [`put`] does the opposite, and leaves bulk data where they are.
 
 use std::collections::VecDeque;
 
@@ -66,7 +66,10 @@ impl Messages {
     pub fn pop(&mut self) -> Result<Option<Bytes>, FrameError> {
         let len = match self.pending {
             Some(len) => len,
-            None if self.rope.len < PREFIX => return Ok(None),
+            None if self.rope.len < PREFIX => {
+                self.rope.pack();
+                return Ok(None);
+            }
             None => {
                 let mut prefix = self.rope.split_to(PREFIX);
                 let flag = prefix.get_u8();
@@ -84,6 +87,7 @@ impl Messages {
             }
         };
         if self.rope.len < len {
+            self.rope.pack();
             return Ok(None);
         }
         self.pending = None;
@@ -104,35 +108,63 @@ impl Messages {
     }
 }
 
+/// What waits in a chunk of fewer bytes is copied: a chunk is a part of the carrier's read buffer
+/// and keeps all of it alive, and a list of one-byte chunks is larger than what is in them.
+const PACKED: usize = 8 * 1024;
+
 /// Chunks in a row. None of them is empty.
 #[derive(Debug, Default)]
 struct Rope {
     chunks: VecDeque<Bytes>,
+    /// Behind the chunks: small ones, packed.
+    tail: BytesMut,
     len: usize,
 }
 
 impl Rope {
     fn push(&mut self, chunk: Bytes) {
-        if !chunk.is_empty() {
-            self.len += chunk.len();
-            self.chunks.push_back(chunk);
+        if chunk.is_empty() {
+            return;
+        }
+        self.len += chunk.len();
+        if !self.tail.is_empty() && chunk.len() < PACKED {
+            self.tail.extend_from_slice(&chunk);
+            return;
+        }
+        self.end_tail();
+        self.chunks.push_back(chunk);
+    }
+
+    /// What is here has to wait for more.
+    fn pack(&mut self) {
+        if self.tail.is_empty()
+            && let Some(last) = self.chunks.pop_back_if(|last| last.len() < PACKED)
+        {
+            self.tail = BytesMut::from(&last[..]);
+        }
+        if self.len == 0 {
+            // An idle stream holds no memory for chunks.
+            self.chunks = VecDeque::new();
+        }
+    }
+
+    fn end_tail(&mut self) {
+        if !self.tail.is_empty() {
+            let tail = std::mem::take(&mut self.tail);
+            self.chunks.push_back(tail.freeze());
         }
     }
 
     /// The first `len` bytes, of which there are so many.
     fn split_to(&mut self, len: usize) -> Bytes {
+        self.end_tail();
         let len = len.min(self.len);
         self.len -= len;
-        let taken = match self.chunks.front_mut() {
+        match self.chunks.front_mut() {
             Some(first) if first.len() > len => first.split_to(len),
             Some(first) if first.len() == len => self.chunks.pop_front().unwrap_or_default(),
             _ => self.gather(len),
-        };
-        if self.chunks.is_empty() {
-            // An idle stream holds no memory for chunks.
-            self.chunks = VecDeque::new();
         }
-        taken
     }
 
     fn gather(&mut self, len: usize) -> Bytes {
@@ -270,6 +302,49 @@ mod tests {
             panic!("not DATA");
         };
         assert!(range.contains(&data.as_ptr()));
+    }
+
+    /// Bytes that `messages` keeps alive, in buffers and in lists.
+    fn kept(messages: &Messages) -> usize {
+        let Rope { chunks, tail, .. } = &messages.rope;
+        let lists = chunks.capacity() * size_of::<Bytes>();
+        lists + tail.capacity() + chunks.iter().map(Bytes::len).sum::<usize>()
+    }
+
+    #[test]
+    fn a_message_in_one_byte_chunks_takes_no_more_than_its_bytes() {
+        // Each chunk is a byte of a read buffer that it would keep alive.
+        let buffer = Bytes::from(vec![0; 16 * 1024]);
+        let len = 100_000_u32;
+        let mut messages = Messages::new(len as usize);
+        messages.push(Bytes::copy_from_slice(
+            &[&[0], &len.to_be_bytes()[..]].concat(),
+        ));
+        assert_eq!(messages.pop(), Ok(None));
+        for at in 0..len as usize - 1 {
+            messages.push(buffer.slice(at % 1000..at % 1000 + 1));
+            assert_eq!(messages.pop(), Ok(None));
+        }
+        assert!(buffer.is_unique(), "no chunk of the buffer is kept");
+        assert!(kept(&messages) <= 3 * len as usize, "{}", kept(&messages));
+        // A large chunk, and the end of the message in a small one.
+        messages.push(buffer.slice(..1));
+        let whole = messages.pop().unwrap().unwrap();
+        assert_eq!(whole.len(), len as usize);
+        assert_eq!(messages.pop(), Ok(None));
+        assert_eq!(kept(&messages), 0, "an idle stream holds nothing");
+    }
+
+    #[test]
+    fn the_rest_of_a_chunk_does_not_keep_the_whole() {
+        let chunk = Bytes::from(wire(&data(50)).repeat(1000));
+        let first = chunk.slice(..wire(&data(50)).len() + 2);
+        let mut messages = Messages::new(MAX);
+        messages.push(first);
+        drop(messages.pop().unwrap().unwrap());
+        assert_eq!(messages.pop(), Ok(None));
+        assert_eq!(messages.held(), 2);
+        assert!(chunk.is_unique());
     }
 
     proptest! {

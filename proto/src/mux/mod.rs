@@ -69,7 +69,6 @@ mod batch;
 mod frame;
 #[doc(hidden)]
 pub mod fuzz;
-mod queue;
 mod receive;
 mod schedule;
 mod stream;

@@ -1,9 +1,8 @@
 //! One stream as both directions' states. Transitions only; frames and lists are the callers'.
 
 use crate::limits::MUX_RETURN;
+use crate::queue::Queue;
 use crate::reason::Reason;
-
-use super::queue::Queue;
 
 /// Our sending direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

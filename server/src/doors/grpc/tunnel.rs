@@ -25,6 +25,7 @@ use towline_proto::konnectivity::frame::{DATA_HEAD, FrameError, Messages};
 use towline_proto::konnectivity::front_end::{FrontEnd, Room, Step};
 use towline_proto::konnectivity::{Packet, PacketError, PacketKind};
 use towline_proto::limits;
+use towline_proto::queue::Queue;
 use towline_proto::reason::Reason;
 
 use super::piece::{Piece, take};
@@ -56,9 +57,9 @@ pub struct Tunnel {
     messages: Messages,
     machine: FrontEnd,
     counted: Arc<Counted>,
-    /// Taken from the stream ahead of the target.
-    ahead: VecDeque<Bytes>,
-    ahead_bytes: usize,
+    /// Taken from the stream ahead of the target; packed, because the front end chooses how much
+    /// each packet holds.
+    ahead: Queue,
     ended: Option<Ended>,
     /// The target was told the end of the front end's direction.
     told: bool,
@@ -78,8 +79,7 @@ impl Tunnel {
             messages: Messages::new(limits::GRPC_MESSAGE_BYTES),
             machine: FrontEnd::new(),
             counted,
-            ahead: VecDeque::new(),
-            ahead_bytes: 0,
+            ahead: Queue::default(),
             ended: None,
             told: false,
             waiting: false,
@@ -221,17 +221,14 @@ impl Tunnel {
     /// Reads ahead of the target until `limit` bytes wait for it. Ready when there are any, or
     /// nothing comes any more.
     fn poll_ahead(&mut self, cx: &mut Context<'_>, limit: usize) -> Poll<()> {
-        while self.ended.is_none() && self.ahead_bytes < limit {
+        while self.ended.is_none() && self.ahead.len() < limit {
             let event = match self.poll_event(cx) {
                 Poll::Ready(event) => event,
                 Poll::Pending if self.ahead.is_empty() => return Poll::Pending,
                 Poll::Pending => break,
             };
             match event {
-                Event::Step(Step::Bytes(bytes)) => {
-                    self.ahead_bytes += bytes.len();
-                    self.ahead.push_back(bytes);
-                }
+                Event::Step(Step::Bytes(bytes)) => self.ahead.push(bytes),
                 Event::Step(Step::Closed) => self.ended = Some(Ended::Closed),
                 Event::Step(Step::None | Step::Dial(_)) => {}
                 Event::Step(Step::Refused | Step::Flooded | Step::GivenUp) => {
@@ -338,8 +335,7 @@ impl Tunnel {
 impl Edge for Tunnel {
     fn poll_take(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
         loop {
-            if let Some(bytes) = self.ahead.pop_front() {
-                self.ahead_bytes -= bytes.len();
+            if let Some(bytes) = self.ahead.pop(usize::MAX) {
                 return Poll::Ready(Ok(Some(bytes)));
             }
             match self.ended {
@@ -355,7 +351,6 @@ impl Edge for Tunnel {
                     return Poll::Ready(Ok(None));
                 }
                 None => {
-                    self.ahead = VecDeque::new();
                     if self.poll_ahead(cx, 1).is_pending() {
                         if self.machine.timer().is_some() {
                             self.clock(cx, None);

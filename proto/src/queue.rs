@@ -1,4 +1,4 @@
-//! Bytes in order, between one stream's task and the connection.
+//! Bytes in order that wait for somebody, in no more memory than they need.
 //!
 //! Small pieces are packed together by copying, so that neither a pinned read buffer nor a
 //! list of one-byte pieces stands for a few bytes; large pieces travel as they are. An empty
@@ -19,10 +19,10 @@ const STEP: usize = 1024;
 /// An empty queue keeps the list's own memory up to this many places.
 const KEPT_PLACES: usize = 8;
 
-/// A first-in first-out of bytes. Its bound is its owner's: credit on the receiving side,
-/// [`MUX_SEND_QUEUE`](crate::limits::MUX_SEND_QUEUE) on the sending side.
+/// A first-in first-out of bytes. Its bound is its owner's: in [`crate::mux`] credit on the
+/// receiving side, [`MUX_SEND_QUEUE`](crate::limits::MUX_SEND_QUEUE) on the sending side.
 #[derive(Debug, Default)]
-pub(super) struct Queue {
+pub struct Queue {
     pieces: VecDeque<Bytes>,
     /// Follows `pieces`; small pieces are packed here.
     tail: BytesMut,
@@ -30,20 +30,23 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub(super) fn len(&self) -> usize {
+    /// Bytes in it.
+    pub fn len(&self) -> usize {
         self.bytes
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
         self.bytes == 0
     }
 
-    pub(super) fn clear(&mut self) {
+    /// Forgets them.
+    pub fn clear(&mut self) {
         *self = Self::default();
     }
 
     /// Appends a piece, keeping it whole when it is large.
-    pub(super) fn push(&mut self, piece: Bytes) {
+    pub fn push(&mut self, piece: Bytes) {
         if piece.len() < LARGE {
             self.push_copy(&piece);
         } else {
@@ -55,7 +58,7 @@ impl Queue {
 
     /// Appends a copy. A first piece gets memory of its own size; the more bytes wait, the
     /// larger the buffers become, so that a reader that lags takes them in few pieces.
-    pub(super) fn push_copy(&mut self, piece: &[u8]) {
+    pub fn push_copy(&mut self, piece: &[u8]) {
         if self.tail.capacity() - self.tail.len() < piece.len() {
             self.end_tail();
             self.tail = BytesMut::with_capacity(piece.len().max(self.bytes.min(PACK)));
@@ -67,7 +70,7 @@ impl Queue {
     }
 
     /// Takes the next bytes, at most `max` (at least one byte is taken).
-    pub(super) fn pop(&mut self, max: usize) -> Option<Bytes> {
+    pub fn pop(&mut self, max: usize) -> Option<Bytes> {
         let max = max.max(1);
         let taken = match self.pieces.front_mut() {
             Some(piece) if piece.len() > max => piece.split_to(max),
