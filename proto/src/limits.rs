@@ -285,8 +285,9 @@ pub const PROXY_TEXT_BYTES: usize = 16 * 1024;
 
 /// Addresses of one target name that are judged and tried. Overflow: the rest is never reached.
 pub const RESOLVED_ADDRESSES: usize = 16;
-/// Look-ups of target names at once; each holds a thread. Overflow: the dial waits.
-pub const LOOKUPS: usize = 8;
+/// Look-ups of target names at once; each holds a thread, also when nobody waits for it any more.
+/// Overflow: the dial waits.
+pub const LOOKUPS: usize = 32;
 /// One look-up, its wait included: shorter than a dial, so that the cause is told.
 pub const LOOKUP_TIMEOUT: Duration = Duration::from_secs(4);
 /// `--server` flags of one agent. Overflow: the configuration is refused.
@@ -381,6 +382,10 @@ pub const GRPC_DOUBT: (Duration, Duration) =
     (Duration::from_millis(20), Duration::from_millis(500));
 /// First bytes of a target that are sent and kept until the front end has them.
 pub const GRPC_FIRST_BYTES: usize = 16 * 1024;
+/// How often they are sent to a front end that refuses them. With the pauses between, nearly two
+/// seconds; the bytes need not wait for its window, so this bounds them, too. Overflow: it has
+/// closed.
+pub const GRPC_FIRST_ROUNDS: u32 = 24;
 /// A front end that says nothing about them for so long has taken them.
 pub const GRPC_FIRST_ANSWER: Duration = Duration::from_secs(2);
 /// Pause before what a front end dropped is sent again, first and longest.

@@ -17,7 +17,8 @@
 //! - To tell these two apart the bytes are sent once more, at once, and again until they are not
 //!   dropped. Who then writes has not closed; silence for [`limits::GRPC_DOUBT`] makes it a close.
 //!   A client that was not ready [`limits::GRPC_FIRST_HOLD`] after it was told, and that only ever
-//!   listens, is the one that is taken for one that closed.
+//!   listens, is the one that is taken for one that closed. So is one that drops them
+//!   [`limits::GRPC_FIRST_ROUNDS`] times.
 //! - When the target ends without a byte, CLOSE_RSP is repeated until the client leaves.
 
 use std::collections::VecDeque;
@@ -251,10 +252,7 @@ impl FrontEnd {
                 }
                 _ => Step::Closed,
             },
-            State::Open { .. } if connect_id == NOBODY => {
-                self.answered(now);
-                Step::None
-            }
+            State::Open { .. } if connect_id == NOBODY => self.answered(now),
             State::Open { .. } | State::Dialling { .. } => {
                 let answer = close_response(connect_id, CLOSE_UNKNOWN);
                 self.answers.push_back(answer);
@@ -265,15 +263,15 @@ impl FrontEnd {
     }
 
     /// The front end has answered what stood behind the first bytes.
-    fn answered(&mut self, now: Instant) {
+    fn answered(&mut self, now: Instant) -> Step {
         let State::Open { proof, .. } = &mut self.state else {
-            return;
+            return Step::None;
         };
         let question = match std::mem::replace(proof, Proof::Known) {
             Proof::Asked(question) => question,
             other => {
                 *proof = other;
-                return;
+                return Step::None;
             }
         };
         match (question.refused, question.round) {
@@ -284,7 +282,12 @@ impl FrontEnd {
                 let until = now + if question.round == 2 { once } else { often };
                 *proof = Proof::Doubt { until };
             }
-            (true, 1) => return self.ask(now, question),
+            (true, 1) => {
+                self.ask(now, question);
+                return Step::None;
+            }
+            // Nobody drops them so often who still wants them.
+            (true, limits::GRPC_FIRST_ROUNDS..) => return Step::Closed,
             (true, _) => {
                 let at = now + question.pause;
                 let question = Question {
@@ -295,6 +298,7 @@ impl FrontEnd {
             }
         }
         self.settle();
+        Step::None
     }
 
     /// The dial worked: `id` is the connection's from now on.
@@ -423,7 +427,7 @@ impl FrontEnd {
         let id = *id;
         match proof {
             // A front end of another make, which does not answer for what it does not know.
-            Proof::Asked(question) if question.until <= now => self.answered(now),
+            Proof::Asked(question) if question.until <= now => return self.answered(now),
             Proof::Again { at, question } if *at <= now => {
                 let question = Question {
                     kept: std::mem::take(&mut question.kept),

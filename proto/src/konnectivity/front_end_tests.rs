@@ -357,3 +357,34 @@ proptest! {
         fuzz_front_end(now(), &input);
     }
 }
+
+#[test]
+fn a_front_end_that_drops_the_first_bytes_for_ever_makes_us_say_them_so_often() {
+    let begun = now();
+    let mut at = begun;
+    let mut stream = open(at);
+    stream.first(at, Bytes::from_static(b"first"));
+    let (mut sent, mut step) = (0, Step::None);
+    while step == Step::None {
+        sent += answers(&mut stream)
+            .iter()
+            .filter(|packet| **packet == data(ID, "first"))
+            .count();
+        assert!(sent <= 1000, "there is an end to it");
+        assert_eq!(stream.receive(at, close(ID)), Step::None);
+        step = stream.receive(at, close(NOBODY));
+        if let Room::Until(again) = stream.room(at)
+            && stream.timer() == Some(again)
+            && again < at + limits::GRPC_FIRST_ANSWER
+        {
+            at = again;
+            assert_eq!(stream.on_time(at), Step::None);
+        }
+    }
+    assert_eq!(step, Step::Closed);
+    assert_eq!(sent, limits::GRPC_FIRST_ROUNDS as usize);
+    let lasted = at.duration_since(begun);
+    assert!(lasted >= Duration::from_millis(1500), "{lasted:?}");
+    stream.closed();
+    assert_eq!(answers(&mut stream), [close_response(ID, "")]);
+}
