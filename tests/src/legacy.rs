@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use h2::client::SendRequest;
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request};
 use rustls_pki_types::{CertificateDer, ServerName};
@@ -67,15 +68,21 @@ impl<'a> LegacyPlan<'a> {
 
     /// Connects and calls. The inner error is the server's status.
     pub async fn connect(self, server: SocketAddr) -> std::io::Result<Result<LegacyAgent, Status>> {
+        let mut connection = self.only_connect(server).await?;
+        connection.call(&self).await
+    }
+
+    /// Connects and says nothing yet.
+    pub async fn only_connect(&self, server: SocketAddr) -> std::io::Result<LegacyConnection> {
         let other = std::io::Error::other::<h2::Error>;
         let mut config = client_config(self.pair, self.root);
-        config.alpn_protocols = self.alpn;
+        config.alpn_protocols = self.alpn.clone();
         let tcp = TcpStream::connect(server).await?;
         let name = ServerName::IpAddress(server.ip().into());
         let tls = TlsConnector::from(Arc::new(config))
             .connect(name, tcp)
             .await?;
-        let (mut client, connection) = h2::client::Builder::new()
+        let (client, connection) = h2::client::Builder::new()
             .initial_window_size(1 << 20)
             .initial_connection_window_size(1 << 20)
             .handshake::<_, Bytes>(tls)
@@ -84,14 +91,36 @@ impl<'a> LegacyPlan<'a> {
         let connection = AbortOnDropHandle::new(tokio::spawn(async move {
             let _ = connection.await;
         }));
-        let mut request = Request::post(format!("https://{server}{}", self.method))
+        Ok(LegacyConnection {
+            client,
+            server,
+            connection: Arc::new(connection),
+        })
+    }
+}
+
+/// A connection of an agent.
+pub struct LegacyConnection {
+    client: SendRequest<Bytes>,
+    server: SocketAddr,
+    connection: Arc<AbortOnDropHandle<()>>,
+}
+
+impl LegacyConnection {
+    /// One call on it.
+    pub async fn call(
+        &mut self,
+        plan: &LegacyPlan<'_>,
+    ) -> std::io::Result<Result<LegacyAgent, Status>> {
+        let other = std::io::Error::other::<h2::Error>;
+        let mut request = Request::post(format!("https://{}{}", self.server, plan.method))
             .header("content-type", CONTENT_TYPE)
             .header("te", "trailers");
-        for (key, value) in &self.metadata {
+        for (key, value) in &plan.metadata {
             request = request.header(*key, value.as_str());
         }
         let request = request.body(()).expect("a request");
-        let (answer, send) = client.send_request(request, false).map_err(other)?;
+        let (answer, send) = self.client.send_request(request, false).map_err(other)?;
         let answer = expect("the server's answer", answer).await.map_err(other)?;
         let (head, recv) = answer.into_parts();
         if let Some(status) = Status::read(&head.headers) {
@@ -102,7 +131,7 @@ impl<'a> LegacyPlan<'a> {
             send,
             recv,
             messages: Messages::new(8 << 20),
-            _connection: connection,
+            _connection: Arc::clone(&self.connection),
         }))
     }
 }
@@ -114,7 +143,7 @@ pub struct LegacyAgent {
     send: SendStream<Bytes>,
     recv: RecvStream,
     messages: Messages,
-    _connection: AbortOnDropHandle<()>,
+    _connection: Arc<AbortOnDropHandle<()>>,
 }
 
 impl LegacyAgent {

@@ -406,6 +406,31 @@ async fn a_new_authority_ends_agents_of_the_old_one() {
     listed(&cluster, 0).await;
 }
 
+/// Its handshake ended well when it was made, and that says nothing about now.
+#[tokio::test]
+async fn an_agent_of_the_old_authority_does_not_call_again_on_its_old_connection() {
+    let cluster = alone().await;
+    let pair = cluster.authority.leaf(Role::Agent, "legacy").sign();
+    let plan = cluster.legacy_agent(&pair, "a");
+    let server = cluster.server(0).link_address();
+    let mut connection = plan.only_connect(server).await.expect("a connection");
+    let mut early = plan.only_connect(server).await.expect("a connection");
+    let called = expect("a call", connection.call(&plan)).await;
+    let mut agent = called.expect("an answer").expect("a place");
+    listed(&cluster, 1).await;
+    let other = cluster.stranger.issuer(Role::Agent).pem();
+    towline_tests::scratch::replace(&cluster.scratch().join("agents.ca"), other).unwrap();
+    let errors = cluster.reload().await;
+    assert!(errors.is_empty(), "{errors:?}");
+    agent.status().await.expect("a status");
+    // Neither who was an agent, nor who had only shaken hands.
+    for connection in [&mut connection, &mut early] {
+        let again = expect("the end", connection.call(&plan)).await;
+        assert!(!matches!(again, Ok(Ok(_))), "it is an agent again");
+    }
+    listed(&cluster, 0).await;
+}
+
 scenarios! {
     async fn a_verified_owner_keeps_its_target_whatever_is_announced(carrier) {
         let mut cluster = Plan::on(carrier).compatible().start().await;

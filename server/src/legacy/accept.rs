@@ -78,6 +78,7 @@ impl LegacyDoor {
         let caller = Caller {
             address,
             chain: chain.into(),
+            trust: self.trust.clone(),
             unproven: Arc::new(Mutex::new(Some(unproven))),
         };
         let mut pings = connection.ping_pong();
@@ -91,6 +92,8 @@ impl LegacyDoor {
             };
             tokio::select! {
                 accepted = connection.accept() => match accepted {
+                    // Not once more by a handshake that would not end well any more.
+                    Some(Ok(_)) if !caller.is_trusted() => break,
                     Some(Ok((request, respond))) => {
                         let serving = call(
                             request,

@@ -7,7 +7,7 @@
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use h2::server::SendResponse;
@@ -28,6 +28,7 @@ use super::pipe::Connection;
 use super::stream::{AgentStream, Handled};
 use super::table::LegacyAgents;
 use super::token::Reviewer;
+use super::trust::LegacyTrust;
 use crate::konnectivity::{DialFailure, Method, Segment};
 use crate::metrics::Metrics;
 
@@ -99,12 +100,29 @@ pub struct Caller {
     pub address: std::net::SocketAddr,
     /// Its certificate, if it showed one.
     pub chain: Arc<[CertificateDer<'static>]>,
+    /// By what certificates are judged.
+    pub trust: LegacyTrust,
     /// Its place among the connections of its address that have proved nothing; given back when
     /// its first agent is admitted.
     pub unproven: Arc<Mutex<Option<Share<IpAddr>>>>,
 }
 
 impl Caller {
+    /// Whether its certificate is still good: it was verified in the handshake, and files may have
+    /// changed since, or its time may be over. With tokens there is nothing to look at here.
+    pub fn is_trusted(&self) -> bool {
+        let snapshot = self.trust.snapshot();
+        let door = snapshot.agents.as_ref();
+        let Some(clients) = door.and_then(|door| door.clients.as_ref()) else {
+            return true;
+        };
+        let verified = clients.verify(&self.chain, SystemTime::now());
+        if let Err(error) = &verified {
+            tracing::warn!(address = %self.address, %error, "legacy agent is no longer trusted");
+        }
+        verified.is_ok()
+    }
+
     /// Whether an agent was admitted on this connection.
     pub fn is_proven(&self) -> bool {
         self.lock().is_none()
@@ -165,6 +183,12 @@ pub async fn call(
         ));
         return;
     };
+    // A reload ends only those that are in the table.
+    if !caller.is_trusted() {
+        reception.metrics.legacy_refused("untrusted");
+        sink.finish(&Status::new(Code::Unavailable, NO_LONGER_TRUSTED.as_str()));
+        return;
+    }
     let counted = (
         reception.metrics.legacy_stream(),
         reception.metrics.counted().stream(Method::Connect),

@@ -200,6 +200,10 @@ impl AgentStream {
             if let Some(reason) = state.ended {
                 return Err(DialFailure::new(reason, false));
             }
+            // Requests of dials that were given up stay until the agent reads on.
+            if state.control.len() >= limits::LEGACY_CONTROL {
+                return Err(DialFailure::new(Reason::AgentBusy, false));
+            }
             state.random += 1;
             let random = state.random;
             let sent = false;
@@ -481,5 +485,32 @@ pub struct Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.stream.dials.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_reads_nothing_is_asked_so_often_and_no_more() {
+        let announced = Announced {
+            id: "a".into(),
+            identifiers: Identifiers::default(),
+            proof: Proof::Certificate(Vec::new()),
+            address: ([127, 0, 0, 1], 1).into(),
+        };
+        let stream = AgentStream::new(1, announced, LiveDials::new(0));
+        let target = "10.0.0.1:1".parse().unwrap();
+        let mut busy = 0;
+        for _ in 0..limits::LEGACY_CONTROL + 10 {
+            let failed = stream.dial(&target, usize::MAX, Instant::now()).await;
+            busy += u32::from(failed.is_err_and(|failure| failure.reason == Reason::AgentBusy));
+        }
+        assert_eq!(busy, 10);
+        assert_eq!(stream.lock().control.len(), limits::LEGACY_CONTROL);
+        // When it reads again, those that were given up are not said.
+        assert!(stream.take_packet().is_none());
+        assert!(stream.lock().control.is_empty());
     }
 }
