@@ -4,11 +4,15 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request, Response};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::io::poll_read_buf;
 use tokio_util::task::AbortOnDropHandle;
 use towline_link::grpc::Status;
 use towline_proto::konnectivity::frame::{self, Messages};
@@ -40,7 +44,14 @@ impl GrpcFrontEnd {
     /// The same, with so many bytes that may wait unread on one stream; on all together it is as
     /// with grpc-go, which reads whatever comes.
     pub async fn with_window(front: &FakeApiserver, window: u32) -> io::Result<Self> {
-        let stream = front.connect().await?;
+        Self::over(front.connect().await?, window).await
+    }
+
+    /// The same over a connection that was made.
+    pub async fn over<S>(stream: S, window: u32) -> io::Result<Self>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
         let (client, connection) = h2::client::Builder::new()
             .initial_window_size(window)
             .initial_connection_window_size(1 << 30)
@@ -125,6 +136,79 @@ impl GrpcFrontEnd {
     pub async fn ended(self) -> Result<(), h2::Error> {
         drop(self.client);
         self.connection.await.expect("the task does not panic")
+    }
+}
+
+/// A connection on which the server's wish to end it is not heard: neither GOAWAY, nor the PING
+/// whose answer says that it was understood.
+pub struct Deaf<S> {
+    io: S,
+    came: BytesMut,
+    heard: BytesMut,
+}
+
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+
+impl<S> Deaf<S> {
+    /// Around a connection that says nothing yet.
+    pub fn new(io: S) -> Self {
+        Self {
+            io,
+            came: BytesMut::new(),
+            heard: BytesMut::new(),
+        }
+    }
+
+    fn hear(&mut self) {
+        while let Some((head, _)) = self.came.split_first_chunk::<9>() {
+            let len = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+            let kind = head[3];
+            if self.came.len() < 9 + len {
+                return;
+            }
+            let frame = self.came.split_to(9 + len);
+            if kind != PING && kind != GOAWAY {
+                self.heard.extend_from_slice(&frame);
+            }
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Deaf<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        while this.heard.is_empty() {
+            if ready!(poll_read_buf(Pin::new(&mut this.io), cx, &mut this.came))? == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            this.hear();
+        }
+        let count = this.heard.len().min(buffer.remaining());
+        buffer.put_slice(&this.heard.split_to(count));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Deaf<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
 

@@ -10,6 +10,7 @@ use tokio::process::Command;
 use towline_link::carrier::CarrierKind;
 use towline_proto::id::Role;
 use towline_tests::cluster::{Cluster, Plan, start_server};
+use towline_tests::grpc::GrpcFrontEnd;
 use towline_tests::program::program;
 use towline_tests::scenario::{eventually, expect};
 use towline_tests::scenarios;
@@ -96,6 +97,15 @@ scenarios! {
         let _ = cluster.apiserver().ask(b"GET / HTTP/1.1\r\n\r\n").await;
         let bad = cluster.audit(0).record("a bad request", |record| record["event"] == "bad-request").await;
         assert_eq!(text(&bad, "reason"), "method");
+        // The other protocol of the door is no way past the trail.
+        let front = GrpcFrontEnd::connect(&cluster.apiserver()).await.unwrap();
+        front.refusal("10.0.0.7").await;
+        let bad = cluster.audit(0).record("a bad target", |record| record["reason"] == "bad-target").await;
+        assert_eq!((text(&bad, "event"), text(&bad, "door")), ("bad-request", "grpc-unix"));
+        let mut call = front.call("/x", &[("content-type", "application/grpc")]).await.unwrap();
+        let _ = call.status().await;
+        let other = |record: &Value| record["door"] == "grpc-unix" && record["reason"] == "method";
+        cluster.audit(0).record("another method", other).await;
         let all = cluster.audit(0);
         assert_eq!((all.of("start").len(), all.of("end").len()), (0, 0));
         all.proven();

@@ -230,6 +230,21 @@ scenarios! {
         eventually("the dial", || async { front.dial(POD).await.unwrap().ok() }).await;
     }
 
+    async fn a_front_end_that_does_not_read_the_answer_keeps_no_dial_that_is_forbidden(carrier) {
+        let file = File::new(EVERYTHING);
+        let cluster = at_server(carrier, &file).start().await;
+        let forbidden = cluster.target(POD, Behaviour::Echo).await;
+        let mut silent = cluster.apiserver().connect().await.unwrap();
+        silent.write_all(format!("CONNECT {POD} HTTP/1.1\r\n\r\n").as_bytes()).await.unwrap();
+        cluster.audit(0).record("the start", |record| record["event"] == "start").await;
+        let begun = Instant::now();
+        file.write("  - {name: closed, action: deny}\n");
+        assert_eq!(expect("the target's end", forbidden.outcome()).await.end, End::Reset);
+        assert!(begun.elapsed() <= ENDED_WITHIN, "{:?}", begun.elapsed());
+        let end = cluster.audit(0).record("the end", |record| record["event"] == "end").await;
+        assert_eq!(end["reason"], "policy-changed");
+    }
+
     async fn a_dial_that_was_being_opened_when_the_policy_changed_is_not_let_through(carrier) {
         let file = File::new(EVERYTHING);
         let cluster = at_server(carrier, &file).unverified_kubelets().start().await;

@@ -288,6 +288,9 @@ async fn greet<S: FrontEnd>(stream: &mut S, desk: &Desk, visit: &mut Visit) -> O
     let answered = tokio::select! {
         answered = establish(stream, nothing_kept) => answered.ok_or(Reason::FrontEndGone),
         () = drain.forced() => Err(Reason::Shutdown),
+        // A front end that reads nothing does not keep what is forbidden meanwhile.
+        reason = untrusted(&mut visit.certified) => Err(reason),
+        reason = std::future::poll_fn(|cx| open.live.dial().poll_ended(cx)) => Err(reason),
     };
     if let Err(reason) = answered {
         desk.metrics

@@ -148,7 +148,9 @@ fn parse(head: &[u8], rest: Bytes) -> Result<Head, HeadError> {
     let mut headers = [httparse::EMPTY_HEADER; limits::CONNECT_HEADERS];
     let mut request = httparse::Request::new(&mut headers);
     match request.parse(head) {
-        Ok(httparse::Status::Complete(_)) => {}
+        Ok(httparse::Status::Complete(end)) if end == head.len() => {}
+        // It ended earlier, by a line end of another kind: what lies between is nobody's.
+        Ok(httparse::Status::Complete(_)) => return Err(HeadError::Syntax("malformed head")),
         Ok(httparse::Status::Partial) => return Err(HeadError::Syntax("the head is not whole")),
         Err(httparse::Error::TooManyHeaders) => return Err(HeadError::ManyHeaders),
         Err(httparse::Error::Version) => return Err(HeadError::Syntax("unknown version")),
@@ -295,6 +297,7 @@ mod tests {
             (b"CONNECT  a:1\r\n\r\n", "syntax"),
             (b"\x16\x03\x01\x02", "syntax"),
             (b"\r\n\r\n", "syntax"),
+            (b"CONNECT a:1 HTTP/1.1\n\r\nlost\n\n", "syntax"),
             (&long, "too-large"),
             (many.as_bytes(), "too-large"),
         ] {

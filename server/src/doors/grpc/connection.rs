@@ -14,6 +14,7 @@ use h2::server::Builder;
 use h2::{Ping, PingPong};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use towline_proto::limits;
 
 use super::super::connect::{Desk, Visit};
@@ -36,6 +37,7 @@ where
     let shaken = tokio::time::timeout(limits::CONNECT_HEAD_TIMEOUT, shaking).await;
     let Ok(Ok(mut connection)) = shaken else {
         desk.metrics().front_end_refused(door, "syntax");
+        desk.dialer().audit().bad_request(door, &caller, "syntax");
         return;
     };
     let stage = drain.view();
@@ -61,6 +63,7 @@ where
         stage.signalled().await;
     });
     let (mut stopped, mut refused) = (false, false);
+    let mut leaves = std::pin::pin!(tokio::time::sleep(limits::CLOSE_LINGER));
     let mut alive = std::pin::pin!(keep_alive(connection.ping_pong(), desk.keep_alive()));
     loop {
         tokio::select! {
@@ -88,7 +91,10 @@ where
             _ = &mut untrusted, if !refused => {
                 refused = true;
                 connection.graceful_shutdown();
+                leaves.as_mut().reset(Instant::now() + limits::CLOSE_LINGER);
             }
+            // It need not agree to that.
+            () = &mut leaves, if refused && streams.is_empty() => break,
         }
     }
     drop(connection);

@@ -7,6 +7,7 @@
 //!
 //! While bytes are idle nothing of the first three is held in memory.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,6 +47,19 @@ pub struct Caller {
     pub drain: DrainWatch,
     /// Its place among front ends with a certificate.
     pub certified: Option<Arc<FrontEndGuard>>,
+}
+
+impl Caller {
+    /// Resolves when the front end is no longer trusted.
+    fn untrusted(&self) -> impl Future<Output = Reason> + Send + 'static {
+        let ending = self.certified.as_ref().map(|guard| guard.ending());
+        async move {
+            match ending {
+                Some(ending) => ending.await,
+                None => std::future::pending().await,
+            }
+        }
+    }
 }
 
 /// Serves one stream to its end.
@@ -144,6 +158,8 @@ fn take_call(
     let path = request.uri().path();
     let refused = |word: &'static str| {
         desk.metrics().front_end_refused(caller.door, word);
+        let audit = desk.dialer().audit();
+        audit.bad_request(caller.door, &caller.who, word);
         let front_end = tracing::field::display(&caller.who);
         tracing::debug!(
             door = caller.door.as_str(),
@@ -242,14 +258,25 @@ async fn greet(
         }
     };
     tokio::pin!(late);
+    let untrusted = caller.untrusted();
+    tokio::pin!(untrusted);
     let stage = caller.drain.view();
     let asked = tokio::time::timeout(limits::CONNECT_HEAD_TIMEOUT, tunnel.event());
     let refused = |tunnel: &mut Tunnel, word: &'static str, code: Code, text: &str| {
         desk.metrics().front_end_refused(caller.door, word);
         tunnel.finish(&Status::new(code, text));
     };
+    let malformed = |word| {
+        let audit = desk.dialer().audit();
+        audit.bad_request(caller.door, &caller.who, word);
+    };
     let asked = tokio::select! {
         biased;
+        // The connection takes no new streams then, but only once its other end has agreed.
+        _ = &mut untrusted => {
+            refused(&mut tunnel, "untrusted", Code::Unauthenticated, UNTRUSTED);
+            return None;
+        }
         asked = asked => asked,
         _ = stage.signalled() => {
             refused(&mut tunnel, "draining", Code::Unavailable, STOPPING);
@@ -263,6 +290,7 @@ async fn greet(
     let address = match asked {
         Ok(Event::Step(Step::Dial(address))) => address,
         Ok(Event::Step(_)) => {
+            malformed("protocol");
             refused(&mut tunnel, "protocol", Code::Ok, "");
             return None;
         }
@@ -272,6 +300,7 @@ async fn greet(
             return None;
         }
         Err(_) => {
+            malformed("late");
             refused(
                 &mut tunnel,
                 "late",
@@ -285,6 +314,7 @@ async fn greet(
         Ok(target) => target,
         Err(error) => {
             desk.metrics().front_end_refused(caller.door, "bad-target");
+            malformed("bad-target");
             desk.counted().dial_failed(DialFailure::ErrorResponse);
             let text = text::of_target(&address, &error);
             desk.refused(caller.door, &caller.who, "bad-target", &text);
@@ -304,6 +334,7 @@ async fn greet(
         tokio::select! {
             () = given_up(&mut tunnel) => Reason::FrontEndGone,
             () = stage.forced() => Reason::Shutdown,
+            reason = &mut untrusted => reason,
             () = &mut late => {
                 out_of_time = true;
                 Reason::FrontEndGone
@@ -322,9 +353,10 @@ async fn greet(
                 tunnel.dial_failed(STOPPING);
                 return None;
             }
-            tunnel.finish(&match out_of_time {
-                true => Status::new(Code::DeadlineExceeded, LATE),
-                false => Status::new(Code::Ok, ""),
+            tunnel.finish(&match error.reason {
+                _ if out_of_time => Status::new(Code::DeadlineExceeded, LATE),
+                Reason::FrontEndGone => Status::new(Code::Ok, ""),
+                _ => Status::new(Code::Unauthenticated, UNTRUSTED),
             });
             None
         }
@@ -339,6 +371,7 @@ async fn greet(
 
 const STOPPING: &str = "this towline-server is stopping and takes no new dials";
 const LATE: &str = "context deadline exceeded";
+const UNTRUSTED: &str = "the certificate of this front end is no longer good";
 
 /// Resolves when the front end does not want its dial any more.
 async fn given_up(tunnel: &mut Tunnel) {
