@@ -272,7 +272,12 @@ impl Reloader {
             let own = self.trust.as_ref().map(Trust::snapshot);
             let stale = own.is_some_and(|own| own.material.crl_went_stale(looked, now));
             if stale || verified.elapsed() >= limits::DOOR_CHECK {
-                self.verify_again(now);
+                // Thousands of signatures: not where bytes are moved.
+                let all = Arc::clone(&self);
+                let verifying = tokio::task::spawn_blocking(move || all.verify_again(now));
+                if let Err(error) = verifying.await {
+                    tracing::error!(%error, "live links and front ends were not verified again");
+                }
                 verified = Instant::now();
             } else {
                 self.front_ends.end_ended(now);

@@ -83,6 +83,12 @@ scenarios! {
             assert_eq!(reply.head.contains("Connection: close"), number == GATEWAY_REFUSALS, "{number}");
         }
         assert!(expect("the end", front_end.try_reply()).await.is_err());
+        // Whoever goes on is not listened to for ever.
+        let more = vec![b'x'; 256 * 1024];
+        expect("the end of the connection", async {
+            while front_end.send(&more[..]).await.is_ok() {}
+        })
+        .await;
         cluster.measured("towline_server_gateway_refused_too_often_total 1").await;
         // It may come again.
         let mut front_end = cluster.front_end().await;

@@ -142,7 +142,9 @@ impl Body {
             },
             (At::TrailerStart { .. }, b'\r') => At::LastLf,
             (At::LastLf, b'\n') => At::Done,
-            (At::TrailerStart { bytes }, byte) if byte.is_ascii_alphanumeric() => {
+            (At::TrailerStart { bytes }, byte)
+                if bytes < limits::GATEWAY_TRAILER_BYTES && byte.is_ascii_alphanumeric() =>
+            {
                 At::Trailer { bytes: bytes + 1 }
             }
             (At::Trailer { bytes }, b'\r') => At::TrailerLf { bytes },
@@ -211,6 +213,10 @@ mod tests {
             "0\r\nx: {}\r\n\r\n",
             "y".repeat(limits::GATEWAY_TRAILER_BYTES)
         );
+        let many = format!(
+            "0\r\n{}\r\n",
+            "x\r\n".repeat(limits::GATEWAY_TRAILER_BYTES + 1)
+        );
         for (text, error) in [
             (&b"\r\n"[..], BodyError::Size),
             (b" 3\r\nabc", BodyError::Size),
@@ -230,6 +236,7 @@ mod tests {
             (b"0\r\nx: \x00\r\n\r\n", BodyError::Trailers),
             (b"0\r\nx: y\nz: 1\r\n\r\n", BodyError::Trailers),
             (long.as_bytes(), BodyError::Trailers),
+            (many.as_bytes(), BodyError::Trailers),
         ] {
             let text_shown = String::from_utf8_lossy(&text[..text.len().min(30)]).into_owned();
             assert_eq!(follow(Framing::Chunked, text), Err(error), "{text_shown:?}");

@@ -50,7 +50,7 @@ struct List {
 }
 
 struct Entry {
-    proof: Proof,
+    proof: Arc<Proof>,
     /// One for a CONNECT request, one for each stream of a gRPC connection.
     dials: Vec<Weak<LiveDial>>,
     ended: watch::Sender<Option<Reason>>,
@@ -73,7 +73,7 @@ impl FrontEnds {
         list.entries.insert(
             key,
             Entry {
-                proof,
+                proof: Arc::new(proof),
                 dials: Vec::new(),
                 ended: sender,
             },
@@ -85,20 +85,32 @@ impl FrontEnds {
         }
     }
 
-    /// Checks everyone again; gives the number of those that were ended.
+    /// Checks everyone again; gives the number of those that were ended. Nobody waits for it: it
+    /// looks at a copy of the list, and at each chain once, because most front ends are several
+    /// connections of one.
     pub fn check<E: fmt::Display>(
         &self,
         verify: impl Fn(&[CertificateDer<'static>]) -> Result<(), E>,
         reason: impl Fn(&E) -> Reason,
     ) -> usize {
+        let list = self.lock();
+        let all = list.entries.iter();
+        let all: Vec<(u64, Arc<Proof>)> = all.map(|(key, e)| (*key, e.proof.clone())).collect();
+        drop(list);
+        let mut verdicts: HashMap<&[CertificateDer<'static>], Option<Reason>> = HashMap::new();
         let mut count = 0;
-        for entry in self.lock().entries.values() {
-            let Err(error) = verify(entry.proof.chain()) else {
-                continue;
-            };
-            count += 1;
-            tracing::warn!(peer = entry.proof.name(), %error, "front end is no longer trusted");
-            entry.end(reason(&error));
+        for (key, proof) in &all {
+            let verdict = verdicts.entry(proof.chain()).or_insert_with(|| {
+                let error = verify(proof.chain()).err()?;
+                tracing::warn!(peer = proof.name(), %error, "front end is no longer trusted");
+                Some(reason(&error))
+            });
+            if let Some(reason) = *verdict
+                && let Some(entry) = self.lock().entries.get(key)
+            {
+                count += 1;
+                entry.end(reason);
+            }
         }
         count
     }
@@ -107,7 +119,7 @@ impl FrontEnds {
     pub fn end_ended(&self, now: SystemTime) {
         for entry in self.lock().entries.values() {
             // What is known by its authority alone is verified from time to time.
-            let Proof::Identity(peer) = &entry.proof else {
+            let Proof::Identity(peer) = &*entry.proof else {
                 continue;
             };
             let over = date::seconds(peer.valid_until()) < date::seconds(now);

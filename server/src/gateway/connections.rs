@@ -22,13 +22,19 @@ pub(super) struct Connections {
 #[derive(Default)]
 struct List {
     next: u64,
-    entries: HashMap<u64, Entry>,
+    entries: HashMap<u64, Arc<Entry>>,
 }
 
 struct Entry {
     connection: Connection,
     /// What is, or was last, asked.
-    call: Option<Call>,
+    call: Mutex<Option<Call>>,
+}
+
+impl Entry {
+    fn call(&self) -> MutexGuard<'_, Option<Call>> {
+        self.call.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Who is connected with whom.
@@ -43,6 +49,7 @@ pub(super) struct Connection {
 pub(super) struct ConnectionGuard {
     list: Connections,
     key: u64,
+    entry: Arc<Entry>,
 }
 
 impl Connections {
@@ -50,18 +57,20 @@ impl Connections {
         let mut list = self.lock();
         list.next += 1;
         let key = list.next;
-        let entry = Entry {
+        let entry = Arc::new(Entry {
             connection,
-            call: None,
-        };
-        list.entries.insert(key, entry);
+            call: Mutex::new(None),
+        });
+        list.entries.insert(key, Arc::clone(&entry));
         ConnectionGuard {
             list: self.clone(),
             key,
+            entry,
         }
     }
 
-    /// Looks at all of them; gives the number of those that were ended.
+    /// Looks at all of them; gives the number of those that were ended. Nobody waits for it: it
+    /// looks at a copy of the list, and who comes in meanwhile has seen the new files.
     pub(super) fn check(
         &self,
         front_ends: &FrontEndVerifier,
@@ -70,7 +79,9 @@ impl Connections {
         now: SystemTime,
     ) -> usize {
         let mut ended = 0;
-        for Entry { connection, call } in self.lock().entries.values() {
+        let entries: Vec<Arc<Entry>> = self.lock().entries.values().cloned().collect();
+        for entry in entries {
+            let (connection, call) = (&entry.connection, entry.call().clone());
             let Some(reason) = connection.check(call.as_ref(), front_ends, kubelets, rules, now)
             else {
                 continue;
@@ -114,10 +125,7 @@ impl Connection {
 impl ConnectionGuard {
     /// What passes now.
     pub(super) fn asks(&self, call: &Call) {
-        let mut list = self.list.lock();
-        if let Some(entry) = list.entries.get_mut(&self.key) {
-            entry.call = Some(call.clone());
-        }
+        *self.entry.call() = Some(call.clone());
     }
 }
 

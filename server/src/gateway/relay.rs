@@ -427,7 +427,8 @@ impl<'a, L: LocalEnd> Relay<'a, L> {
             let _ = Pin::new(&mut self.kubelet).poll_shutdown(cx);
             self.up.shut = true;
         }
-        if self.down.cut {
+        // Before anything else: whoever goes on sending does not put it off.
+        if self.down.cut || self.poll_linger(cx).is_ready() {
             return Poll::Ready(reason);
         }
         while !self.down.out.is_empty() {
@@ -437,35 +438,35 @@ impl<'a, L: LocalEnd> Relay<'a, L> {
                     self.down.out.advance(count);
                 }
                 Poll::Ready(_) => return Poll::Ready(Reason::FrontEndGone),
-                Poll::Pending => return self.poll_linger(cx, reason),
+                Poll::Pending => return Poll::Pending,
             }
         }
         if !self.down.shut {
-            match Pin::new(&mut self.front).poll_shutdown(cx) {
-                Poll::Ready(Ok(())) => self.down.shut = true,
-                Poll::Ready(Err(_)) => return Poll::Ready(reason),
-                Poll::Pending => return self.poll_linger(cx, reason),
+            match ready!(Pin::new(&mut self.front).poll_shutdown(cx)) {
+                Ok(()) => self.down.shut = true,
+                Err(_) => return Poll::Ready(reason),
             }
         }
         if self.up.eof {
             return Poll::Ready(reason);
         }
         // Unread bytes would turn the answer into a reset.
-        loop {
-            match read_some(&mut self.front, cx) {
-                Poll::Ready(Ok(Some(_))) => {}
-                Poll::Ready(_) => return Poll::Ready(reason),
-                Poll::Pending => return self.poll_linger(cx, reason),
+        for _ in 0..TURNS {
+            match ready!(read_some(&mut self.front, cx)) {
+                Ok(Some(_)) => {}
+                _ => return Poll::Ready(reason),
             }
         }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
-    fn poll_linger(&mut self, cx: &mut Context<'_>, reason: Reason) -> Poll<Reason> {
+    /// Ready when the end has had its time.
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let linger = self
             .linger
             .get_or_insert_with(|| Box::pin(tokio::time::sleep(limits::CLOSE_LINGER)));
-        ready!(linger.as_mut().poll(cx));
-        Poll::Ready(reason)
+        linger.as_mut().poll(cx)
     }
 
     /// Nothing moves: a head that is not whole has its time, and a side that is not read is
