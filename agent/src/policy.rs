@@ -257,10 +257,14 @@ impl Policy {
             Some(refusal) => return Err(Denial::Forbidden(ip, refusal)),
             None => {}
         }
+        // An address that carries another one may lead there as well.
+        let ends = || std::iter::once(ip).chain(address::carried(ip));
         // Asks the kernel, so only when it decides something.
-        let local = LazyCell::new(|| facts.is_local(ip));
-        if facts.is_server(address) || self.is_health(address, || *local) {
-            return Err(Denial::Tunnel(address));
+        let local = LazyCell::new(|| ends().any(|ip| facts.is_local(ip)));
+        for end in ends().map(|ip| SocketAddr::new(ip, port)) {
+            if facts.is_server(end) || self.is_health(end, || *local) {
+                return Err(Denial::Tunnel(end));
+            }
         }
         if !self.0.open && !self.classes(ip, port, kubelet, || *local).has(said) {
             return Err(Denial::Mismatch(ip, said));

@@ -47,8 +47,9 @@ impl fmt::Display for Refusal {
 }
 
 /// Metadata services outside the link-local range (those inside are refused with it).
-const METADATA_V4: [Ipv4Addr; 2] = [
+const METADATA_V4: [Ipv4Addr; 3] = [
     Ipv4Addr::new(100, 100, 100, 200),
+    Ipv4Addr::new(192, 0, 0, 192),
     Ipv4Addr::new(168, 63, 129, 16),
 ];
 const METADATA_V6: [Ipv6Addr; 5] = [
@@ -64,10 +65,17 @@ const METADATA_V6: [Ipv6Addr; 5] = [
 pub fn refusal(ip: IpAddr) -> Option<Refusal> {
     match ip {
         IpAddr::V4(v4) => refusal_v4(v4),
-        IpAddr::V6(v6) => {
-            refusal_v6(v6).or_else(|| embedded_v4(v6).into_iter().flatten().find_map(refusal_v4))
-        }
+        IpAddr::V6(v6) => refusal_v6(v6).or_else(|| carried(ip).find_map(refusal)),
     }
+}
+
+/// The IPv4 addresses that an IPv6 address carries: where a connection to it may end as well.
+pub fn carried(ip: IpAddr) -> impl Iterator<Item = IpAddr> {
+    let carried = match ip {
+        IpAddr::V4(_) => [None; 4],
+        IpAddr::V6(ip) => embedded_v4(ip),
+    };
+    carried.into_iter().flatten().map(IpAddr::V4)
 }
 
 /// IPv4-mapped addresses as IPv4: the form in which two addresses are compared.
@@ -160,6 +168,8 @@ mod tests {
             ("169.254.169.254", Refusal::Metadata),
             ("100.100.100.200", Refusal::Metadata),
             ("168.63.129.16", Refusal::Metadata),
+            ("192.0.0.192", Refusal::Metadata),
+            ("64:ff9b::c000:c0", Refusal::Metadata),
             ("169.254.0.1", Refusal::LinkLocal),
             ("224.0.0.1", Refusal::Multicast),
             ("255.255.255.255", Refusal::Broadcast),

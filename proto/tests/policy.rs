@@ -316,3 +316,45 @@ fn no_rules_allow_nothing_and_the_built_in_ones_three_classes() {
         assert!(RuleSet::anything().decide(&question).is_allowed());
     }
 }
+
+#[test]
+fn a_prefix_that_is_denied_is_closed_in_every_spelling_of_its_addresses() {
+    let rule = |action, to: &str| Rule {
+        to: vec![Destination::Prefix(to.parse().unwrap())],
+        ..Rule::new(to, action)
+    };
+    let closed = RuleSet::new(vec![
+        Rule::new("anything", Action::Allow),
+        rule(Action::Deny, "10.0.0.0/8"),
+    ]);
+    let opened = RuleSet::new(vec![rule(Action::Allow, "10.0.0.0/8")]);
+    for (text, inside) in [
+        ("10.1.2.3", true),
+        ("64:ff9b::a01:203", true),
+        ("64:ff9b:1::a01:203", true),
+        ("2002:a01:203::1", true),
+        ("2001:0:a01:203::", true),
+        ("64:ff9b::b01:203", false),
+        ("fd00::a01:203", false),
+    ] {
+        let ip: IpAddr = text.parse().unwrap();
+        let question = Question {
+            class: Class::Other,
+            port: 443,
+            name: None,
+            address: Some(ip),
+            node: None,
+            asker: Asker::Unseen,
+        };
+        let denied = matches!(closed.decide(&question), Decision::Denied(_));
+        let unproven = matches!(closed.decide_unproven(&question), Decision::Denied(_));
+        assert_eq!((denied, unproven), (inside, inside), "{text}");
+        assert_eq!(closed.explain(&question).denying.len(), usize::from(inside));
+        // What is opened is only what was written.
+        assert_eq!(
+            opened.decide(&question).is_allowed(),
+            ip.is_ipv4(),
+            "{text}"
+        );
+    }
+}

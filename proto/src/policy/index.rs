@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::{Action, Destination, Question, Rule};
+use crate::address;
 use crate::pattern::Pattern;
 use crate::target::Class;
 
@@ -48,11 +49,10 @@ impl Index {
         question: &Question<'_>,
         action: Action,
     ) -> Option<usize> {
-        let side = match action {
-            Action::Allow => &self.allow,
-            Action::Deny => &self.deny,
-        };
-        side.first(rules, question)
+        match action {
+            Action::Allow => self.allow.first(rules, question, false),
+            Action::Deny => self.deny.first(rules, question, true),
+        }
     }
 }
 
@@ -77,7 +77,8 @@ impl Side {
         }
     }
 
-    fn first(&self, rules: &[Rule], question: &Question<'_>) -> Option<usize> {
+    /// `carried`: what the address carries is looked up, too.
+    fn first(&self, rules: &[Rule], question: &Question<'_>, carried: bool) -> Option<usize> {
         let mut best = First {
             rules,
             question,
@@ -91,6 +92,11 @@ impl Side {
             let prefixes = if ip.is_ipv4() { &self.v4 } else { &self.v6 };
             for list in prefixes.around(ip) {
                 best.look(list);
+            }
+            for ip in address::carried(ip).filter(|_| carried) {
+                for list in self.v4.around(ip) {
+                    best.look(list);
+                }
             }
         }
         if let Some(name) = question.name {

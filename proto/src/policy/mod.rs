@@ -13,6 +13,9 @@
 //! somebody; the end that sees it has decided or will decide. What the *address* of a name is, is
 //! not open: a prefix never applies to a name whose address is not known.
 //!
+//! A `deny` of an IPv4 prefix also closes the IPv6 addresses that carry an address of it (NAT64,
+//! 6to4, Teredo), because a connection to those may end there. An `allow` opens what it says.
+//!
 //! What no rule can allow is not here: see [`crate::address`] and the policies of both ends.
 
 mod explain;

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use ipnet::IpNet;
 
 use super::{Asker, Question, RuleTag};
+use crate::address;
 use crate::pattern::{Pattern, PatternError};
 use crate::target::{Class, Classes};
 
@@ -100,6 +101,15 @@ impl Destination {
         match self {
             Destination::Prefix(prefix) => question.address.is_some_and(|ip| prefix.contains(&ip)),
             Destination::Name(pattern) => question.name.is_some_and(|name| pattern.fits(name)),
+        }
+    }
+
+    /// Whether the address carries one that is there.
+    fn is_carried(&self, question: &Question<'_>) -> bool {
+        let mut carried = question.address.into_iter().flat_map(address::carried);
+        match self {
+            Destination::Prefix(prefix) => carried.any(|ip| prefix.contains(&ip)),
+            Destination::Name(_) => false,
         }
     }
 }
@@ -252,7 +262,10 @@ impl Rule {
     }
 
     pub(super) fn is_to(&self, question: &Question<'_>) -> bool {
-        self.to.is_empty() || self.to.iter().any(|place| place.has(question))
+        let closes = self.action == Action::Deny;
+        let fits =
+            |place: &Destination| place.has(question) || (closes && place.is_carried(question));
+        self.to.is_empty() || self.to.iter().any(fits)
     }
 
     /// `None`: open.
