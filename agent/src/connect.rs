@@ -3,7 +3,8 @@
 
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -33,7 +34,7 @@ pub trait Network: Send + Sync + 'static {
 #[derive(Debug)]
 pub struct KernelNetwork {
     /// The C library resolves on threads: a slow name server must not use up all of them.
-    lookups: Semaphore,
+    lookups: Arc<Semaphore>,
     /// Binding to foreign addresses is allowed here, so binding proves nothing.
     any_bind: bool,
 }
@@ -42,7 +43,7 @@ impl Default for KernelNetwork {
     fn default() -> Self {
         let set = |path| fs::read_to_string(path).is_ok_and(|text| text.trim() != "0");
         Self {
-            lookups: Semaphore::new(limits::LOOKUPS),
+            lookups: Arc::new(Semaphore::new(limits::LOOKUPS)),
             any_bind: set("/proc/sys/net/ipv4/ip_nonlocal_bind")
                 || set("/proc/sys/net/ipv6/ip_nonlocal_bind"),
         }
@@ -52,11 +53,11 @@ impl Default for KernelNetwork {
 #[async_trait]
 impl Network for KernelNetwork {
     async fn resolve(&self, name: &HostName) -> io::Result<Vec<IpAddr>> {
-        let lookup = async {
-            let _slot = self.lookups.acquire().await.map_err(io::Error::other)?;
-            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+        let name = name.clone();
+        let lookup = on_thread(&self.lookups, move || {
+            let found = (name.as_str(), 0).to_socket_addrs()?;
             Ok(found.map(|address| address.ip()).collect())
-        };
+        });
         tokio::time::timeout(limits::LOOKUP_TIMEOUT, lookup)
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
@@ -79,6 +80,22 @@ impl Network for KernelNetwork {
             Err(error) => !errno(&error, &[Errno::ADDRNOTAVAIL, Errno::AFNOSUPPORT]),
         }
     }
+}
+
+/// Does on a thread what may block. It has its place until it returns, also when nobody waits for
+/// it any more: a thread that hangs cannot be taken back, and the next one would be one more.
+async fn on_thread<T: Send + 'static>(
+    places: &Arc<Semaphore>,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    // The semaphore is never closed; if it were, nothing would be looked up.
+    let place = Arc::clone(places).acquire_owned().await;
+    let place = place.map_err(io::Error::other)?;
+    let working = tokio::task::spawn_blocking(move || {
+        let _place = place;
+        work()
+    });
+    working.await.map_err(io::Error::other)?
 }
 
 /// Small writes go at once; a target that vanished is noticed.
@@ -221,12 +238,31 @@ mod tests {
     fn loopback_is_ours_and_a_documentation_address_is_not() {
         for any_bind in [false, true] {
             let network = KernelNetwork {
-                lookups: Semaphore::new(1),
+                lookups: Arc::new(Semaphore::new(1)),
                 any_bind,
             };
             assert!(network.is_local([127, 0, 0, 1].into()), "{any_bind}");
             assert!(!network.is_local([192, 0, 2, 1].into()), "{any_bind}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_lookup_that_hangs_keeps_its_place_when_nobody_waits_for_it() {
+        let places = Arc::new(Semaphore::new(1));
+        let (release, hangs) = std::sync::mpsc::channel::<()>();
+        let (begun, mut begins) = tokio::sync::mpsc::channel(1);
+        let first = on_thread(&places, move || {
+            let _ = begun.blocking_send(());
+            hangs.recv().map_err(io::Error::other)
+        });
+        tokio::select! {
+            _ = first => panic!("it hangs"),
+            told = begins.recv() => told.expect("it began"),
+        }
+        // Given up, as a dial is; another one waits instead of taking one more thread.
+        assert_eq!(places.available_permits(), 0);
+        release.send(()).expect("it still hangs");
+        assert_eq!(on_thread(&places, || Ok(7)).await.expect("its turn"), 7);
     }
 
     #[test]

@@ -35,6 +35,14 @@ pub struct JudgedDials {
 pub struct JudgedGuard<'a> {
     list: &'a JudgedDials,
     key: u64,
+    judged: Arc<Judged>,
+}
+
+impl JudgedGuard<'_> {
+    /// What it was judged by.
+    pub fn judged(&self) -> &Judged {
+        &self.judged
+    }
 }
 
 impl Drop for JudgedGuard<'_> {
@@ -57,8 +65,13 @@ impl JudgedDials {
     /// Adds a dial.
     pub fn add(&self, judged: Judged) -> JudgedGuard<'_> {
         let key = self.next.fetch_add(1, Ordering::Relaxed);
-        self.lock().insert(key, Arc::new(judged));
-        JudgedGuard { list: self, key }
+        let judged = Arc::new(judged);
+        self.lock().insert(key, Arc::clone(&judged));
+        JudgedGuard {
+            list: self,
+            key,
+            judged,
+        }
     }
 
     /// Ends every dial that `allows` does not allow, and gives their number. Call it when the new

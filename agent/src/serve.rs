@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use towline_link::carrier::Stream;
 use towline_link::dial::{self, PendingDial};
 use towline_link::driver::{DialGuard, Link};
-use towline_link::live::{LiveDials, LiveGuard};
+use towline_link::live::LiveDials;
 use towline_link::process::drain::WorkGuard;
 use towline_link::process::ratelimit::RateLimited;
 use towline_link::splice::{Early, LocalSide, splice};
@@ -23,7 +23,7 @@ use towline_proto::reason::Reason;
 use tracing::{debug, info, warn};
 
 use crate::connect::{Network, connect_first, lookup_reason};
-use crate::judged::{Judged, JudgedDials};
+use crate::judged::{Judged, JudgedDials, JudgedGuard};
 use crate::metrics::Metrics;
 use crate::policy::{Asked, Denial, Facts, Lookup, Permit, Policy, Rules};
 use crate::reach::Reach;
@@ -184,18 +184,20 @@ impl Serve {
 
     async fn dial(&self, dial: &Dial, pending: PendingDial) {
         let begun = Instant::now();
-        let round = self.judged.round();
+        let round = self.round();
         let Some((target, slot, open, address)) = Box::pin(self.open(dial, pending)).await else {
             return;
         };
         let live = self.live.register();
-        let judged = self.judged.add(Judged {
-            target: dial.target.clone(),
-            class: dial.class,
-            address,
-            dial: Arc::clone(live.dial()),
-        });
-        self.judge_again(round, dial, address, &live);
+        let judged = self.follow(
+            round,
+            Judged {
+                target: dial.target.clone(),
+                class: dial.class,
+                address,
+                dial: Arc::clone(live.dial()),
+            },
+        );
         let early = Early {
             to_local: open.early,
             ..Early::default()
@@ -215,15 +217,21 @@ impl Serve {
         );
     }
 
-    /// The policy may have changed while the dial was opened.
-    fn judge_again(&self, round: u64, dial: &Dial, address: SocketAddr, live: &LiveGuard) {
-        let asked = Asked::of(&dial.target, dial.class);
-        if self.judged.round() != round
-            && self.policy().check_one(address.ip(), asked, self).is_err()
-        {
+    /// How often live dials were judged again; to be asked before a dial is judged.
+    pub(crate) fn round(&self) -> u64 {
+        self.judged.round()
+    }
+
+    /// A dial is open: a new policy judges it again from now on. One that came into force since
+    /// `round` was asked for has missed it.
+    pub(crate) fn follow(&self, round: u64, judged: Judged) -> JudgedGuard<'_> {
+        let guard = self.judged.add(judged);
+        let judged = guard.judged();
+        if self.judged.round() != round && !self.allows(&self.policy(), judged) {
             self.metrics.ended_by_policy(1);
-            live.dial().end(Reason::PolicyChanged);
+            judged.dial.end(Reason::PolicyChanged);
         }
+        guard
     }
 
     /// Up to the answer. Everything that a live dial does not need is gone afterwards.

@@ -331,6 +331,42 @@ async fn a_drain_is_announced_and_waits_for_connections() {
 }
 
 #[tokio::test]
+async fn a_new_policy_ends_the_live_dials_that_it_forbids_and_no_others() {
+    let world = World::new();
+    let mut server = world.server(Script::default()).await;
+    let file = |rules: &str| {
+        let text = format!("version: 1\nrules:\n{rules}");
+        scratch::replace(&world.scratch.join("policy.yaml"), text).unwrap();
+    };
+    let everything = "  - {name: everything, action: allow}\n";
+    file(everything);
+    let path = world.scratch.join("policy.yaml");
+    let flag = format!("--policy={}", path.display());
+    let _agent = world.agent(server.address(), &[&flag]).await;
+    let mut call = server.call().await;
+    let (ending, staying) = (Target::new().await, Target::new().await);
+    assert_eq!(call.dial("tcp", &ending.address()).await, Ok(1));
+    let mut ended = ending.accept().await;
+    assert_eq!(call.dial("tcp", &staying.address()).await, Ok(2));
+    let mut stays = staying.accept().await;
+    call.data(1, &b"x"[..]).await;
+    call.data(2, &b"x"[..]).await;
+    let port = ending.address().rsplit_once(':').unwrap().1.to_owned();
+    file(&format!(
+        "{everything}  - {{name: closed, action: deny, ports: [\"{port}\"]}}\n"
+    ));
+    let mut all = Vec::new();
+    let end = ended.read_to_end(&mut all);
+    let end = tokio::time::timeout(std::time::Duration::from_secs(5), end).await;
+    assert!(end.expect("in time").is_err(), "the target sees a reset");
+    call.data(2, &b"y"[..]).await;
+    let mut two = [0; 2];
+    stays.read_exact(&mut two).await.unwrap();
+    assert_eq!(&two, b"xy");
+    assert!(call.dial("tcp", &ending.address()).await.is_err());
+}
+
+#[tokio::test]
 async fn a_lost_server_is_called_again_and_its_connections_are_reset() {
     let world = World::new();
     let mut server = world.server(Script::default()).await;

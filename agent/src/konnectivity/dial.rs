@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use towline_proto::limits;
-use towline_proto::target::{Class, Host};
+use towline_proto::target::{Class, Host, Target};
 
 use super::text::{DialFailure, shown, split};
 use crate::connect::{ConnectFailure, connect_each};
@@ -44,6 +44,8 @@ impl Family {
 pub(super) struct Connected {
     pub(super) target: TcpStream,
     pub(super) slot: OwnedSemaphorePermit,
+    /// What was asked for, and what that is.
+    pub(super) asked: Target,
     pub(super) class: Class,
     pub(super) address: SocketAddr,
 }
@@ -60,12 +62,16 @@ pub(super) async fn dial(
     let begun = tokio::time::Instant::now();
     let late = || DialFailure::Timeout(shown(address));
     let resolve = resolve(serve, family, address);
-    let (resolved, name, port) = tokio::time::timeout(limit, resolve)
+    let (resolved, asked) = tokio::time::timeout(limit, resolve)
         .await
         .map_err(|_| late())??;
+    let name = match &asked.host {
+        Host::Name(name) => Some(name.as_str()),
+        Host::Ip(_) => None,
+    };
     let policy = serve.policy();
     let permits = policy
-        .check_open(&resolved, name.as_deref(), port, serve)
+        .check_open(&resolved, name, asked.port(), serve)
         .map_err(|denial| {
             serve.metrics().denied(Class::Other, &denial);
             DialFailure::Denied(shown(address), denial.to_string())
@@ -80,6 +86,7 @@ pub(super) async fn dial(
             Ok(Connected {
                 target,
                 slot,
+                asked,
                 class,
                 address,
             })
@@ -93,11 +100,11 @@ async fn resolve(
     serve: &Serve,
     family: Family,
     address: &str,
-) -> Result<(Vec<IpAddr>, Option<String>, u16), DialFailure> {
+) -> Result<(Vec<IpAddr>, Target), DialFailure> {
     let (host, port) = split(address)?;
     let digits = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
-    let port = match port.parse::<u16>() {
-        Ok(port) if port != 0 => port,
+    let number = match port.parse::<u16>() {
+        Ok(number) => number,
         _ if digits => return Err(DialFailure::Address(shown(port), "invalid port")),
         _ => {
             let name = format!("tcp/{}", shown(port));
@@ -106,8 +113,10 @@ async fn resolve(
     };
     let missing = || DialFailure::Lookup(shown(host), "no such host");
     let target: Host = host.parse().map_err(|_| missing())?;
+    let invalid = || DialFailure::Address(shown(port), "invalid port");
+    let target = Target::new(target, number).ok_or_else(invalid)?;
     let policy = serve.policy();
-    let mut found = match policy.lookup_host(&target) {
+    let mut found = match policy.lookup(&target) {
         Lookup::Known(addresses) => addresses,
         Lookup::Resolve(name) => {
             serve
@@ -130,12 +139,6 @@ async fn resolve(
             shown(host),
             "no suitable address found",
         )),
-        false => {
-            let name = match &target {
-                Host::Name(name) => Some(name.to_string()),
-                Host::Ip(_) => None,
-            };
-            Ok((found, name, port))
-        }
+        false => Ok((found, target)),
     }
 }

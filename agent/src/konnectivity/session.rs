@@ -26,6 +26,7 @@ use super::dial::dial;
 use super::metrics::{LegacyMetrics, Segment};
 use super::servers::Listed;
 use super::stream::{Handled, ServerStream};
+use crate::judged::Judged;
 use crate::serve::Serve;
 
 /// Lines in the log about refused dials and stray packets, in each interval.
@@ -226,6 +227,7 @@ struct Asked {
 async fn serve(common: Arc<Common>, stream: Arc<ServerStream>, asked: Asked, _work: WorkGuard) {
     let begun = Instant::now();
     let serve = &common.serve;
+    let round = serve.round();
     let connected = match Box::pin(dial(serve, &asked.protocol, &asked.address)).await {
         Ok(connected) => connected,
         Err(failure) => {
@@ -250,6 +252,15 @@ async fn serve(common: Arc<Common>, stream: Arc<ServerStream>, asked: Asked, _wo
     let _ = tokio::time::timeout(limits::LEGACY_FIRST_WORD, connection.spoken()).await;
     drop(connection);
     let live = serve.live().register();
+    let judged = serve.follow(
+        round,
+        Judged {
+            target: connected.asked,
+            class: connected.class,
+            address: connected.address,
+            dial: Arc::clone(live.dial()),
+        },
+    );
     let end = splice(
         connected.target,
         pipe,
@@ -258,7 +269,7 @@ async fn serve(common: Arc<Common>, stream: Arc<ServerStream>, asked: Asked, _wo
         &live,
     )
     .await;
-    drop((live, connected.slot));
+    drop((judged, live, connected.slot));
     serve.metrics().dial_ended(connected.class, end.reason);
     debug!(server = ?stream.server_id(), connection = asked.id, reason = %end.reason, bytes_in = end.from_peer, bytes_out = end.to_peer, "dial ended");
 }
