@@ -205,7 +205,10 @@ pub const ACCEPT_PAUSE_FIRST: Duration = Duration::from_millis(10);
 /// See [`ACCEPT_PAUSE_FIRST`].
 pub const ACCEPT_PAUSE_CAP: Duration = Duration::from_secs(1);
 /// Health and admin connections at once, per listener. Overflow: they wait in the listen queue.
-pub const ADMIN_CONNECTIONS: usize = 32;
+pub const ADMIN_CONNECTIONS: usize = 64;
+/// Of these, over TCP those of one address (of IPv6: one /64), so that nobody keeps probes out and
+/// has us restarted. Overflow: closed at once.
+pub const ADMIN_PER_ADDRESS: usize = 16;
 /// Head of a health or admin request, bytes. Overflow: 431 and close.
 pub const ADMIN_HEAD_BYTES: usize = 8 * 1024;
 /// Headers of a health or admin request. Overflow: 431 and close.

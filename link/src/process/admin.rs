@@ -20,7 +20,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdTcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener as StdTcpListener};
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::registry::Registry;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use towline_proto::limits;
 use tracing::{debug, error, warn};
 
@@ -49,6 +49,7 @@ use super::live::LiveProbe;
 use super::ratelimit::RateLimited;
 use super::ready::Readiness;
 use super::runtime;
+use super::shares::{Share, Shares, network};
 use super::unix::{self, AllowedUids, PeerCredentials, SocketFile, UnixSocket, UnixSocketError};
 
 /// Where to listen.
@@ -289,11 +290,15 @@ async fn serve_tcp(
     drain: &Drain,
 ) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
+    let shares = Shares::new(limits::ADMIN_PER_ADDRESS);
     accept_loop(
         listener,
         options("health", metrics),
         drain.watch(),
-        |stream, _peer, slot| serve_one(stream, slot, Arc::clone(&answers), Access::Anybody),
+        |stream, peer: SocketAddr, slot| {
+            let share = shares.take(&network(peer.ip()));
+            serve_shared(stream, slot, share, Arc::clone(&answers), Access::Anybody)
+        },
     )
     .await;
     Ok(())
@@ -316,17 +321,15 @@ async fn serve_second(
     else {
         return Ok(());
     };
+    let shares = Shares::new(limits::ADMIN_PER_ADDRESS);
     accept_loop(
         TcpListener::from_std(listener)?,
         options("admin-tcp", metrics),
         drain.watch(),
-        |stream, _peer, slot| {
-            serve_one(
-                stream,
-                slot,
-                Arc::clone(&answers),
-                Access::Second(at, profiling),
-            )
+        |stream, peer: SocketAddr, slot| {
+            let share = shares.take(&network(peer.ip()));
+            let access = Access::Second(at, profiling);
+            serve_shared(stream, slot, share, Arc::clone(&answers), access)
         },
     )
     .await;
@@ -369,6 +372,21 @@ async fn serve_unix(
     )
     .await;
     Ok(())
+}
+
+/// One connection of an address that has its share of them.
+async fn serve_shared(
+    stream: TcpStream,
+    slot: Slot,
+    share: Option<Share<IpAddr>>,
+    answers: Arc<Answers>,
+    access: Access,
+) {
+    match &share {
+        Some(_) => serve_one(stream, slot, answers, access).await,
+        None => slot.refused("crowded"),
+    }
+    drop(share);
 }
 
 /// One connection, one request.

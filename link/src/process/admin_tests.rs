@@ -119,6 +119,31 @@ fn status(answer: &str) -> &str {
     answer.split(' ').nth(1).unwrap_or("no answer")
 }
 
+/// A connection from this address of loopback.
+fn connect_from(own: [u8; 4], to: SocketAddr) -> TcpStream {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+    let socket = socket.expect("a socket");
+    let own = SocketAddr::from((own, 0));
+    socket.bind(&own.into()).expect("bound");
+    socket.connect(&to.into()).expect("connected");
+    socket.into()
+}
+
+#[test]
+fn one_address_that_says_nothing_keeps_no_probe_out() {
+    let running = running(AllowedUids::default_set());
+    let address = running.admin.as_ref().expect("running").health_address();
+    let from = |_| connect_from([127, 0, 0, 2], address);
+    let silent: Vec<TcpStream> = (0..2 * limits::ADMIN_CONNECTIONS).map(from).collect();
+    let begun = std::time::Instant::now();
+    assert_eq!(status(&running.get("/healthz")), "200");
+    let took = begun.elapsed();
+    assert!(took < limits::ADMIN_HEAD_TIMEOUT, "{took:?}");
+    let crowded = "towline_connections_refused_total{listener=\"health\",why=\"crowded\"}";
+    assert!(running.get("/metrics").contains(crowded));
+    drop(silent);
+}
+
 #[test]
 fn probes_see_life_and_readiness() {
     let running = running(AllowedUids::default_set());
