@@ -6,20 +6,25 @@
 //!
 //! ```text
 //! {"at":"2026-11-21T10:00:00Z","by":"issue","serial":"4f..","identity":"spiffe://..","subject":"CN=..",
-//!  "usage":["clientAuth"],"not_before":"..","not_after":"..","issuer":"<key id>","fingerprint":".."}
+//!  "usage":["clientAuth"],"not_before":"..","not_after":"..","issuer":"<key id>","fingerprint":"..",
+//!  "key":"<its public key's hash>","ips":["10.0.0.1"]}
 //! ```
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
+use towline_proto::limits;
 
 use crate::date;
 use crate::identity::Identity;
 use crate::inspect::{Certificate, CertificateError};
+use crate::join::unhex;
+use crate::key::sha256;
 use crate::seal::hex;
 use crate::serial::{Serial, SerialError};
-use crate::store::{Journal, StoreError};
+use crate::store::{Compacted, Journal, StoreError};
 
 /// Name of the ledger in an authority's directory.
 pub const LEDGER_FILE: &str = "issued.jsonl";
@@ -54,6 +59,12 @@ pub struct Entry {
     pub issuer: String,
     /// SHA-256 of the certificate, hexadecimal.
     pub fingerprint: String,
+    /// SHA-256 of its public key, hexadecimal; not in lines of older versions.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub key: String,
+    /// Its addresses, as many as a line has room for; not in lines of older versions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ips: Vec<IpAddr>,
 }
 
 /// What is wrong with a ledger.
@@ -105,9 +116,7 @@ impl Ledger {
     pub fn find(&self, mut wanted: impl FnMut(&Entry) -> bool) -> Result<Vec<Entry>, LedgerError> {
         let mut found = Vec::new();
         let read = self.journal.each(|line| {
-            let entry: Entry = serde_json::from_slice(line)
-                .map_err(|error| format!("is no entry of a ledger: {error}"))?;
-            entry.check()?;
+            let entry = Entry::read(line)?;
             if wanted(&entry) {
                 found.push(entry);
             }
@@ -115,6 +124,13 @@ impl Ledger {
         });
         read.map_err(LedgerError::Store)?;
         Ok(found)
+    }
+
+    /// Leaves out certificates that ended before `before`; the trail of who was given what is the
+    /// audit trail. For the ledgers of servers: an authority's own keeps everything.
+    pub fn forget(&self, before: SystemTime) -> Result<Compacted, LedgerError> {
+        let keep = |line: &[u8]| Ok(!Entry::read(line)?.has_ended(before));
+        self.journal.compact(keep).map_err(LedgerError::Store)
     }
 
     /// Every certificate of an identity that has not ended.
@@ -150,12 +166,28 @@ impl Entry {
             not_after: date::text(certificate.not_after),
             issuer: hex(certificate.issuer_key_id.as_deref().unwrap_or_default()),
             fingerprint: certificate.fingerprint.to_string(),
+            key: hex(&sha256(&certificate.public_key_der)),
+            ips: certificate
+                .ip_sans
+                .into_iter()
+                .take(limits::LEDGER_ADDRESSES)
+                .collect(),
         })
     }
 
     /// Its serial number.
     pub fn serial(&self) -> Result<Serial, SerialError> {
         self.serial.parse()
+    }
+
+    /// When it was issued; the beginning of time when its line does not say so.
+    pub fn issued(&self) -> SystemTime {
+        date::from_text(&self.at).unwrap_or(SystemTime::UNIX_EPOCH)
+    }
+
+    /// Which key it is of, by its hash.
+    pub fn key(&self) -> Option<[u8; 32]> {
+        unhex(&self.key)
     }
 
     /// When it ends, or ended.
@@ -167,6 +199,13 @@ impl Entry {
     /// Whether it can be used no more.
     pub fn has_ended(&self, now: SystemTime) -> bool {
         date::seconds(self.not_after()) < date::seconds(now)
+    }
+
+    fn read(line: &[u8]) -> Result<Self, String> {
+        let entry: Self = serde_json::from_slice(line)
+            .map_err(|error| format!("is no entry of a ledger: {error}"))?;
+        entry.check()?;
+        Ok(entry)
     }
 
     fn check(&self) -> Result<(), String> {
@@ -241,6 +280,47 @@ mod tests {
                 .all(|entry| entry.issuer == key_id && entry.by == "issue")
         );
         assert_eq!(all[0].usage, ["clientAuth"]);
+        assert!(
+            all.iter()
+                .all(|entry| entry.key().is_some() && entry.issued() == now)
+        );
+        // Its last second counts; the lines of certificates that ended go, and no other.
+        let end = all[0].not_after();
+        assert_eq!(ledger.forget(end).unwrap().dropped, 0);
+        let second = Duration::from_secs(1);
+        let later = ledger.forget(end + second).unwrap();
+        assert_eq!((later.kept, later.dropped), (0, 3));
+        assert_eq!(ledger.find(|_| true).unwrap(), []);
+    }
+
+    #[test]
+    fn a_line_of_an_older_version_and_the_longest_one_read_back() {
+        let dir = Scratch::new();
+        let ledger = Ledger::in_dir(&dir.path(""));
+        let old = r#"{"at":"2026-11-21T10:00:00Z","by":"enrol","serial":"01","subject":"CN=n1","usage":[],"not_before":"2026-11-21T10:00:00Z","not_after":"2026-11-22T10:00:00Z","issuer":"","fingerprint":""}"#;
+        std::fs::write(ledger.path(), format!("{old}\n")).unwrap();
+        let found = ledger.find(|_| true).unwrap();
+        assert_eq!((found[0].key(), found[0].ips.len()), (None, 0));
+        assert_eq!(found[0].line(), old);
+        let now = date::from_seconds(1_793_000_000);
+        let key = PrivateKey::generate(KeyKind::EcdsaP256).unwrap();
+        let name = [63, 63, 63, 61].map(|length| "n".repeat(length)).join(".");
+        let ips = (0..limits::LIST_ITEMS as u128).map(|number| {
+            let address = (0xfd00_1111_2222_3333_4444_5555_6666_7000 + number).into();
+            IpAddr::V6(address)
+        });
+        let issue = Issue {
+            identity: format!("spiffe://c/towline/agent/{name}").parse().unwrap(),
+            dns: Vec::new(),
+            ips: ips.collect(),
+            life: Some(Duration::from_secs(86_400)),
+            public_key: key.public(),
+        };
+        let issued = authority(now).issue(&issue, now).unwrap();
+        let whole = issued.chain[0].as_ref();
+        ledger.record([whole], "enrol", now).unwrap();
+        let found = ledger.find(|_| true).unwrap();
+        assert_eq!(found[1].ips.len(), limits::LEDGER_ADDRESSES);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! before its first byte, and is then linked or renamed into place. A reader sees the old file or
 //! the new one, never half of one. Nothing outside this module opens a file.
 
+mod compact;
 mod journal;
 mod look;
 mod staging;
@@ -21,6 +22,7 @@ use crate::seal::hex;
 use crate::secret::Secret;
 use crate::tls;
 
+pub use compact::Compacted;
 pub use journal::{Journal, Lock};
 pub use look::{is_there, names_in, read_if_there, read_secret_if_there};
 pub use staging::{DirectoryLock, Staged, is_left_over, lock, remove_all, take_away};

@@ -101,6 +101,12 @@ async fn who_holds_an_address_keeps_it_whatever_another_node_claims() {
     world.restart().await.unwrap();
     world.counted("towline_server_nodes 2").await;
     assert_eq!(renewed(&world, &held).await, Ok(vec![node_ip(1)]));
+    // By what the server wrote down before it was restarted.
+    world.restart().await.unwrap();
+    world.counted("towline_server_nodes 2").await;
+    let newer = world.account_token("token-1-newer", "n1");
+    let newer = world.enrolled(newer, None).await;
+    assert_eq!(newer.leaf().ip_sans, [node_ip(1)]);
     let newcomer = proof(&world, 2);
     assert_eq!(world.refused(newcomer, None).await, Refusal::AddressTaken);
 }

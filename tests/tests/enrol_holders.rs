@@ -77,3 +77,31 @@ async fn who_holds_a_certificate_does_not_renew_without_end() {
     let proof = world.account_token("t2", "n2");
     world.enrolled(proof, None).await;
 }
+
+/// The ledger of a server that has run for long: what ended goes, what counts is known as before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_ledger_forgets_what_ended_long_ago_and_nothing_else() {
+    let mut world = world().await;
+    let proof = world.account_token("t1", "n1");
+    let held = world.enrolled(proof, None).await;
+    let path = world.scratch.join("state/issued.jsonl");
+    let now = std::fs::read_to_string(&path).unwrap();
+    let over = now
+        .replace(&held.leaf().serial.to_string(), "0a")
+        .replace("\"not_after\":\"20", "\"not_after\":\"19");
+    std::fs::write(&path, over.repeat(1000) + &now).unwrap();
+    world.restart().await.unwrap();
+    world
+        .counted("towline_server_enrolment_ledger_lines 1")
+        .await;
+    world
+        .counted("towline_server_enrolment_ledger_tidied_total{outcome=\"done\"} 1")
+        .await;
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), now);
+    // Who holds the name is still known, with its key.
+    let (_, join) = world.join_token("n1", SystemTime::now() + HOUR).await;
+    let refused = world.refused(join.clone(), None).await;
+    assert_eq!(refused, Refusal::NameTaken);
+    let again = world.ask(&held, join, None, None).await;
+    assert!(matches!(again, Ok(EnrolReply::Issued(_))), "{again:?}");
+}

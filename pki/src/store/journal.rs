@@ -2,7 +2,8 @@
 //!
 //! Lines are on the disk when [`Journal::append`] returns. What a crash left of a line that was
 //! being written is cut off by the next one who writes and passed over by readers. A file that is
-//! full is put aside as `NAME-000001.END` and so on; readers read those first.
+//! full is put aside as `NAME-000001.END` and so on; readers read those first. [`Journal::compact`]
+//! (in `compact.rs`) leaves lines out that nobody needs any more.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
@@ -51,8 +52,8 @@ impl Lock {
 /// See the head of this file.
 #[derive(Clone, Debug)]
 pub struct Journal {
-    path: PathBuf,
-    full: u64,
+    pub(super) path: PathBuf,
+    pub(super) full: u64,
 }
 
 impl Journal {
@@ -151,7 +152,7 @@ impl Journal {
     }
 
     /// Files that were put aside, oldest first, and the one that is written.
-    fn files(&self) -> Vec<PathBuf> {
+    pub(super) fn files(&self) -> Vec<PathBuf> {
         let aside = (1..=limits::LEDGER_FILES).map(|number| self.aside(number));
         let mut files: Vec<PathBuf> = aside.take_while(|path| path.exists()).collect();
         files.push(self.path.clone());
@@ -185,7 +186,7 @@ impl Journal {
     }
 }
 
-fn write_error(path: &Path, source: io::Error) -> StoreError {
+pub(super) fn write_error(path: &Path, source: io::Error) -> StoreError {
     StoreError::Write {
         path: path.into(),
         source,

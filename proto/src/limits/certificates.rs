@@ -24,6 +24,8 @@ pub const DENY_ENTRIES: usize = 65_536;
 pub const REVOCATION_LOOK: Duration = Duration::from_secs(1);
 /// One line of an authority's ledger, bytes. Overflow: the certificate is not issued.
 pub const LEDGER_LINE_BYTES: usize = 4096;
+/// Addresses of one certificate in its line of a ledger. Overflow: the rest is not in the line.
+pub const LEDGER_ADDRESSES: usize = 48;
 /// A file of an authority's ledger; a full one is put aside under a number and kept.
 pub const LEDGER_BYTES: u64 = 64 * 1024 * 1024;
 /// Files of one ledger. Overflow: nothing is issued until old ones are moved away.

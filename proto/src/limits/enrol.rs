@@ -65,6 +65,14 @@ pub const ENROL_HOLDINGS: usize = 16;
 pub const ENROL_NAMES: usize = 65_536;
 /// Lines that are written to the ledger together, with one wait for the disk.
 pub const ENROL_LEDGER_BATCH: usize = 256;
+/// How long after its end a certificate stays in the ledger of a server: for clocks that are wrong,
+/// and for people who look for it. Then its line goes.
+pub const ENROL_LEDGER_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Lines in the ledger of a server: thirty for each name. Overflow: nothing is issued until some ended.
+pub const ENROL_LEDGER_LINES: u64 = 30 * ENROL_NAMES as u64;
+/// New lines after which those that nobody needs any more are looked for, at least; and as many as
+/// were left the last time.
+pub const ENROL_LEDGER_NEW: u64 = 4096;
 /// Join tokens in one file. Overflow: the file is refused.
 pub const JOIN_TOKENS: usize = 16_384;
 /// A join token as text, bytes. Overflow: refused.

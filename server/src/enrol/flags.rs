@@ -366,6 +366,7 @@ impl EnrolConfig {
     ) -> Result<Running, EnrolFlagError> {
         let asks = self.asks(&around.prefixes).is_some();
         let (names, writer) = Names::open(self.ledger, SystemTime::now())?;
+        writer.register(around.registry);
         tasks.spawn(writer.run());
         let client = self.account.as_ref().map(|(_, client)| client.clone());
         let accounts = self.account;

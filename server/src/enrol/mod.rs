@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`door`] (a connection of ALPN `towline-enrol/1`, its place and its bounds),
 //! [`desk`] (one request from its bytes to its answer), the proofs [`account`] (a service-account
-//! token) and [`join`] (a one-time token), [`names`] (who holds which name), [`nodes`] (which
+//! token) and [`join`] (a one-time token), [`names`] over [`writer`] (who holds which name, and the ledger), [`nodes`] (which
 //! addresses are a node's), `sign` over [`issuer`] (the signature), [`told`] (metrics, log, trail), [`flags`].
 //!
 //! What is never done: believe a name or an address because the peer says it, remember that a
@@ -18,6 +18,7 @@ pub mod names;
 pub mod nodes;
 mod sign;
 pub mod told;
+pub mod writer;
 
 use towline_proto::enrol::Refusal;
 

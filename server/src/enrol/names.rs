@@ -2,7 +2,7 @@
 //! on the disk.
 //!
 //! A certificate is in the ledger before it is handed out. Many that are issued at once wait for
-//! the disk together. What has ended is forgotten.
+//! the disk together (`writer`). What has ended is forgotten.
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -12,23 +12,27 @@ use std::time::SystemTime;
 use rustls_pki_types::CertificateDer;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
+use towline_pki::ledger::Entry;
 use towline_pki::{Identity, Leaf, Ledger, LedgerError, Serial};
 use towline_proto::enrol::Refusal;
 use towline_proto::id::{Name, Role};
 use towline_proto::limits;
 
 use super::No;
+use super::writer::{Line, Unwritten, Writer};
 
 /// A certificate that was issued here.
 #[derive(Clone, Debug)]
 pub struct Holding {
     /// Its serial number.
     pub serial: Serial,
+    /// When it was issued.
+    pub since: SystemTime,
     /// When it ends.
     pub not_after: SystemTime,
-    /// Hash of its key; not known of those from before a restart.
+    /// Hash of its key; not known of those that an older version wrote down.
     pub key: Option<[u8; 32]>,
-    /// Its addresses; not known of those from before a restart.
+    /// Its addresses; not known of those that an older version wrote down.
     pub ips: Vec<IpAddr>,
 }
 
@@ -70,8 +74,6 @@ impl Inner {
     }
 }
 
-type Line = (CertificateDer<'static>, oneshot::Sender<bool>);
-
 /// See the head of this file.
 #[derive(Debug)]
 pub struct Names {
@@ -110,17 +112,16 @@ fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
     inner.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Writes lines to the ledger until nobody can send any more.
-pub struct Writer {
-    ledger: Ledger,
-    lines: mpsc::Receiver<Line>,
-}
-
 impl Names {
-    /// Reads what was issued before.
+    /// Reads what was issued before, and leaves what ended long ago out of the ledger.
     pub fn open(ledger: Ledger, now: SystemTime) -> Result<(Self, Writer), LedgerError> {
         let mut inner = Inner::default();
-        for entry in ledger.find(|entry| !entry.has_ended(now))? {
+        let mut lines = 0;
+        let counting = |entry: &Entry| {
+            lines += 1;
+            !entry.has_ended(now)
+        };
+        for entry in ledger.find(counting)? {
             let identity = entry.identity.as_ref().map(|text| text.parse::<Identity>());
             let (Some(Ok(identity)), Ok(serial)) = (identity, entry.serial()) else {
                 continue;
@@ -128,21 +129,18 @@ impl Names {
             if identity.role == Role::Agent {
                 let holding = Holding {
                     serial,
+                    since: entry.issued(),
                     not_after: entry.not_after(),
-                    key: None,
-                    ips: Vec::new(),
+                    key: entry.key(),
+                    ips: entry.ips,
                 };
                 inner.add(identity.name, holding, now);
             }
         }
-        let (lines, incoming) = mpsc::channel(limits::ENROL_PLACES);
+        let (lines, writer) = Writer::new(ledger, lines);
         let names = Self {
             inner: Arc::new(Mutex::new(inner)),
             lines,
-        };
-        let writer = Writer {
-            ledger,
-            lines: incoming,
         };
         Ok((names, writer))
     }
@@ -250,14 +248,14 @@ impl Names {
     ) -> Result<(), No> {
         let (done, written) = oneshot::channel();
         let sent = self.lines.send((der, done)).await.is_ok();
-        if !sent || !written.await.unwrap_or(false) {
-            return Err(No::new(
-                Refusal::Unavailable,
-                "the server cannot record what it issues",
-            ));
-        }
+        let written = match sent {
+            true => written.await.unwrap_or(Err(Unwritten::Failed)),
+            false => Err(Unwritten::Failed),
+        };
+        written.map_err(|why| No::new(Refusal::Unavailable, why.as_str()))?;
         let holding = Holding {
             serial: leaf.serial.clone(),
+            since: now,
             not_after: leaf.not_after,
             key: Some(key),
             ips: leaf.ip_sans.clone(),
@@ -266,35 +264,6 @@ impl Names {
         inner.count(&leaf.identity.name);
         inner.add(leaf.identity.name.clone(), holding, now);
         Ok(())
-    }
-}
-
-impl Writer {
-    /// Writes for as long as it is polled.
-    pub async fn run(mut self) {
-        let mut waiting: Vec<Line> = Vec::new();
-        while self
-            .lines
-            .recv_many(&mut waiting, limits::ENROL_LEDGER_BATCH)
-            .await
-            > 0
-        {
-            let ledger = self.ledger.clone();
-            let ders: Vec<_> = waiting.iter().map(|(der, _)| der.clone()).collect();
-            let now = SystemTime::now();
-            let writing = tokio::task::spawn_blocking(move || {
-                ledger.record(ders.iter().map(AsRef::as_ref), "enrol", now)
-            });
-            let result = writing.await;
-            let good = matches!(result, Ok(Ok(())));
-            if let Ok(Err(error)) = &result {
-                tracing::error!(%error, "nothing can be issued");
-            }
-            for (_, done) in waiting.drain(..) {
-                // Whoever asked may be gone.
-                let _ = done.send(good);
-            }
-        }
     }
 }
 
@@ -313,6 +282,7 @@ mod tests {
     fn holding(serial: u8, not_after: SystemTime) -> Holding {
         Holding {
             serial: Serial::from_bytes(&[serial]),
+            since: SystemTime::UNIX_EPOCH,
             not_after,
             key: None,
             ips: vec!["10.0.0.1".parse().unwrap()],
