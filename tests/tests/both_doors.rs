@@ -1,21 +1,25 @@
 //! What holds at the gRPC door because both doors end in the same dialer: the kubelet gateway,
-//! the audit trail, the policy; and that the compatibility profile gives none of it away.
+//! the audit trail, the policy, the certificate of a front end; and that the compatibility profile
+//! gives none of it away.
 
 use std::io::Read;
 
 use rustls::ClientConnection;
 use rustls_pki_types::ServerName;
 use tokio::io::AsyncReadExt;
+use towline_link::carrier::CarrierKind;
+use towline_link::grpc::Code;
 use towline_tests::apiserver::client_config;
 use towline_tests::cluster::{Cluster, Plan, node_ip};
-use towline_tests::grpc::{GrpcFrontEnd, GrpcPipe};
+use towline_tests::grpc::{Deaf, GrpcFrontEnd, GrpcPipe, request};
 use towline_tests::scenario::{eventually, expect};
 use towline_tests::scenarios;
 use towline_tests::scratch::{self, Scratch};
-use towline_tests::target::Behaviour;
+use towline_tests::target::{Behaviour, End};
 
 const KUBELET: &str = "10.0.0.1:10250";
 const POD: &str = "10.244.0.5:8080";
+const OTHER_POD: &str = "10.244.0.6:8080";
 
 async fn grpc(cluster: &Cluster) -> GrpcFrontEnd {
     let front = GrpcFrontEnd::connect(&cluster.apiserver()).await;
@@ -180,4 +184,105 @@ scenarios! {
             assert!(refused.phrase.contains("legacy agent"), "{refused:?}");
         }
     }
+}
+
+#[tokio::test]
+async fn over_tcp_a_certificate_is_asked_for_and_both_protocols_are_offered() {
+    let cluster = Plan::on(CarrierKind::Tls).start().await;
+    let _echo = cluster.target(POD, Behaviour::Echo).await;
+    for alpn in [&[&b"h2"[..]][..], &[], &[b"h2", b"grpc-exp"]] {
+        let door = cluster.apiserver_tcp().offering(alpn);
+        let front = GrpcFrontEnd::connect(&door).await.expect("the TCP door");
+        let mut pipe = front.pipe(POD).await;
+        pipe.write(b"hello").await.unwrap();
+        let echo = expect("the echo", pipe.read_exact(5)).await.unwrap();
+        assert_eq!(echo, b"hello", "{alpn:?}");
+    }
+    // CONNECT as Go sends it: without ALPN.
+    let mut pipe = cluster.apiserver_tcp().offering(&[]).pipe(POD).await;
+    tokio::io::AsyncWriteExt::write_all(&mut pipe, b"x")
+        .await
+        .unwrap();
+    // Without a certificate nobody comes in.
+    let door = cluster.apiserver_with(None).offering(&[b"h2"]);
+    // The handshake of TLS 1.3 is over for the client before the server has looked.
+    let refused = match GrpcFrontEnd::connect(&door).await {
+        Err(_) => true,
+        Ok(front) => match front
+            .call(
+                "/ProxyService/Proxy",
+                &[("content-type", "application/grpc")],
+            )
+            .await
+        {
+            Err(_) => true,
+            Ok(mut call) => expect("the end", call.head()).await.is_err(),
+        },
+    };
+    assert!(refused);
+}
+
+#[tokio::test]
+async fn a_front_end_that_is_denied_loses_its_streams() {
+    let cluster = Plan::on(CarrierKind::Tls).start().await;
+    let sink = cluster.target(POD, Behaviour::Sink).await;
+    let door = cluster.apiserver_tcp().offering(&[b"h2"]);
+    let front = GrpcFrontEnd::connect(&door).await.expect("the TCP door");
+    let mut pipes = [front.pipe(POD).await, front.pipe(POD).await];
+    for pipe in &mut pipes {
+        pipe.write(b"x").await.unwrap();
+    }
+    cluster.deny("spiffe://kit.example/towline/client/kube-apiserver\n");
+    cluster.reload().await;
+    for pipe in &mut pipes {
+        while let Ok(Some(_)) = expect("the end", pipe.read()).await {}
+        assert_eq!(expect("its target", sink.outcome()).await.end, End::Reset);
+    }
+}
+
+#[tokio::test]
+async fn a_front_end_that_is_denied_dials_no_more_on_a_connection_that_it_keeps() {
+    let cluster = Plan::on(CarrierKind::Tls).start().await;
+    cluster.wire.swallow(POD.parse().unwrap());
+    let door = cluster.apiserver_tcp().offering(&[b"h2"]);
+    let stream = door.connect().await.expect("the TCP door");
+    let front = GrpcFrontEnd::over(Deaf::new(stream), 65_535).await;
+    let front = front.expect("HTTP/2");
+    let mut under_way = front.stream().await;
+    under_way.send(&request(POD));
+    let pending = |wanted: &'static str| {
+        let cluster = &cluster;
+        move || async move {
+            let mut text = String::new();
+            cluster.server(0).counted().families().write(&mut text);
+            let line = format!("konnectivity_network_proxy_server_pending_backend_dials {wanted}");
+            text.lines().any(|one| one == line).then_some(())
+        }
+    };
+    eventually("the dial", pending("1")).await;
+    let mut waiting = front.stream().await;
+    cluster.deny("spiffe://kit.example/towline/client/kube-apiserver\n");
+    cluster.reload().await;
+    // One that was opened before, whose dial comes after; one whose dial is under way.
+    waiting.send(&request(OTHER_POD));
+    for call in [&mut waiting, &mut under_way] {
+        let status = expect("the end", call.status()).await.unwrap();
+        assert_eq!(status.code, Code::Unauthenticated, "{status:?}");
+    }
+    eventually("no dial", pending("0")).await;
+    // And one more, for as long as the connection is there.
+    let headers = [("content-type", "application/grpc")];
+    let call = expect("a stream", front.call("/ProxyService/Proxy", &headers)).await;
+    if let Ok(mut call) = call {
+        call.send(&request(OTHER_POD));
+        let status = expect("the end", call.status()).await;
+        assert!(status.is_err() || status.is_ok_and(|status| status.code == Code::Unauthenticated));
+    }
+    // It is closed although its other end never agreed.
+    let _ = expect("the end of the connection", front.ended()).await;
+    let tried = cluster.wire.tried();
+    assert!(
+        tried.iter().all(|one| one.to_string() != OTHER_POD),
+        "{tried:?}"
+    );
 }
