@@ -9,7 +9,7 @@ use clap::Parser;
 use ipnet::IpNet;
 use towline_link::carrier::CarrierMode;
 use towline_link::process::telemetry::{LogFilter, LogFormat};
-use towline_link::process::values::{ByteSize, TimeSpan};
+use towline_link::process::values::{ByteSize, TimeSpan, listen_address, prefix};
 use towline_link::quic::Congestion;
 use towline_pki::CrlPolicy;
 use towline_proto::limits;
@@ -113,6 +113,7 @@ pub struct Args {
         long = "service-cidr",
         env = "TOWLINE_SERVICE_CIDR",
         value_name = "PREFIX",
+        value_parser = prefix,
         value_delimiter = ','
     )]
     pub service_prefixes: Vec<IpNet>,
@@ -122,6 +123,7 @@ pub struct Args {
         long = "pod-cidr",
         env = "TOWLINE_POD_CIDR",
         value_name = "PREFIX",
+        value_parser = prefix,
         value_delimiter = ','
     )]
     pub pod_prefixes: Vec<IpNet>,
@@ -177,7 +179,7 @@ pub struct Args {
     pub workers: u16,
 
     /// Where health and metrics are served [default: 127.0.0.1:8093]
-    #[arg(long, env = "TOWLINE_HEALTH_BIND", value_name = "IP:PORT")]
+    #[arg(long, env = "TOWLINE_HEALTH_BIND", value_name = "IP:PORT", value_parser = listen_address)]
     pub health_bind: Option<SocketAddr>,
 
     /// Where is kept what must survive a restart: with --enrol this node's key and certificate,

@@ -91,6 +91,6 @@ fn line(links: &Links, legacy: Option<&LegacyServers>) -> Result<(), String> {
 pub(crate) async fn follow_stage(stage: DrainView, condition: Condition) {
     condition.met();
     stage.signalled().await;
-    condition.unmet("the agent is stopping");
+    condition.stopping("the agent is stopping");
     std::future::pending().await
 }

@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use towline_agent::args::Args;
 use towline_agent::config::Config;
@@ -19,7 +19,9 @@ use towline_link::process::{panics, telemetry, usage};
 use tracing::{error, info, warn};
 
 fn main() -> Exit {
-    let args = match Args::try_parse() {
+    let flags = usage::without_service_links(Args::command(), |name| std::env::var_os(name));
+    let read = flags.try_get_matches();
+    let args = match read.and_then(|matches| Args::from_arg_matches(&matches)) {
         Ok(args) => args,
         Err(error) => {
             let environment = std::env::var_os("TOWLINE_COMPATIBILITY");

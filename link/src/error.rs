@@ -13,8 +13,8 @@ const DETAIL_CHARS: usize = 200;
 /// Why a link could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The host name of the server gave no address.
-    #[error("cannot resolve the server name {host:?}: {source}")]
+    /// The host name of the server, or of a proxy, gave no address.
+    #[error("cannot resolve the name {host:?}: {source}")]
     Resolve {
         /// The name that was asked for.
         host: String,
@@ -47,8 +47,8 @@ pub enum ConnectError {
         /// The library's words, escaped and bounded.
         detail: String,
     },
-    /// The certificate that the server showed is not one that we take.
-    #[error("{server} is not a server that this process trusts: {source}")]
+    /// The certificate that the other end showed is not one that we take.
+    #[error("{server} is not a peer that this process trusts: {source}")]
     Peer {
         /// Address or name and port.
         server: String,
@@ -91,24 +91,49 @@ impl ConnectError {
 /// Text from a peer or a library, fit for a log: escaped and bounded.
 pub fn detail(text: impl fmt::Display) -> String {
     let text = text.to_string();
-    let mut kept: String = text
-        .chars()
-        .take(DETAIL_CHARS)
-        .flat_map(char::escape_debug)
-        .collect();
+    let mut kept = String::new();
+    for c in text.chars().take(DETAIL_CHARS) {
+        escape(c, &mut kept);
+    }
     if text.chars().nth(DETAIL_CHARS).is_some() {
         kept.push_str("...");
     }
     kept
 }
 
+/// The same for a sentence of our own that holds a word of a peer: whole, and with its quotes as
+/// they are.
+pub fn one_line(text: &str) -> String {
+    let mut kept = String::with_capacity(text.len());
+    for c in text.chars() {
+        escape(c, &mut kept);
+    }
+    kept
+}
+
+/// Quotes hurt nobody in a line of text, and are half as readable behind a backslash.
+fn escape(c: char, into: &mut String) {
+    match c {
+        '"' | '\'' => into.push(c),
+        c => into.extend(c.escape_debug()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::detail;
+    use super::{detail, one_line};
 
     #[test]
     fn text_of_a_peer_is_escaped_and_bounded() {
         assert_eq!(detail("a\nb"), "a\\nb");
         assert_eq!(detail("x".repeat(500)).len(), 203);
+        assert_eq!(one_line("a\u{1b}[1m\u{202e}\\"), "a\\u{1b}[1m\\u{202e}\\\\");
+    }
+
+    #[test]
+    fn quotes_stay_as_they_are() {
+        let text = "the server's policy: \"n1\" has no port";
+        assert_eq!(detail(text), text);
+        assert_eq!(one_line(text), text);
     }
 }

@@ -9,6 +9,7 @@ use pair::{Cluster, LOOPBACK, Pair, listener_for, wire::Wire};
 use towline_link::carrier::{Carrier, CarrierKind};
 use towline_link::error::ConnectError;
 use towline_link::quic::{EndpointKeys, Options, QuicEndpoint, QuicListener};
+use towline_pki::PeerError;
 use towline_proto::limits;
 use towline_proto::reason::Reason;
 
@@ -52,6 +53,22 @@ async fn nothing_is_resumed() {
     assert_eq!(reason, Reason::Denied, "the alert says it");
     assert_eq!(listener.metrics().verified(), 2);
     pair::until(|| listener.metrics().failed() == 1).await;
+}
+
+#[tokio::test]
+async fn an_agent_says_in_a_sentence_why_it_refuses_a_server() {
+    let cluster = Cluster::new("prod");
+    let listener = listener_for(&cluster, Options::default());
+    let server = listener.local_address().unwrap();
+    let other = Cluster::new("prod");
+    let endpoint = QuicEndpoint::new(Options::default()).unwrap();
+    let (tls, verifier) = other.agent_side(&other.agent("node-1"));
+    let refused = endpoint.connect(server, tls, &verifier).await.err();
+    let Some(ConnectError::Peer { source, .. }) = refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!(source, PeerError::UnknownIssuer);
+    assert_eq!(source.reason(), Reason::BadCertificate);
 }
 
 #[tokio::test]

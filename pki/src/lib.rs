@@ -64,6 +64,7 @@ pub mod secret;
 pub mod serial;
 pub mod store;
 pub mod survey;
+pub mod telling;
 pub mod tls;
 pub mod verify;
 pub mod web;

@@ -35,6 +35,7 @@ use crate::gateway::{FrontEndVerifier, Serving};
 use crate::handshake::MayShow;
 use crate::kubelet::{KubeletCheck, KubeletClient};
 use crate::presented::Looker;
+use crate::telling::Telling;
 use crate::verify::PeerVerifier;
 use crate::web::{WebPair, WebRoots};
 
@@ -78,6 +79,15 @@ pub fn link_client(
     peers: Arc<PeerVerifier>,
 ) -> Result<Arc<ClientConfig>, TlsError> {
     client(own.presented().clone(), peers, ALPN_LINK)
+}
+
+/// The same for one handshake whose refusal is to be known exactly. `telling` asks the verifier
+/// that `config` was made with.
+pub fn telling(config: &ClientConfig, telling: Arc<Telling>) -> Arc<ClientConfig> {
+    let mut config = config.clone();
+    // Not another rule: the same verifier, with a memory.
+    config.dangerous().set_certificate_verifier(telling);
+    Arc::new(config)
 }
 
 /// The server's end of enrolment. Who shows a certificate must be an agent that `peers` takes;

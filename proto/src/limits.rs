@@ -175,6 +175,10 @@ pub const CONNECT_HEAD_BYTES: usize = 16 * 1024;
 pub const CONNECT_HEADERS: usize = 64;
 /// From accept to a whole request head. Overflow: 408 and close (slow-loris).
 pub const CONNECT_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Front ends at once that are told why they may not come in. Overflow: closed without a word.
+pub const TURNED_AWAY: usize = 64;
+/// From accept to a whole request head of such a front end; then it is told anyway.
+pub const TURNED_AWAY_TIMEOUT: Duration = Duration::from_secs(1);
 /// Door connections at once. Overflow: the accept loop waits.
 pub const DOOR_CONNECTIONS: usize = 16_384;
 /// Reason phrase of a status line, bytes: the only text that kube-apiserver shows.
@@ -475,6 +479,12 @@ pub const ATTESTATION_FAILED: Duration = Duration::from_secs(30);
 pub const ATTESTATION_RETRY: Duration = Duration::from_secs(5);
 /// The same when nothing was found wrong with a certificate: the kubelet did not answer.
 pub const ATTESTATION_RETRY_UNANSWERED: Duration = Duration::from_secs(1);
+/// Kubelets that a connection of the gateway found to be others and that wait to be looked at
+/// again. Overflow: the next such connection says it again.
+pub const ATTESTATION_DOUBTS: usize = 64;
+/// A kubelet that was looked at this short a time ago is not looked at again for such a doubt, so
+/// that one who makes connections fail costs one handshake in it.
+pub const ATTESTATION_DOUBT_PAUSE: Duration = Duration::from_secs(1);
 /// Handshakes with kubelets at once. Overflow: the attestation waits.
 pub const ATTESTATIONS_AT_ONCE: usize = 64;
 /// Of these, those that no dial waits for. The rest is left to dials, so that kubelets that do not

@@ -18,6 +18,8 @@ pub enum TargetError {
     Empty,
     #[error("target has {0} bytes, more than a host name and a port can have")]
     TooLong(usize),
+    #[error("{0:?} is a URL: use host:port")]
+    Url(String),
     #[error("target {0:?} has no port: use host:port")]
     NoPort(String),
     #[error("port {0:?} is not a number from 1 to 65535")]
@@ -179,6 +181,9 @@ impl FromStr for Target {
         }
         if text.len() > limits::HOST_BYTES + 8 {
             return Err(TargetError::TooLong(text.len()));
+        }
+        if text.contains("://") {
+            return Err(TargetError::Url(cut(text)));
         }
         let (host, port) = if let Some(rest) = text.strip_prefix('[') {
             let (inside, after) = rest

@@ -9,7 +9,7 @@ use clap::Parser;
 use ipnet::IpNet;
 use towline_link::carrier::CarrierMode;
 use towline_link::process::telemetry::{LogFilter, LogFormat};
-use towline_link::process::values::{ByteSize, TimeSpan};
+use towline_link::process::values::{ByteSize, TimeSpan, listen_address, prefix};
 use towline_link::quic::Congestion;
 use towline_pki::CrlPolicy;
 use towline_proto::id::Name;
@@ -105,6 +105,7 @@ pub struct Args {
         long,
         env = "TOWLINE_LISTEN",
         value_name = "IP:PORT",
+        value_parser = listen_address,
         default_value = "[::]:8091"
     )]
     pub listen: SocketAddr,
@@ -140,7 +141,7 @@ pub struct Args {
     pub door_unix_uids: Vec<u32>,
 
     /// Address for front ends over TCP with mutual TLS (HTTP CONNECT)
-    #[arg(long, env = "TOWLINE_DOOR_TCP", value_name = "IP:PORT")]
+    #[arg(long, env = "TOWLINE_DOOR_TCP", value_name = "IP:PORT", value_parser = listen_address)]
     pub door_tcp: Option<SocketAddr>,
 
     /// Name of a client certificate that may use the TCP door; repeat it
@@ -194,6 +195,7 @@ pub struct Args {
         long = "service-cidr",
         env = "TOWLINE_SERVICE_CIDR",
         value_name = "PREFIX",
+        value_parser = prefix,
         value_delimiter = ','
     )]
     pub service_prefixes: Vec<IpNet>,
@@ -203,6 +205,7 @@ pub struct Args {
         long = "pod-cidr",
         env = "TOWLINE_POD_CIDR",
         value_name = "PREFIX",
+        value_parser = prefix,
         value_delimiter = ','
     )]
     pub pod_prefixes: Vec<IpNet>,
@@ -212,6 +215,7 @@ pub struct Args {
         long = "node-cidr",
         env = "TOWLINE_NODE_CIDR",
         value_name = "PREFIX",
+        value_parser = prefix,
         value_delimiter = ','
     )]
     pub node_prefixes: Vec<IpNet>,
@@ -301,7 +305,7 @@ pub struct Args {
     pub workers: u16,
 
     /// Where health and metrics are served [default: 127.0.0.1:8092]
-    #[arg(long, env = "TOWLINE_HEALTH_BIND", value_name = "IP:PORT")]
+    #[arg(long, env = "TOWLINE_HEALTH_BIND", value_name = "IP:PORT", value_parser = listen_address)]
     pub health_bind: Option<SocketAddr>,
 
     /// Unix socket for status and orders, for root and our own user

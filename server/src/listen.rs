@@ -17,9 +17,17 @@ use crate::trust::Snapshot;
 /// Why the server did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The link listener, or the TCP door's.
+    /// A listener of links, or of front ends over TCP.
+    #[error("{flag}: {source}")]
+    Listen {
+        /// What said where.
+        flag: &'static str,
+        /// Why not there.
+        source: ListenError,
+    },
+    /// The keys of links; it says its flag by itself.
     #[error(transparent)]
-    Listen(#[from] ListenError),
+    Keys(ListenError),
     /// The Unix door.
     #[error("--door-unix: {0}")]
     DoorUnix(#[from] UnixSocketError),
@@ -32,6 +40,13 @@ pub enum StartError {
     /// The audit trail.
     #[error(transparent)]
     Audit(#[from] crate::audit::open::OpenError),
+}
+
+fn of(flag: &'static str) -> impl Fn(ListenError) -> StartError + Copy {
+    move |source| match source {
+        keys @ ListenError::Keys(_) => StartError::Keys(keys),
+        source => StartError::Listen { flag, source },
+    }
 }
 
 /// Where everything is.
@@ -77,7 +92,7 @@ impl Listening {
             allowed: AllowedUids::default_set(),
             second: process.second,
         })?;
-        let links = bind::bind(links, trust)?;
+        let links = bind::bind(links, trust).map_err(of("--listen"))?;
         let mut addresses = Addresses {
             link: links.address,
             door_unix: None,
@@ -94,16 +109,18 @@ impl Listening {
         };
         let door_tcp = match doors.tcp {
             Some(door) => {
-                let listener = bind::bind_tcp(door.address)?;
-                addresses.door_tcp = Some(bind::local(&listener, door.address)?);
+                let of = of("--door-tcp");
+                let listener = bind::bind_tcp(door.address).map_err(of)?;
+                addresses.door_tcp = Some(bind::local(&listener, door.address).map_err(of)?);
                 Some((listener, door.allow))
             }
             None => None,
         };
         let door_signed = match doors.signed {
             Some(address) => {
-                let listener = bind::bind_tcp_any(address)?;
-                addresses.door_signed = Some(bind::local(&listener, address)?);
+                let of = of("--server-port");
+                let listener = bind::bind_tcp_any(address).map_err(of)?;
+                addresses.door_signed = Some(bind::local(&listener, address).map_err(of)?);
                 Some(listener)
             }
             None => None,

@@ -18,8 +18,7 @@ use towline_server::verb::{self, Asked};
 use tracing::{error, info};
 
 fn main() -> ExitCode {
-    let compatibility = std::env::var_os("TOWLINE_COMPATIBILITY");
-    match verb::ask(compatibility.as_deref()) {
+    match verb::ask(|name| std::env::var_os(name)) {
         Asked::Daemon(args) => {
             let compatible = args.konnectivity.compatibility.is_some();
             match serve(*args) {

@@ -54,7 +54,7 @@ pub async fn keep(
         tokio::time::sleep(PAUSE).await;
         changes.mark_unchanged();
     }
-    new_dials.unmet("the server is stopping");
+    new_dials.stopping("the server is stopping");
     std::future::pending::<()>().await;
 }
 

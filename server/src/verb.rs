@@ -1,7 +1,7 @@
 //! The verbs of `towline-server` beside the daemon itself: questions about files and about a
 //! running server. A word behind the program's name chooses one; flags alone are the daemon.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -50,19 +50,20 @@ pub enum Asked {
 }
 
 /// Reads the command line; ends the process where clap does (help, version, wrong usage).
-/// `environment` is what it says of `--compatibility`.
-pub fn ask(environment: Option<&OsStr>) -> Asked {
+/// `environment` is asked for the variables of flags.
+pub fn ask(environment: impl Fn(&OsStr) -> Option<OsString>) -> Asked {
     let verbs = Verbs::command();
     let first = std::env::args_os().nth(1);
     if first.is_some_and(|word| names(&verbs).any(|name| OsStr::new(name) == word)) {
         return Asked::Answered(Verbs::parse().verb.run());
     }
-    let read = daemon().try_get_matches();
+    let read = usage::without_service_links(daemon(), &environment).try_get_matches();
     match read.and_then(|matches| args::Args::from_arg_matches(&matches)) {
         Ok(args) => Asked::Daemon(Box::new(args)),
         Err(error) => {
             let words = std::env::args_os().skip(1);
-            usage::refuse(&error, usage::is_compatible(words, environment))
+            let asked = environment(OsStr::new("TOWLINE_COMPATIBILITY"));
+            usage::refuse(&error, usage::is_compatible(words, asked.as_deref()))
         }
     }
 }

@@ -87,9 +87,12 @@ async fn the_unix_door_knows_its_callers() {
             }
         };
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert_eq!(
-            said.contains("HTTP/1.1 200"),
-            granted,
+        let answer = match granted {
+            true => "HTTP/1.1 200",
+            false => "HTTP/1.1 403 user id 4242 may not use this socket (allowed: 0); add it",
+        };
+        assert!(
+            said.contains(answer),
             "{said} {:?}",
             String::from_utf8_lossy(&output.stderr)
         );
@@ -122,6 +125,12 @@ async fn the_tcp_door_is_for_named_clients_only() {
             Some(authority.leaf(Role::Server, "kube-apiserver").sign()),
         ),
     ];
+    // Who is known and not on the list is told so, in words that reach kubectl.
+    let another = cluster.apiserver_with(strangers[1].1.as_ref());
+    let refused = another.refusal(POD).await;
+    assert_eq!(refused.status, 403);
+    let words = "/towline/client/someone-else is not named by --door-allow";
+    assert!(refused.phrase.ends_with(words), "{}", refused.phrase);
     for flaw in Flaw::ALL {
         strangers.push((
             "a flawed certificate",

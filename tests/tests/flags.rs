@@ -204,6 +204,62 @@ fn families(scraped: &str, into: &mut BTreeSet<(String, String, String)>) {
     }
 }
 
+/// Families that only show when something failed: read where they are registered. All are counters.
+fn failures(into: &mut BTreeSet<(String, String, String)>) {
+    let mut folders: Vec<_> = ["link", "server", "agent"]
+        .map(|part| root().join(part).join("src"))
+        .into();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).expect("a folder of sources") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|end| end == "rs") {
+                registered(&fs::read_to_string(path).expect("a source"), into);
+            }
+        }
+    }
+}
+
+/// `register("towline_...", "help", ...)`, on as many lines as it takes.
+fn registered(source: &str, into: &mut BTreeSet<(String, String, String)>) {
+    for part in source.split("register(").skip(1) {
+        let mut texts = part.split('"');
+        let [space, name, comma, help] = [(); 4].map(|()| texts.next().unwrap_or_default());
+        let counts = space.trim().is_empty() && comma.trim() == ",";
+        if !counts
+            || name == "towline_test"
+            || !name.starts_with("towline_")
+            || into.iter().any(|known| known.0 == name)
+        {
+            continue;
+        }
+        assert!(
+            [
+                "failed",
+                "failures",
+                "refused",
+                "denied",
+                "ended",
+                "closed",
+                "dropped",
+                "reconnects",
+                "attempts",
+                "packets",
+                "probes"
+            ]
+            .iter()
+            .any(|word| name.ends_with(word)),
+            "{name} is not seen in the scenario above and does not look like a counter"
+        );
+        into.insert((
+            name.to_owned(),
+            "counter".to_owned(),
+            cell(&format!("{help}.")),
+        ));
+    }
+}
+
 async fn used_cluster(carrier: CarrierKind) -> Cluster {
     let cluster = Plan::on(carrier).gateway().start().await;
     let _echo = cluster.target(POD, Behaviour::SpeaksFirst("hello")).await;
@@ -245,6 +301,7 @@ async fn readme_lists_every_metric() {
         );
     }
     enrolment(&mut all).await;
+    failures(&mut all);
     assert!(all.len() > 20, "{all:?}");
     let mut table = String::from("| metric | type | meaning |\n|---|---|---|\n");
     for (name, kind, help) in &all {

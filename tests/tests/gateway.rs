@@ -40,6 +40,34 @@ async fn try_with(
     expect("an answer or an end", asking).await
 }
 
+/// Who takes a kubelet's place, and what is said of it.
+const IMPOSTORS: [(&str, &str); 5] = [
+    (
+        "wrong-ca",
+        "is not signed by the kubelet certificate authority",
+    ),
+    ("stolen", "no IP subject alternative name"),
+    ("other-node", "is of node n2, not of node n1"),
+    ("expired", "expired"),
+    ("not-yet", "not valid before"),
+];
+
+fn pair_of(cluster: &Cluster, what: &str) -> Pair {
+    let (own, ips) = (&cluster.authority, [node_ip(1)]);
+    let made = match what {
+        "wrong-ca" => cluster.stranger.kubelet_leaf("n1", &ips),
+        "stolen" => own.kubelet_leaf("n2", &[node_ip(2)]),
+        "other-node" => own.kubelet_leaf("n2", &ips),
+        "expired" => own
+            .kubelet_leaf("n1", &ips)
+            .flawed(Flaw::Expired, own, &cluster.stranger),
+        _ => own
+            .kubelet_leaf("n1", &ips)
+            .begins_in(Duration::from_secs(3600)),
+    };
+    made.sign()
+}
+
 async fn try_as(cluster: &Cluster, own: Option<&Pair>) -> std::io::Result<Reply> {
     let config = client_config(own, &cluster.gateway.issuer);
     try_with(cluster, ServerName::from(node_ip(1)), &config).await
@@ -141,24 +169,14 @@ scenarios! {
     }
 
     async fn an_impostor_that_comes_after_the_attestation_hears_no_request(carrier) {
-        let cluster = Plan::on(carrier).agents(2).gateway().start().await;
-        let ips = [node_ip(1)];
-        let own = &cluster.authority;
-        let hour = Duration::from_secs(3600);
-        let impostors: Vec<(&str, Pair, &str)> = vec![
-            ("its own authority", cluster.stranger.kubelet_leaf("n1", &ips).sign(), "is not signed by the kubelet certificate authority"),
-            ("a stolen certificate of another node", own.kubelet_leaf("n2", &[node_ip(2)]).sign(), "no IP subject alternative name"),
-            ("our authority, another node", own.kubelet_leaf("n2", &ips).sign(), "is of node n2, not of node n1"),
-            ("expired", own.kubelet_leaf("n1", &ips).flawed(Flaw::Expired, own, &cluster.stranger).sign(), "expired"),
-            ("not yet valid", own.kubelet_leaf("n1", &ips).begins_in(hour).sign(), "not valid before"),
-        ];
-        for (what, pair, cause) in impostors {
+        for (what, cause) in IMPOSTORS {
             // The node's kubelet is attested, and the verdict is fresh.
+            let cluster = Plan::on(carrier).agents(2).gateway().start().await;
             let kubelet = cluster.asking_kubelet().await;
             assert_eq!(cluster.front_end().await.ask("GET", "/pods").await.status(), 404);
             assert_eq!(kubelet.requests(), 1);
             // The man in the middle takes its place.
-            let impostor = impostor(&cluster, &pair).await;
+            let impostor = impostor(&cluster, &pair_of(&cluster, what)).await;
             let mut front_end = cluster.front_end().await;
             let reply = front_end.ask("GET", "/containerLogs/default/web/app").await;
             assert_eq!(reply.status(), 502, "{what}: {reply:?}");
@@ -166,8 +184,34 @@ scenarios! {
             assert!(said.contains(cause) && said.contains("n1"), "{what}: {said}");
             front_end.end().await.expect("an end in order");
             assert_eq!((impostor.requests(), kubelet.requests()), (0, 1), "{what}");
+            if what == "other-node" {
+                cluster.measured("towline_server_gateway_handshakes_failed_total{side=\"kubelet\",reason=\"other-node\"} 1").await;
+            }
         }
-        cluster.measured("towline_server_gateway_handshakes_failed_total{side=\"kubelet\",reason=\"other-node\"} 1").await;
+    }
+
+    async fn what_the_gateway_found_is_known_to_dials_and_to_the_list_soon(carrier) {
+        let cluster = Plan::on(carrier).agents(2).gateway().start().await;
+        let kubelet = cluster.asking_kubelet().await;
+        assert_eq!(cluster.front_end().await.ask("GET", "/pods").await.status(), 404);
+        let impostor = impostor(&cluster, &pair_of(&cluster, "wrong-ca")).await;
+        // The gateway's 502 inside the dial until it was looked at again, then the door's own.
+        let config = client_config(Some(&cluster.gateway.front_end), &cluster.gateway.issuer);
+        let refused = expect("a new verdict", async {
+            loop {
+                let pipe = match cluster.apiserver().dial(NODE).await.unwrap() {
+                    Ok(pipe) => pipe,
+                    Err(refused) => return refused,
+                };
+                let sni = ServerName::from(node_ip(1));
+                let mut front_end = FrontEnd::connect_with(pipe, sni, &config).await.unwrap();
+                assert_eq!(front_end.ask("GET", "/healthz").await.status(), 502);
+            }
+        })
+        .await;
+        assert!(refused.phrase.contains("wrong-ca"), "{}", refused.phrase);
+        cluster.measured("towline_server_kubelets{verdict=\"wrong-ca\"} 1").await;
+        assert_eq!((impostor.requests(), kubelet.requests()), (0, 1));
     }
 
     async fn an_agent_that_leads_elsewhere_is_not_followed(carrier) {

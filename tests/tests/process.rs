@@ -274,6 +274,35 @@ scenarios! {
     }
 }
 
+/// In a namespace with a Service of that name Kubernetes sets these in every container.
+#[tokio::test]
+async fn variables_of_service_links_are_none_of_ours() {
+    let world = World::new(CarrierKind::Tls).await;
+    let link = "tcp://10.96.1.2:8091";
+    for (name, flags, variables) in [
+        (
+            "towline-server",
+            world.server_flags(),
+            &["TOWLINE_SERVER_PORT", "TOWLINE_AGENT_PORT"][..],
+        ),
+        (
+            "towline-agent",
+            world.agent_flags(),
+            &["TOWLINE_PROXY_SERVER_PORT"],
+        ),
+    ] {
+        let output = Command::new(program(name))
+            .args(flags)
+            .arg("--check-config")
+            .envs(variables.iter().map(|variable| (variable, link)))
+            .output()
+            .await
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{name}: {said}");
+    }
+}
+
 #[tokio::test]
 async fn exit_codes_tell_usage_from_configuration() {
     let world = World::new(CarrierKind::Tls).await;

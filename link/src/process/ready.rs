@@ -10,15 +10,18 @@
 //! [`Readiness::started`] resolves. Changes are logged here, once each, with what is missing.
 
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::watch;
 use towline_proto::limits;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 /// The list. Clones are the same list.
 #[derive(Clone)]
 pub struct Readiness {
     entries: watch::Sender<Vec<Entry>>,
+    stopping: Arc<AtomicBool>,
 }
 
 struct Entry {
@@ -40,6 +43,7 @@ impl Readiness {
     pub fn new() -> Self {
         Self {
             entries: watch::Sender::new(Vec::new()),
+            stopping: Arc::default(),
         }
     }
 
@@ -147,27 +151,30 @@ impl Readiness {
             entry.unmet = unmet;
             entry.note = note;
             if turned {
-                log_change(name, entries, id);
+                log_change(name, entries, id, self.stopping.load(Ordering::Relaxed));
             }
             true
         });
     }
 }
 
-fn log_change(name: &'static str, entries: &[Entry], id: u64) {
+fn log_change(name: &'static str, entries: &[Entry], id: u64, stopping: bool) {
     let missing: Vec<&str> = entries
         .iter()
         .filter(|entry| entry.unmet.is_some())
         .map(|entry| entry.name)
         .collect();
+    let missing = missing.join(",");
     match entries
         .iter()
         .find(|entry| entry.id == id)
         .and_then(|entry| entry.unmet.as_deref())
     {
-        Some(reason) => warn!(condition = name, reason, ?missing, "not ready"),
+        // Who stops is not ready by order, and so is each of its parts, one after the other.
+        Some(reason) if stopping => debug!(condition = name, reason, missing, "not ready"),
+        Some(reason) => warn!(condition = name, reason, missing, "not ready"),
         None if missing.is_empty() => info!(condition = name, "ready"),
-        None => info!(condition = name, ?missing, "condition met"),
+        None => info!(condition = name, missing, "condition met"),
     }
 }
 
@@ -226,6 +233,15 @@ impl Condition {
     /// It is not, and why.
     pub fn unmet(&self, reason: impl Into<String>) {
         self.list.set(self.id, Some(reason.into()), None);
+    }
+
+    /// It is not, because the daemon stops. What becomes unmet from here on, of whatever
+    /// condition, is no news.
+    pub fn stopping(&self, reason: &'static str) {
+        if !self.list.stopping.swap(true, Ordering::Relaxed) {
+            info!(condition = "stopping", reason, "not ready any more");
+        }
+        self.unmet(reason);
     }
 
     /// One call for both.
@@ -335,6 +351,24 @@ mod tests {
         links.met();
         drop(links);
         assert!(!readiness.is_ready());
+    }
+
+    #[test]
+    fn who_stops_is_not_ready_whatever_the_others_say() {
+        let readiness = Readiness::new();
+        let (running, links) = (
+            readiness.condition("running", ""),
+            readiness.condition("links", ""),
+        );
+        running.met();
+        links.met();
+        assert!(readiness.is_ready());
+        running.stopping("the agent is stopping");
+        drop(links);
+        assert_eq!(
+            readiness.report().to_string(),
+            "[-]running the agent is stopping\n[-]links its subsystem has ended\nnot ready\n"
+        );
     }
 
     #[tokio::test]

@@ -35,6 +35,14 @@ pub enum UnixSocketError {
     /// A mode that is no permission.
     #[error("socket mode {0:#o} is not allowed: use 0600, 0660 or 0666 or a part of them")]
     Mode(u32),
+    /// There is no place for it.
+    #[error("{}: the directory {} does not exist: make it, or name another path", path.display(), directory.display())]
+    NoDirectory {
+        /// The socket.
+        path: PathBuf,
+        /// Where it should be.
+        directory: PathBuf,
+    },
     /// Anything else from the kernel.
     #[error("{}: cannot {action}: {source}", path.display())]
     Io {
@@ -119,6 +127,12 @@ pub(super) fn bind(
     match socket.bind(&address) {
         Err(e) if e.kind() == ErrorKind::AddrInUse => {
             return Err(UnixSocketError::Live(path.to_owned()));
+        }
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            return Err(UnixSocketError::NoDirectory {
+                path: path.to_owned(),
+                directory: path.parent().unwrap_or(Path::new("/")).to_owned(),
+            });
         }
         bound => bound.map_err(failed(path, "create the socket"))?,
     }
@@ -309,6 +323,17 @@ mod tests {
                 Err(UnixSocketError::Mode(_))
             ));
         }
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_is_not_there_is_named() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let place = dir.path().join("run");
+        let error = UnixSocket::bind(&place.join("a.sock"), 0o600).expect_err("no directory");
+        assert!(
+            matches!(&error, UnixSocketError::NoDirectory { directory, .. } if *directory == place),
+            "{error}"
+        );
     }
 
     #[tokio::test]

@@ -1,13 +1,37 @@
-//! How a command line that clap does not take ends the process.
+//! What comes before a command line is read, and how one that clap does not take ends the process.
 //!
 //! Konnectivity's programs end with 1 for every failure, and who watches them knows no other
 //! number. So does the compatibility profile, which here can only be seen in the words themselves.
 
 use std::ffi::{OsStr, OsString};
 
+use clap::builder::Resettable;
 use clap::error::ErrorKind;
 
 use super::exit::Exit;
+
+/// Flags, without the variables that are none of ours: for a Service `towline-server` Kubernetes
+/// puts `TOWLINE_SERVER_PORT=tcp://10.96.1.2:8091` into every container of the namespace, and so for
+/// each Service whose name and `-port` make a flag.
+pub fn without_service_links(
+    command: clap::Command,
+    environment: impl Fn(&OsStr) -> Option<OsString>,
+) -> clap::Command {
+    command.mut_args(|arg| {
+        let value = arg.get_env().and_then(&environment);
+        match value.is_some_and(|value| is_service_link(&value)) {
+            true => arg.env(Resettable::Reset),
+            false => arg,
+        }
+    })
+}
+
+fn is_service_link(value: &OsStr) -> bool {
+    let value = value.to_string_lossy();
+    ["tcp://", "udp://", "sctp://"]
+        .iter()
+        .any(|scheme| value.starts_with(scheme))
+}
 
 /// Prints what clap has to say and ends the process: help and version with success.
 pub fn refuse(error: &clap::Error, compatible: bool) -> ! {
@@ -41,6 +65,15 @@ mod tests {
     #[derive(Debug, Parser)]
     #[command(version)]
     struct Program {}
+
+    #[test]
+    fn a_service_link_is_known_by_its_scheme() {
+        assert!(is_service_link(OsStr::new("tcp://10.96.1.2:8091")));
+        assert!(is_service_link(OsStr::new("udp://[fd00::1]:8091")));
+        for ours in ["8090", "http://proxy:3128", "cp.example:8091", ""] {
+            assert!(!is_service_link(OsStr::new(ours)), "{ours}");
+        }
+    }
 
     #[test]
     fn every_failure_is_one_in_the_profile_and_usage_elsewhere() {

@@ -5,10 +5,12 @@
 //! range, so that a value that was parsed is a value that may be used.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use towline_proto::limits;
 
 /// Why a flag's value was refused.
@@ -32,6 +34,24 @@ pub enum ValueError {
     /// More than fits.
     #[error("{0:?} is too large")]
     Overflow(String),
+    /// Not an address with a port.
+    #[error(
+        "{0:?} is not an address and a port: write e.g. 127.0.0.1:8092, [::1]:8092, or [::]:8092 for every address; names are not resolved"
+    )]
+    ListenAddress(String),
+    /// Not a prefix.
+    #[error(
+        "{0:?} is not a prefix: write an address and a length, e.g. 10.96.0.0/12 or fd00:96::/108"
+    )]
+    Prefix(String),
+    /// A prefix that says more than its length.
+    #[error("{value} has bits behind its length: is {meant} meant?")]
+    HostBits {
+        /// What was given.
+        value: String,
+        /// The prefix around it.
+        meant: String,
+    },
     /// Longer than any value.
     #[error("the value is longer than {} bytes", limits::FLAG_VALUE_BYTES)]
     TooLong,
@@ -45,6 +65,29 @@ pub enum ValueError {
         /// The largest that is allowed.
         high: String,
     },
+}
+
+/// An address to listen at, as a flag's value; for clap.
+pub fn listen_address(text: &str) -> Result<SocketAddr, ValueError> {
+    check_length(text)?;
+    text.parse()
+        .map_err(|_| ValueError::ListenAddress(text.to_owned()))
+}
+
+/// A prefix as a flag's value; for clap. One with bits behind its length is a slip of somebody who
+/// meant another length, or the address of a machine.
+pub fn prefix(text: &str) -> Result<IpNet, ValueError> {
+    check_length(text)?;
+    let prefix: IpNet = text
+        .parse()
+        .map_err(|_| ValueError::Prefix(text.to_owned()))?;
+    match prefix.trunc() {
+        trunc if trunc == prefix => Ok(prefix),
+        trunc => Err(ValueError::HostBits {
+            value: prefix.to_string(),
+            meant: trunc.to_string(),
+        }),
+    }
 }
 
 /// A length of time as a flag's value.
@@ -387,6 +430,27 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "1KiB is out of range: allowed is 1MiB to 8MiB"
+        );
+    }
+
+    #[test]
+    fn addresses_and_prefixes_say_what_is_missing() {
+        assert_eq!(
+            listen_address("[::1]:8092"),
+            Ok(([0, 0, 0, 0, 0, 0, 0, 1], 8092).into())
+        );
+        for text in ["127.0.0.1", "localhost:8092", ":8092", "[::]", ""] {
+            let error = listen_address(text).expect_err(text).to_string();
+            assert!(error.contains("write e.g. 127.0.0.1:8092"), "{error}");
+        }
+        assert_eq!(prefix("10.96.0.0/12"), Ok("10.96.0.0/12".parse().unwrap()));
+        for text in ["10.96.0.0", "10.96.0.0/33", "fd00::", "all", ""] {
+            let error = prefix(text).expect_err(text).to_string();
+            assert!(error.contains("is not a prefix: write"), "{error}");
+        }
+        assert_eq!(
+            prefix("10.96.0.1/12").expect_err("host bits").to_string(),
+            "10.96.0.1/12 has bits behind its length: is 10.96.0.0/12 meant?"
         );
     }
 }

@@ -7,7 +7,8 @@ use std::time::SystemTime;
 
 use prometheus_client::registry::Registry;
 use quinn::{AsyncUdpSocket, ConnectionError, Endpoint, Runtime, TokioRuntime};
-use towline_pki::PeerVerifier;
+use towline_pki::telling::Telling;
+use towline_pki::{PeerError, PeerVerifier};
 use towline_proto::limits;
 use towline_proto::reason::Reason;
 
@@ -147,8 +148,10 @@ impl QuicEndpoint {
         &self,
         server: SocketAddr,
         tls: Arc<rustls::ClientConfig>,
-        verifier: &PeerVerifier,
+        verifier: &Arc<PeerVerifier>,
     ) -> Result<QuicLink, ConnectError> {
+        let telling = Telling::new(Arc::clone(verifier));
+        let tls = towline_pki::tls::telling(&tls, Arc::clone(&telling));
         let config =
             transport::client(&self.options, tls).map_err(|error| ConnectError::Handshake {
                 server: server.to_string(),
@@ -165,7 +168,7 @@ impl QuicEndpoint {
         let connection = tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, connecting)
             .await
             .unwrap_or(Err(ConnectionError::TimedOut))
-            .map_err(|error| failed(server, &error))?;
+            .map_err(|error| failed(server, &error, telling.said()))?;
         QuicLink::verify(connection, verifier, SystemTime::now()).map_err(|unverified| {
             let server = server.to_string();
             match unverified {
@@ -186,8 +189,11 @@ impl QuicEndpoint {
     }
 }
 
-fn failed(server: SocketAddr, error: &ConnectionError) -> ConnectError {
+fn failed(server: SocketAddr, error: &ConnectionError, said: Option<PeerError>) -> ConnectError {
     let server = server.to_string();
+    if let Some(source) = said {
+        return ConnectError::Peer { server, source };
+    }
     match reason::of_connection(error, None) {
         Reason::PeerSilent => ConnectError::Timeout {
             server,

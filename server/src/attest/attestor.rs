@@ -5,9 +5,8 @@
 //! the next of them goes on. In mode `observe` no dial waits: it goes on without a verdict, and
 //! the keeper is told to hurry. Both are bounded by [`limits::ATTESTATIONS_AT_ONCE`].
 
-use std::sync::Arc;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
@@ -50,6 +49,7 @@ pub struct Attestor {
     pub(super) hurry: Notify,
     begun: Instant,
     lines: RateLimited<Name>,
+    doubts: Mutex<Vec<(Name, Host)>>,
 }
 
 impl Attestor {
@@ -79,6 +79,7 @@ impl Attestor {
             hurry: Notify::new(),
             begun: Instant::now(),
             lines: RateLimited::new(4, Duration::from_secs(60)),
+            doubts: Mutex::default(),
         })
     }
 
@@ -101,6 +102,21 @@ impl Attestor {
             Mode::Observe => KubeletCheck::observing(trust, expected),
             Mode::Enforce | Mode::Off => KubeletCheck::new(trust, expected),
         })
+    }
+
+    /// A connection with this kubelet found another one than the last verdict is about: it is
+    /// looked at again soon, so that dials and `towline-server kubelets` know it, too.
+    pub fn doubt(&self, node: &Name, host: &Host) {
+        let doubt = (node.clone(), host.clone());
+        let mut doubts = self.doubts.lock().unwrap_or_else(PoisonError::into_inner);
+        if doubts.len() < limits::ATTESTATION_DOUBTS && !doubts.contains(&doubt) {
+            doubts.push(doubt);
+            self.hurry.notify_one();
+        }
+    }
+
+    pub(super) fn take_doubts(&self) -> Vec<(Name, Host)> {
+        std::mem::take(&mut *self.doubts.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Puts new files in force. What was decided by others is decided again.
@@ -174,7 +190,7 @@ impl Attestor {
     }
 
     /// The place of a host among those of its node.
-    fn kubelet(&self, node: &Node, host: &Host) -> Arc<Kubelet> {
+    pub(super) fn kubelet(&self, node: &Node, host: &Host) -> Arc<Kubelet> {
         match host {
             Host::Ip(ip) if address::canonical(*ip) != *ip => {
                 let host = Host::Ip(address::canonical(*ip));

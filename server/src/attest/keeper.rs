@@ -1,6 +1,7 @@
 //! What goes on beside the dials: every linked node's kubelet is looked at once soon after its
 //! agent came, those in use before their verdict ends, the others now and then, and all of them
-//! again when the files changed or an agent has a new link.
+//! again when the files changed or an agent has a new link, and one that a connection of the gateway
+//! found to be another.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,7 +81,26 @@ impl Attestor {
                 }
             }
         }
+        self.doubted(agents, now, &mut due);
         due
+    }
+
+    /// Those that a connection found to be others. One that was looked at a moment ago is not looked
+    /// at again: what comes next says so once more.
+    fn doubted(&self, agents: &Agents, now: Instant, due: &mut Vec<Due>) {
+        for (name, host) in self.take_doubts() {
+            let Some(node) = agents.nodes().into_iter().find(|node| *node.name() == name) else {
+                continue;
+            };
+            let kubelet = self.kubelet(&node, &host);
+            let recent = kubelet.last.load().as_ref().is_some_and(|last| {
+                now.saturating_duration_since(last.checked) < limits::ATTESTATION_DOUBT_PAUSE
+            });
+            let already = due.iter().any(|(_, other)| Arc::ptr_eq(other, &kubelet));
+            if !recent && !already {
+                due.push((node, kubelet));
+            }
+        }
     }
 
     fn is_due(&self, node: &Node, kubelet: &Kubelet, now: Instant, clock: u64) -> bool {

@@ -35,6 +35,8 @@ struct Seen {
     identity: String,
     #[serde(default)]
     agents: Vec<Agent>,
+    #[serde(default)]
+    kubelet_verification: String,
     compatibility: Option<Compatibility>,
 }
 
@@ -143,6 +145,7 @@ fn steps(seen: &Seen) -> Vec<Step> {
             },
             how: "use --door-unix (callers by user id), or --door-tcp with --client-ca and --door-allow, in the place of --uds-name or --server-*",
         },
+        kubelets(&seen.kubelet_verification),
         Step {
             done: !on,
             title: match on {
@@ -152,6 +155,29 @@ fn steps(seen: &Seen) -> Vec<Step> {
             how: "give --service-cidr, --pod-cidr and --node-cidr, then take --compatibility=konnectivity away",
         },
     ]
+}
+
+/// What a kubelet has to prove before it is dialled, by the mode in force.
+fn kubelets(mode: &str) -> Step {
+    let (title, how) = match mode {
+        "enforce" => (
+            "a kubelet is dialled only when it proved to be its node's",
+            "",
+        ),
+        "observe" => (
+            "kubelets are looked at, and dialled whatever comes of it",
+            "when `towline-server kubelets` ends with 0, take --kubelet-verification observe away: enforce is the default",
+        ),
+        _ => (
+            "kubelets are not verified: whoever answers on a node's kubelet port is believed",
+            "give --kubelet-certificate-authority FILE with --kubelet-verification observe, and look at `towline-server kubelets`",
+        ),
+    };
+    Step {
+        done: mode == "enforce",
+        title: title.to_owned(),
+        how,
+    }
 }
 
 fn report(steps: &[Step]) -> String {
@@ -222,19 +248,20 @@ mod tests {
             r#"{"identity":"","agents":[],"compatibility":{"legacy_door":true,"open_socket":true,
             "legacy_agents":[{"id":"a\u001b[1m","address":"10.0.0.7:1"}]}}"#,
         );
-        assert_eq!(left(&seen), [0, 1, 2, 4, 5]);
+        assert_eq!(left(&seen), [0, 1, 2, 4, 5, 6]);
         let text = report(&steps(&seen));
         assert!(
             text.contains("0 agents are verified, 1 are not: a?[1m (10.0.0.7:1)"),
             "{text}"
         );
-        assert!(text.ends_with("5 steps are left.\n"), "{text}");
+        assert!(text.ends_with("6 steps are left.\n"), "{text}");
     }
 
     #[test]
     fn a_server_without_the_profile_has_nothing_left() {
         let seen = seen(
-            r#"{"identity":"spiffe://c/towline/server/s","agents":[{"name":"n1","links":[{}]}]}"#,
+            r#"{"identity":"spiffe://c/towline/server/s","agents":[{"name":"n1","links":[{}]}],
+            "kubelet_verification":"enforce"}"#,
         );
         assert_eq!(left(&seen), [0usize; 0]);
         assert!(report(&steps(&seen)).ends_with("Everything that connects is verified.\n"));
@@ -246,6 +273,28 @@ mod tests {
             r#"{"identity":"s","agents":[{"name":"n1","links":[{}]}],"compatibility":
             {"legacy_door":true,"downgrade":true,"signed_door":true,"legacy_agents":[]}}"#,
         );
-        assert_eq!(left(&mixed), [2, 3, 4, 5]);
+        assert_eq!(left(&mixed), [2, 3, 4, 5, 6]);
+    }
+
+    #[test]
+    fn kubelets_are_a_step_of_their_own() {
+        for (mode, word) in [
+            ("off", "--kubelet-verification observe, and look"),
+            ("observe", "take --kubelet-verification observe away"),
+            ("enforce", "Everything that connects is verified."),
+        ] {
+            let seen = Seen {
+                identity: "s".into(),
+                agents: vec![Agent {
+                    name: "n1".into(),
+                    links: vec![serde_json::Value::Null],
+                }],
+                kubelet_verification: mode.into(),
+                compatibility: None,
+            };
+            assert_eq!(left(&seen).len(), usize::from(mode != "enforce"), "{mode}");
+            let text = report(&steps(&seen));
+            assert!(text.contains(word), "{mode}: {text}");
+        }
     }
 }

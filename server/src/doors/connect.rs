@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use towline_link::error::one_line;
 use towline_link::process::drain::{DrainWatch, Stage, WorkGuard};
 use towline_link::process::ratelimit::RateLimited;
 use towline_link::splice::{Early, LocalEnd, LocalSide, splice};
@@ -27,6 +28,7 @@ use super::grpc::connection;
 use super::head::{self, First, Head, HeadError};
 use super::rewound::Rewound;
 use super::status::{self, Answer};
+use super::turned_away::TurnedAway;
 use crate::caller::Caller;
 use crate::dial::{Ask, Detail, Dialer, Door, OpenDial};
 use crate::gateway::{self, Gateway};
@@ -54,6 +56,7 @@ pub struct Desk {
     keep_alive: Duration,
     refusals: RateLimited<(Door, &'static str)>,
     gateway: Option<Arc<Gateway>>,
+    turned_away: TurnedAway,
 }
 
 /// Lines about refused dials in a minute, for each door and reason.
@@ -74,6 +77,7 @@ impl Desk {
             keep_alive,
             refusals: RateLimited::new(REFUSAL_LINES, Duration::from_secs(60)),
             gateway: None,
+            turned_away: TurnedAway::default(),
         }
     }
 
@@ -81,6 +85,11 @@ impl Desk {
     pub fn with_gateway(mut self, gateway: Option<Arc<Gateway>>) -> Self {
         self.gateway = gateway;
         self
+    }
+
+    /// For who may not come in.
+    pub(super) fn turned_away(&self) -> &TurnedAway {
+        &self.turned_away
     }
 
     /// The dialer behind it.
@@ -117,7 +126,7 @@ impl Desk {
                 reason = word,
                 suppressed,
                 "refused: {}",
-                text.escape_debug()
+                one_line(text)
             );
         }
     }
@@ -386,7 +395,7 @@ async fn refuse_head<S: FrontEnd>(stream: &mut S, desk: &Desk, visit: &Visit, er
 
 /// Answers and ends. The rest of what the front end sends is read and dropped for a moment, so
 /// that unread bytes do not turn the answer into a reset.
-async fn tell<S: FrontEnd>(stream: &mut S, answer: &Answer) {
+pub(super) async fn tell<S: FrontEnd>(stream: &mut S, answer: &Answer) {
     let telling = async {
         stream.write_all(&answer.bytes()).await.ok()?;
         stream.shutdown().await.ok()?;

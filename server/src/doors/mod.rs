@@ -12,6 +12,7 @@ pub mod rewound;
 pub mod signed;
 pub mod status;
 pub mod tcp;
+mod turned_away;
 pub mod unix;
 
 /// What a door takes.

@@ -83,6 +83,11 @@ pub fn draining() -> Answer {
     )
 }
 
+/// For a front end that is known and not allowed.
+pub fn not_on_the_list(why: &str) -> Answer {
+    Answer::new(403, why)
+}
+
 const fn status_of(reason: Reason) -> u16 {
     match reason {
         Reason::BadTarget => 400,

@@ -147,6 +147,7 @@ impl TcpDoor {
         };
         let tls = self.trust.snapshot().door.clone()?;
         let accepting = TlsAcceptor::from(Arc::clone(&tls.config)).accept(tcp);
+        let mut known = None;
         let cause = match tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, accepting).await {
             Ok(Ok(stream)) => {
                 let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
@@ -154,15 +155,23 @@ impl TcpDoor {
                     Ok(peer) if self.allow.contains(&peer.identity().name) => {
                         return Some((stream, peer));
                     }
-                    Ok(peer) => Cause::new(
-                        "name",
-                        format!("{} is not named by --door-allow", peer.identity()),
-                    ),
+                    Ok(peer) => {
+                        known = Some(stream);
+                        Cause::new(
+                            "name",
+                            format!("{} is not named by --door-allow", peer.identity()),
+                        )
+                    }
                     Err(error) => Cause::new(error.as_str(), error.to_string()),
                 }
             }
             Ok(Err(error)) => match PeerError::from_io(&error) {
                 Some(error) => Cause::new(error.as_str(), error.to_string()),
+                None if is_plain(&error) => Cause::new(
+                    "handshake",
+                    "it does not speak TLS; front ends of the TCP door have to (https://)"
+                        .to_owned(),
+                ),
                 None => Cause::new("handshake", detail(&error)),
             },
             Err(_) => Cause::new("late", "no TLS handshake in time".to_owned()),
@@ -172,6 +181,9 @@ impl TcpDoor {
         metrics.front_end_refused(Door::ConnectTcp, cause.word);
         if let Some(suppressed) = self.refused.allow(cause.word) {
             tracing::warn!(%address, reason = cause.word, suppressed, "front end refused: {}", cause.text);
+        }
+        if let Some(stream) = known {
+            self.desk.turned_away().tell(stream, &cause.text).await;
         }
         None
     }
@@ -188,6 +200,17 @@ pub(super) fn keep_alive(tcp: &TcpStream) {
 
 /// [`limits::TCP_UNACKNOWLEDGED`] as the kernel takes it.
 const USER_TIMEOUT_MS: u32 = limits::TCP_UNACKNOWLEDGED.as_secs() as u32 * 1000;
+
+/// Whether the first bytes were no TLS record.
+fn is_plain(error: &std::io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+    matches!(
+        inner,
+        Some(rustls::Error::InvalidMessage(
+            rustls::InvalidMessage::InvalidContentType
+        ))
+    )
+}
 
 struct Cause {
     word: &'static str,

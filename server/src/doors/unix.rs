@@ -69,6 +69,7 @@ pub async fn run(
                 if let Some(suppressed) = refused.allow(caller.uid) {
                     tracing::warn!(%caller, %error, suppressed, "front end refused");
                 }
+                desk.turned_away().tell(stream, &error.to_string()).await;
                 return;
             }
             let visit = Visit {

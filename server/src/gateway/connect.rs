@@ -278,6 +278,9 @@ impl Gateway {
             Err(_) => Cause::Timeout,
         };
         self.metrics.refused("kubelet", cause.as_str());
+        if !cause.is_passing() {
+            self.kubelets.doubt(node, &request.target.host);
+        }
         if let Some(suppressed) = self.lines.allow(cause.as_str()) {
             tracing::warn!(
                 dial = %request.id, %node, reason = cause.as_str(), suppressed,
