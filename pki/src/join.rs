@@ -93,6 +93,8 @@ pub enum JoinError {
     Line { line: usize, what: String },
     #[error("line {line}: more than {max} join tokens")]
     Many { line: usize, max: usize },
+    #[error("{path}: is no mark of a used join token, as servers write it", path = path.display())]
+    Mark { path: PathBuf },
     #[error("the random source failed")]
     Random,
     #[error(transparent)]

@@ -49,6 +49,56 @@ fn a_token_goes_to_the_node_and_its_hash_to_the_servers() {
 }
 
 #[test]
+fn the_marks_of_servers_say_which_were_used() {
+    let tool = Tool::with_cluster();
+    tool.ok("token create node-7 --dir prod --tokens join-tokens");
+    tool.ok("token create worker-* --dir prod --tokens join-tokens --hours 48 --out w.token");
+    let used = JoinToken::load(&tool.dir.path("w.token")).unwrap();
+    for server in ["one", "two"] {
+        fs::create_dir(tool.dir.path(server)).unwrap();
+    }
+    let list = "token list --tokens join-tokens --used one --used two";
+    assert!(!tool.ok(list).contains("used by"));
+    let key = "ab".repeat(32);
+    let mark = |server: &str, name: &str, at: &str| {
+        let text = format!("{key} {name} 2026-11-22T10:00:00Z {at}\n");
+        fs::write(tool.dir.path(server).join(used.id.to_string()), text).unwrap();
+    };
+    mark("two", "worker-3", "2026-11-21T10:00:00Z");
+    let listed = tool.ok(list);
+    let lines: Vec<&str> = listed.lines().collect();
+    assert_eq!(lines.len(), 2, "{listed}");
+    assert!(lines[0].contains("node-7  may be used  "), "{listed}");
+    assert!(
+        lines[1].contains("worker-*  used by worker-3 at 2026-11-21T10:00:00Z  "),
+        "{listed}"
+    );
+    // Servers with directories of their own may each have taken it: the first use is told.
+    mark("one", "worker-2", "2026-11-21T09:00:00Z");
+    let json = tool.ok(&format!("{list} -o json"));
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let tokens = json["result"]["tokens"].as_array().unwrap();
+    assert!(tokens[0]["used"].is_null());
+    assert_eq!(
+        (&tokens[1]["used"]["node"], &tokens[1]["used"]["key"]),
+        (&"worker-2".into(), &key.clone().into())
+    );
+    // Without the flag nothing is said of it.
+    assert!(
+        !tool
+            .ok("token list --tokens join-tokens -o json")
+            .contains("\"used\"")
+    );
+    tool.refused(
+        "token list --tokens join-tokens --used nowhere",
+        3,
+        &["nowhere"],
+    );
+    mark("one", "worker-2 more", "2026-11-21T09:00:00Z");
+    tool.refused(list, 3, &[&used.id.to_string(), "no mark"]);
+}
+
+#[test]
 fn bad_input_touches_nothing() {
     let tool = Tool::with_cluster();
     tool.ok("token create n1 --dir prod --tokens join-tokens");

@@ -8,8 +8,9 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 use towline_pki::first_contact::key_hash;
 use towline_pki::join::{JoinEntry, JoinError, JoinId};
+use towline_pki::seal::hex;
 use towline_pki::store::{self, Lock, Replace};
-use towline_pki::{Anchors, JoinFile, JoinToken, date};
+use towline_pki::{Anchors, JoinFile, JoinMark, JoinToken, date};
 use towline_proto::id::{ClusterName, Name};
 use towline_proto::limits;
 use towline_proto::pattern::Pattern;
@@ -22,7 +23,7 @@ const EXAMPLES: &str = "\
 Examples:
   towline-pki token create node-7 --dir /secure/prod --tokens /etc/towline/join-tokens --ip 10.0.1.7
   towline-pki token create 'worker-*' --dir /secure/prod --tokens join-tokens --hours 48
-  towline-pki token list --tokens /etc/towline/join-tokens
+  towline-pki token list --tokens /etc/towline/join-tokens --used /var/lib/towline/join-spent
   towline-pki token revoke 4f2a9c0d11223344 --tokens /etc/towline/join-tokens
 Then, on the node:
   towline-agent --server cp.example:8091 --enrol server --join-token-file join-node-7.token --state-dir /var/lib/towline";
@@ -42,7 +43,7 @@ pub(crate) struct Args {
 #[derive(Subcommand)]
 enum Verb {
     Create(Create),
-    List(Tokens),
+    List(List),
     Revoke(Revoke),
 }
 
@@ -80,6 +81,18 @@ struct Create {
     /// File for the token, mode 0600 [default: join-NODE.token, or join-ID.token for a pattern]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+}
+
+/// List tokens: which may be used, have ended and, where a server's marks can be read, were used.
+#[derive(clap::Args)]
+#[command(after_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
+struct List {
+    #[command(flatten)]
+    tokens: Tokens,
+    /// Where a server marks used tokens (its --enrol-join-spent, or join-spent in its --state-dir),
+    /// or a copy of it; repeat it for servers that have their own
+    #[arg(long, value_name = "DIR", value_delimiter = ',')]
+    used: Vec<PathBuf>,
 }
 
 /// Take tokens back that were not used yet.
@@ -216,16 +229,35 @@ fn describe(entry: &JoinEntry, now: SystemTime) -> Value {
     })
 }
 
-fn list(args: &Tokens, now: SystemTime) -> Result<Answer, Failure> {
-    let file = read(&args.tokens)?;
+/// The first use of a token in any of these directories.
+fn use_of(id: &JoinId, used: &[PathBuf]) -> Result<Option<JoinMark>, Failure> {
+    let mut first: Option<JoinMark> = None;
+    for directory in used {
+        let mark = JoinMark::load(directory, id)?;
+        first = [first, mark]
+            .into_iter()
+            .flatten()
+            .min_by_key(|mark| mark.at);
+    }
+    Ok(first)
+}
+
+fn list(args: &List, now: SystemTime) -> Result<Answer, Failure> {
+    let file = read(&args.tokens.tokens)?;
+    // One that is not there would make every token look unused.
+    for directory in &args.used {
+        store::files_below(directory)?;
+    }
     // Their numbers are random: who ends first comes first.
     let mut entries: Vec<_> = file.entries().iter().collect();
     entries.sort_by_key(|entry| (entry.until, entry.id));
-    let mut text = String::new();
-    for entry in &entries {
-        let state = match entry.is_over(now) {
-            true => "ended",
-            false => "may be used",
+    let (mut text, mut tokens) = (String::new(), Vec::new());
+    for entry in entries {
+        let mark = use_of(&entry.id, &args.used)?;
+        let state = match (&mark, entry.is_over(now)) {
+            (Some(mark), _) => format!("used by {} at {}", mark.name, date::text(mark.at)),
+            (None, true) => "ended".to_owned(),
+            (None, false) => "may be used".to_owned(),
         };
         let ips: Vec<String> = entry.ips.iter().map(ToString::to_string).collect();
         let line = format!(
@@ -238,17 +270,26 @@ fn list(args: &Tokens, now: SystemTime) -> Result<Answer, Failure> {
         );
         text.push_str(line.trim_end());
         text.push('\n');
+        let mut described = describe(entry, now);
+        if !args.used.is_empty() {
+            described["used"] = mark.map_or(Value::Null, |mark| {
+                json!({
+                    "node": mark.name.as_str(),
+                    "at": date::text(mark.at),
+                    "key": hex(&mark.key),
+                })
+            });
+        }
+        tokens.push(described);
     }
-    if entries.is_empty() {
+    if tokens.is_empty() {
         text.push_str("no join token\n");
     }
-    text.push_str(
-        "\nWhich of them were used, servers know: join-spent in their --state-dir, and the audit trail.\n",
-    );
-    let tokens: Vec<_> = entries
-        .into_iter()
-        .map(|entry| describe(entry, now))
-        .collect();
+    if args.used.is_empty() {
+        text.push_str(
+            "\nWhich of them were used, servers know: --used DIR, join-spent in their --state-dir; and the audit trail.\n",
+        );
+    }
     Ok(Answer::new(text, json!({ "tokens": tokens })))
 }
 

@@ -14,9 +14,8 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use towline_pki::join::{JoinEntry, JoinError};
-use towline_pki::seal::hex;
 use towline_pki::store::{self, Replace, StoreError};
-use towline_pki::{JoinFile, JoinToken, date};
+use towline_pki::{JoinFile, JoinMark, JoinToken, date};
 use towline_proto::enrol::{Refusal, Token};
 use towline_proto::id::{ClusterName, Name};
 use towline_proto::limits;
@@ -111,10 +110,6 @@ impl Joins {
         self.spent.join(entry.id.to_string())
     }
 
-    fn text(entry: &JoinEntry, name: &Name, key: &[u8; 32]) -> String {
-        format!("{} {name} {}", hex(key), date::text(entry.until))
-    }
-
     /// Spends it for this key. Blocks until that is on the disk.
     pub fn spend(
         &self,
@@ -123,12 +118,17 @@ impl Joins {
         key: &[u8; 32],
         now: SystemTime,
     ) -> Result<(), No> {
-        let (path, text) = (self.mark(entry), Self::text(entry, name, key));
-        let whole = format!("{text} {}\n", date::text(now));
-        match store::write_public(&path, &whole, Replace::Never) {
+        let path = self.mark(entry);
+        let mark = JoinMark {
+            key: *key,
+            name: name.clone(),
+            until: entry.until,
+            at: now,
+        };
+        match store::write_public(&path, &format!("{mark}\n"), Replace::Never) {
             Ok(()) => Ok(()),
             Err(StoreError::Exists { .. }) => match store::read(&path) {
-                Ok(there) if is_lost_answer(&there, &text, now) => Ok(()),
+                Ok(there) if is_lost_answer(&there, &mark) => Ok(()),
                 Ok(_) => Err(No::new(
                     Refusal::JoinUsed,
                     format!(
@@ -159,10 +159,10 @@ impl Joins {
             if name.is_some_and(|name| known.contains(name)) {
                 continue;
             }
-            let until = store::read(&mark).ok().and_then(|text| {
-                let text = String::from_utf8(text).ok()?;
-                date::from_text(text.split_ascii_whitespace().nth(2)?)
-            });
+            let read = store::read(&mark).ok();
+            let until = read
+                .and_then(|text| JoinMark::parse(&text))
+                .map(|mark| mark.until);
             if until.is_some_and(|until| until + KEPT < now) {
                 let _ = store::remove(&mark);
             }
@@ -171,13 +171,12 @@ impl Joins {
 }
 
 /// Whether the mark that is there is of this very use, not long ago.
-fn is_lost_answer(there: &[u8], text: &str, now: SystemTime) -> bool {
-    let at = std::str::from_utf8(there)
-        .ok()
-        .and_then(|there| there.strip_prefix(text)?.strip_prefix(' '))
-        .and_then(|at| date::from_text(at.trim_end()));
-    at.and_then(|at| at.checked_add(limits::JOIN_AGAIN))
-        .is_some_and(|end| now <= end)
+fn is_lost_answer(there: &[u8], now: &JoinMark) -> bool {
+    JoinMark::parse(there).is_some_and(|there| {
+        let end = there.at.checked_add(limits::JOIN_AGAIN);
+        let same = (&there.key, &there.name, there.until) == (&now.key, &now.name, now.until);
+        same && end.is_some_and(|end| now.at <= end)
+    })
 }
 
 fn cannot(error: &StoreError) -> No {
