@@ -180,9 +180,9 @@ impl Entry {
         self.serial.parse()
     }
 
-    /// When it was issued; the beginning of time when its line does not say so.
-    pub fn issued(&self) -> SystemTime {
-        date::from_text(&self.at).unwrap_or(SystemTime::UNIX_EPOCH)
+    /// From when it counts; the beginning of time when its line does not say so.
+    pub fn not_before(&self) -> SystemTime {
+        date::from_text(&self.not_before).unwrap_or(SystemTime::UNIX_EPOCH)
     }
 
     /// Which key it is of, by its hash.
@@ -282,7 +282,7 @@ mod tests {
         assert_eq!(all[0].usage, ["clientAuth"]);
         assert!(
             all.iter()
-                .all(|entry| entry.key().is_some() && entry.issued() == now)
+                .all(|entry| entry.key().is_some() && entry.not_before() <= now)
         );
         // Its last second counts; the lines of certificates that ended go, and no other.
         let end = all[0].not_after();

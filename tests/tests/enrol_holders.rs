@@ -8,7 +8,7 @@ use towline_pki::Leaf;
 use towline_proto::enrol::{EnrolReply, Proof, Refusal};
 use towline_tests::cluster::links_of;
 use towline_tests::enrol::{EnrolWorld, Node, refusal};
-use towline_tests::scenario::expect;
+use towline_tests::scenario::{eventually, expect};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -104,4 +104,67 @@ async fn the_ledger_forgets_what_ended_long_ago_and_nothing_else() {
     assert_eq!(refused, Refusal::NameTaken);
     let again = world.ask(&held, join, None, None).await;
     assert!(matches!(again, Ok(EnrolReply::Issued(_))), "{again:?}");
+}
+
+/// Somebody has the token of its pod, a new one that the agent never used: beside the agent that is no use.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_makes_no_second_holder_beside_a_linked_agent() {
+    let world = world().await;
+    let _ = world.account_token("token-1", "n1");
+    let token = world.token_file("token", "token-1");
+    let ca = world.scratch.join("servers.ca");
+    let flags = [
+        "--enrol-token-file",
+        token.to_str().unwrap(),
+        "--server-ca",
+        ca.to_str().unwrap(),
+    ];
+    let agent = expect(
+        "the certificate",
+        world.agent(1, &world.agent_args("n1", &flags)),
+    )
+    .await;
+    expect("the link", links_of(&agent, 1)).await;
+    let stolen = world.account_token("token-1-next", "n1");
+    let refused = world.refused(stolen.clone(), None).await;
+    assert_eq!(refused, Refusal::NameTaken);
+    let record = world
+        .audit()
+        .record("the refusal", |line| line["reason"] == "name-taken")
+        .await;
+    assert_eq!(
+        (&record["node"], &record["proof"]),
+        (&"n1".into(), &"service-account".into()),
+        "{record}"
+    );
+    let line = "towline_server_enrolments_refused_total{proof=\"service-account\",reason=\"name-taken\"} 1";
+    world.counted(line).await;
+    // Another node is not concerned.
+    let other = world.account_token("token-2", "n2");
+    world.enrolled(other, None).await;
+    // Its certificate is revoked: the agent has nothing any more, and may ask for another.
+    let chain = towline_pki::store::read_certificates(&world.scratch.join("n1/agent.crt")).unwrap();
+    let serial = Leaf::parse(&chain[0]).unwrap().serial;
+    world.deny(&format!("serial:{serial}\n")).await;
+    world.enrolled(stolen, None).await;
+}
+
+/// An agent that went, or is gone for longer than links take to come back, may have lost its key.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_said_goodbye_may_come_with_another_key() {
+    let world = world().await;
+    let agent = world.certified_agent(2, "n2").await;
+    expect("the link", links_of(&agent, 1)).await;
+    // It was issued elsewhere; a link shows it all the same.
+    let proof = world.account_token("token-2", "n2");
+    let refused = world.refused(proof.clone(), None).await;
+    assert_eq!(refused, Refusal::NameTaken);
+    agent.drain();
+    expect("the agent's end", agent.wait()).await.unwrap();
+    let new = Node::new();
+    eventually("its certificate", || async {
+        let asked = world.ask(&new, proof.clone(), None, None).await;
+        matches!(asked, Ok(EnrolReply::Issued(_))).then_some(())
+    })
+    .await;
 }

@@ -82,6 +82,19 @@ scenarios! {
         let ledger = std::fs::read_to_string(world.scratch.join("state/issued.jsonl")).unwrap();
         assert!(ledger.contains(&leaf.serial.to_string()), "{ledger}");
         assert!(!world.scratch.join("n1/agent.key.asked").exists());
+        // Somebody else with a token of its pod makes no second holder beside it.
+        let mut theirs = request.clone();
+        theirs["metadata"] = json!({"name": "stolen"});
+        theirs["status"] = json!({});
+        let key = towline_pki::PrivateKey::generate(towline_pki::KeyKind::default()).unwrap();
+        let spec = towline_pki::agent_request::AgentRequest::spec(&"n1".parse().unwrap(), None);
+        theirs["spec"]["request"] = json!(encoded(spec.make(&key).unwrap().as_bytes()));
+        theirs["spec"]["extra"] = json!(towline_tests::kube::signing::pod_extra("n1"));
+        world.kube.put_request(theirs);
+        let denied = |all: &[serde_json::Value]| {
+            all.iter().any(|one| one["status"]["conditions"][0]["reason"] == "NameTaken" && decisions(one) == ["Denied"])
+        };
+        expect("the denial", world.kube.until_requests(denied)).await;
         // No connection for enrolment was made, no token was sent to the server.
         assert!(world.kube.requests().iter().all(|one| !one.contains("tokenreviews")));
     }

@@ -347,6 +347,81 @@ async fn an_address_of_another_node_object_refuses_the_newcomer() {
     assert_eq!(leaf.ip_sans, [node_ip(1)]);
 }
 
+const TOKEN: &str = "authentication.kubernetes.io/credential-id";
+
+/// As at the door: the API says which token it was, if not what it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_that_was_used_makes_no_second_holder() {
+    let world = world(&[]).await;
+    let with = |name: &str, token: Option<&str>| {
+        let mut object = object(name, "n1", &spec("n1"));
+        let extra = &mut object["spec"]["extra"];
+        match token {
+            Some(token) => extra[TOKEN] = json!([token]),
+            None => drop(extra.as_object_mut().unwrap().remove(TOKEN)),
+        }
+        object
+    };
+    world.kube.put_request(with("first", Some("JTI=a")));
+    decided(&world, "first", "certificate").await;
+    denied(&world, with("stolen", Some("JTI=a")), "Replayed").await;
+    // Its own key again, whose certificate was lost on the way.
+    let mut again = world.kube.request("first").unwrap();
+    again["metadata"] = json!({"name": "again"});
+    again["status"] = json!({});
+    world.kube.put_request(again);
+    decided(&world, "again", "certificate").await;
+    // The kubelet has made another one since, and the agent lost its key.
+    world.kube.put_request(with("renewed", Some("JTI=b")));
+    decided(&world, "renewed", "certificate").await;
+    // Before Kubernetes 1.30 nothing is said of it.
+    world.kube.put_request(with("old", None));
+    decided(&world, "old", "certificate").await;
+}
+
+/// Both are judged before either has a certificate.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_requests_by_one_token_at_once_one_is_served() {
+    let world = world(&[]).await;
+    let names: Vec<String> = (0..8).map(|number| format!("r{number}")).collect();
+    for name in &names {
+        let mut object = object(name, "n1", &spec("n1"));
+        object["spec"]["extra"][TOKEN] = json!(["JTI=a"]);
+        world.kube.put_request(object);
+    }
+    let served = |all: &[Value]| {
+        let served = all
+            .iter()
+            .filter(|one| one["status"]["certificate"].is_string());
+        served.count()
+    };
+    let first = world.kube.until_requests(|all| served(all) > 0);
+    expect("a certificate", first).await;
+    let refused = |all: &[Value]| {
+        let refused = |one: &&Value| {
+            let words = decisions(one);
+            words.contains(&"Denied".to_owned()) || words.contains(&"Failed".to_owned())
+        };
+        all.iter().filter(refused).count()
+    };
+    // Those that were approved meanwhile are looked at again a minute later.
+    let approved = |all: &[Value]| {
+        let waits = |one: &&Value| {
+            decisions(one) == ["Approved"] && !one["status"]["certificate"].is_string()
+        };
+        all.iter().filter(waits).count()
+    };
+    let all = world
+        .kube
+        .until_requests(|all| refused(all) + approved(all) + served(all) == names.len());
+    expect("the others", all).await;
+    let line = "towline_server_enrolments_total{proof=\"signing-request\"} 1";
+    world.counted(line).await;
+    assert_eq!(served(&world.kube.signing_requests()), 1);
+    let ledger = std::fs::read_to_string(world.scratch.join("state/issued.jsonl")).unwrap();
+    assert_eq!(ledger.lines().count(), 1, "{ledger}");
+}
+
 /// It waits for the list, not for its next turn a minute later.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_nodes_are_not_known_a_request_waits() {

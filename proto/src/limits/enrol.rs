@@ -53,6 +53,9 @@ pub const ENROL_ADDRESSES: usize = 16_384;
 pub const ENROL_TOKENS: usize = 32_768;
 /// How long. Longer than a projected token lives unless somebody asked for more.
 pub const ENROL_TOKEN_MEMORY: Duration = Duration::from_secs(24 * 3600);
+/// An agent whose last link ended shorter ago is taken for alive when somebody asks for a certificate
+/// of its name by a token, unless it said goodbye: links break, and come back within seconds.
+pub const ENROL_ALIVE: Duration = Duration::from_secs(15);
 /// Life of a certificate from enrolment, unless a flag says otherwise.
 pub const ENROL_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// Shortest and longest life that the flag takes.

@@ -15,6 +15,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
@@ -171,6 +172,18 @@ impl Agents {
         let inner = self.lock();
         let newest = inner.known.get(name)?.newest.as_ref()?;
         Some(newest.peer.clone())
+    }
+
+    /// Whether an agent of this name is linked, or was so shortly ago that it may be coming back. One
+    /// that said goodbye is not.
+    pub fn is_alive(&self, name: &Name, shortly: Duration) -> bool {
+        let inner = self.lock();
+        let Some(known) = inner.known.get(name) else {
+            return false;
+        };
+        let broke = known.node.ended();
+        let broke = broke.filter(|ended| ended.reason != Reason::Shutdown);
+        known.node.is_linked() || broke.is_some_and(|ended| ended.at.elapsed() < shortly)
     }
 
     /// Every link.

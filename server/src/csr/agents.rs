@@ -29,7 +29,7 @@ use crate::enrol::{Desk, No};
 pub const PROOF: &str = "signing-request";
 
 /// Which refusals of enrolment a request can meet, their words in conditions, and what to do.
-const WORDS: [(Word, &str, &str); 8] = [
+const WORDS: [(Word, &str, &str); 10] = [
     (
         Word::ServiceAccount,
         "ServiceAccount",
@@ -61,6 +61,16 @@ const WORDS: [(Word, &str, &str); 8] = [
         Word::AddressTaken,
         "AddressTaken",
         "find out which of the two nodes has it; the agent asks again",
+    ),
+    (
+        Word::NameTaken,
+        "NameTaken",
+        "the node's agent lives and has a key: look who else has the token of its pod",
+    ),
+    (
+        Word::Replayed,
+        "Replayed",
+        "the agent asks again; if it did not lose its key, look who else has the token of its pod",
     ),
     (Word::Busy, "Busy", "the request is looked at again"),
     (
@@ -123,12 +133,7 @@ impl AgentOffice {
     async fn rules(&self, request: &SigningRequest) -> Result<Asked, Verdict<Asked>> {
         let never = |word, cause, fix| Verdict::Never(Refusal { word, cause, fix });
         let spec = &request.spec;
-        let user = User {
-            username: spec.username.clone(),
-            uid: spec.uid.clone(),
-            groups: spec.groups.clone(),
-            extra: spec.extra.clone(),
-        };
+        let user = user(request);
         let node = self.desk.node_of_user(&user).await.map_err(refused)?;
         let fix = "look at what made it: towline-agent --enrol kubernetes makes such a request";
         let text = request.request().ok_or_else(|| {
@@ -144,9 +149,9 @@ impl AgentOffice {
         check_usages(&spec.usages).map_err(Verdict::Never)?;
         let life = life(spec.expiration_seconds, self.desk.life).map_err(Verdict::Never)?;
         let key = asked.public_key().clone();
-        let ips = self.desk.may_have(&node, &key, SystemTime::now()).await;
+        let ips = self.desk.may_have(&user, &node, &key, SystemTime::now());
         Ok(Asked {
-            ips: ips.map_err(refused)?,
+            ips: ips.await.map_err(refused)?,
             key,
             name: node,
             life,
@@ -172,6 +177,17 @@ impl AgentOffice {
             outcome,
         };
         self.desk.told.answered(event, took);
+    }
+}
+
+/// Who the API says made it.
+fn user(request: &SigningRequest) -> User {
+    let spec = &request.spec;
+    User {
+        username: spec.username.clone(),
+        uid: spec.uid.clone(),
+        groups: spec.groups.clone(),
+        extra: spec.extra.clone(),
     }
 }
 
@@ -294,6 +310,11 @@ impl Office for AgentOffice {
         }
         let desk = &self.desk;
         let _reserved = desk.names.reserve(&sound.name).map_err(put)?;
+        // Two of one name may have been judged together.
+        let user = user(request);
+        desk.may_still(&user, &sound.name, &sound.key, now)
+            .map_err(put)?;
+        desk.note_used(&user, &sound.key, now);
         let (name, key) = (sound.name.clone(), &sound.key);
         let signed = desk.issue(name, sound.ips.clone(), key, sound.life, now);
         let (facts, chain) = signed.await.map_err(put)?;

@@ -81,7 +81,13 @@ struct ByCall {
 }
 
 /// Somebody claims what is another's.
-const ALARMING: [&str; 4] = ["AddressTaken", "Contested", "OfOther", "OtherNode"];
+const ALARMING: [&str; 5] = [
+    "AddressTaken",
+    "Contested",
+    "NameTaken",
+    "OfOther",
+    "OtherNode",
+];
 
 /// Numbers. Clones are the same.
 #[derive(Clone, Default)]

@@ -22,6 +22,7 @@ use super::No;
 
 const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
+const CREDENTIAL: &str = "authentication.kubernetes.io/credential-id";
 pub(crate) const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 
 /// Which tokens are good.
@@ -130,6 +131,16 @@ pub fn signed_part(token: &str) -> &str {
     token.rsplit_once('.').map_or(token, |(signed, _)| signed)
 }
 
+/// What tells one token of a pod from the next, where the API says it.
+fn credential(user: &User) -> Option<[u8; 32]> {
+    let one = |key| match user.extra.get(key).map(Vec::as_slice) {
+        Some([one]) if !one.is_empty() => Some(one.as_str()),
+        _ => None,
+    };
+    let (credential, pod) = (one(CREDENTIAL)?, one(POD_UID)?);
+    Some(token_hash(&format!("{pod} {credential}")))
+}
+
 /// Which key a token was used for.
 #[derive(Debug, Default)]
 struct Used {
@@ -138,6 +149,13 @@ struct Used {
 }
 
 impl Used {
+    /// From now on it counts for this key.
+    fn put(&mut self, token: [u8; 32], key: [u8; 32], now: SystemTime) {
+        if !self.claim(token, key, now) {
+            self.keys.insert(token, key);
+        }
+    }
+
     fn claim(&mut self, token: [u8; 32], key: [u8; 32], now: SystemTime) -> bool {
         let over = |at: SystemTime| {
             let age = now.duration_since(at).unwrap_or(Duration::ZERO);
@@ -215,6 +233,21 @@ impl Accounts {
             let text = format!("{} is no name of a node", detail(&node));
             No::new(Refusal::Unbound, text)
         })
+    }
+
+    /// Whether the token of a signing request was used for another key than this one.
+    pub fn is_used(&self, user: &User, key: &[u8; 32]) -> bool {
+        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = credential(user).and_then(|token| used.keys.get(&token));
+        first.is_some_and(|first| first != key)
+    }
+
+    /// The token of a signing request was used for this key.
+    pub fn note(&self, user: &User, key: [u8; 32], now: SystemTime) {
+        if let Some(token) = credential(user) {
+            let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+            used.put(token, key, now);
+        }
     }
 
     /// Whether the token may be used for this key; from then on for no other.
@@ -297,6 +330,27 @@ mod tests {
         let mut old = verdict();
         old.user.extra.remove(NODE_NAME);
         assert_eq!(judge(&old, &rule()).unwrap().node, None);
+    }
+
+    #[test]
+    fn a_token_of_a_signing_request_is_known_by_its_number() {
+        let mut user = verdict().user;
+        assert_eq!(credential(&user), None);
+        user.extra.insert(CREDENTIAL.into(), vec!["JTI=1".into()]);
+        let first = credential(&user).unwrap();
+        user.extra.insert(CREDENTIAL.into(), vec!["JTI=2".into()]);
+        assert_ne!(credential(&user), Some(first));
+        user.extra.insert(CREDENTIAL.into(), vec!["JTI=1".into()]);
+        assert_eq!(credential(&user), Some(first));
+        let two = vec!["JTI=1".to_owned(), "JTI=2".to_owned()];
+        user.extra.insert(CREDENTIAL.into(), two);
+        assert_eq!(credential(&user), None);
+        // A renewal moves it to the new key.
+        let (mut used, now) = (Used::default(), SystemTime::UNIX_EPOCH);
+        used.put(first, [7; 32], now);
+        used.put(first, [8; 32], now);
+        assert_eq!(used.keys.get(&first), Some(&[8; 32]));
+        assert_eq!(used.order.len(), 1);
     }
 
     #[test]

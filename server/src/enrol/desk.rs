@@ -171,8 +171,10 @@ impl Desk {
         check_denied(&name, &trust)?;
         let _reserved = self.names.reserve(&name)?;
         self.check_held(&name, &key, &trust, now)?;
-        if proven.join.is_some() {
-            self.check_untaken(&name, &key, &trust, now)?;
+        match &request.proof {
+            Proof::Join(_) => self.check_untaken(&name, &key, &trust, now)?,
+            Proof::ServiceAccount(_) => self.check_beside(&name, &key, &trust, false, now)?,
+            Proof::Certificate => {}
         }
         let ips = self
             .addresses(&proven, Kind::of(&request.proof), now)
@@ -192,22 +194,6 @@ impl Desk {
         }
         self.issue(name, ips, signing.public_key(), self.life, now)
             .await
-    }
-
-    /// What the name holds already leaves room for one more, of this key.
-    pub(super) fn check_held(
-        &self,
-        name: &Name,
-        key: &[u8; 32],
-        trust: &Snapshot,
-        now: SystemTime,
-    ) -> Result<(), No> {
-        if !self.names.has_room(name, now) {
-            let text = "the server holds as many names as it may";
-            return Err(No::new(Refusal::Busy, text));
-        }
-        self.names.check_pace(name)?;
-        self.check_key(name, key, trust, now)
     }
 
     /// Which node it is.
@@ -263,55 +249,6 @@ impl Desk {
                 })
             }
         }
-    }
-
-    /// Whose certificate was revoked gets none for the same key, by whatever proof.
-    fn check_key(
-        &self,
-        name: &Name,
-        key: &[u8; 32],
-        trust: &Snapshot,
-        now: SystemTime,
-    ) -> Result<(), No> {
-        let held = self.names.holdings(name, now);
-        let mut of_key = held.iter().filter(|one| one.key.as_ref() == Some(key));
-        match of_key.find(|one| trust.agents.has_revoked(&one.serial)) {
-            None => Ok(()),
-            Some(one) => {
-                let text = format!(
-                    "the certificate of this very key (serial {}) is revoked: the node needs a new key",
-                    one.serial
-                );
-                Err(No::new(Refusal::Denied, text))
-            }
-        }
-    }
-
-    /// A join token makes no second holder of a name. The one who holds it already may be the one
-    /// who asks, when its answer was lost; and one that was revoked holds nothing. Who was linked
-    /// here holds the name too, whoever issued the certificate.
-    fn check_untaken(
-        &self,
-        name: &Name,
-        key: &[u8; 32],
-        trust: &Snapshot,
-        now: SystemTime,
-    ) -> Result<(), No> {
-        let held = self.names.holdings(name, now);
-        let others = held.iter().filter(|one| one.key.as_ref() != Some(key));
-        let issued = others
-            .map(|one| &one.serial)
-            .find(|serial| !trust.agents.has_revoked(serial));
-        let shown = self.nodes.agents.shown_by(name);
-        let shown = shown.filter(|peer| trust.agents.verify(peer.chain(), now).is_ok());
-        let shown = shown.as_ref().map(|peer| &peer.leaf().serial);
-        let Some(serial) = issued.or(shown) else {
-            return Ok(());
-        };
-        let text = format!(
-            "{name} holds a valid certificate (serial {serial}): revoke that one first, or wait for its end"
-        );
-        Err(No::new(Refusal::NameTaken, text))
     }
 
     pub(super) async fn addresses(

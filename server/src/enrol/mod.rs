@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`door`] (a connection of ALPN `towline-enrol/1`, its place and its bounds),
 //! [`desk`] (one request from its bytes to its answer), the proofs [`account`] (a service-account
-//! token) and [`join`] (a one-time token), [`names`] over [`writer`] (who holds which name, and the ledger), [`nodes`] (which
+//! token) and [`join`] (a one-time token), [`names`] over [`writer`] (who holds which name, and the ledger), `holders` (what that means for the next), [`nodes`] (which
 //! addresses are a node's), `sign` over [`issuer`] (the signature), [`told`] (metrics, log, trail), [`flags`].
 //!
 //! What is never done: believe a name or an address because the peer says it, remember that a
@@ -12,6 +12,7 @@ pub mod account;
 pub mod desk;
 pub mod door;
 pub mod flags;
+mod holders;
 pub mod issuer;
 pub mod join;
 pub mod names;

@@ -26,8 +26,8 @@ use super::writer::{Line, Unwritten, Writer};
 pub struct Holding {
     /// Its serial number.
     pub serial: Serial,
-    /// When it was issued.
-    pub since: SystemTime,
+    /// From when it counts, which is some time before it was issued.
+    pub not_before: SystemTime,
     /// When it ends.
     pub not_after: SystemTime,
     /// Hash of its key; not known of those that an older version wrote down.
@@ -129,7 +129,7 @@ impl Names {
             if identity.role == Role::Agent {
                 let holding = Holding {
                     serial,
-                    since: entry.issued(),
+                    not_before: entry.not_before(),
                     not_after: entry.not_after(),
                     key: entry.key(),
                     ips: entry.ips,
@@ -255,7 +255,7 @@ impl Names {
         written.map_err(|why| No::new(Refusal::Unavailable, why.as_str()))?;
         let holding = Holding {
             serial: leaf.serial.clone(),
-            since: now,
+            not_before: leaf.not_before,
             not_after: leaf.not_after,
             key: Some(key),
             ips: leaf.ip_sans.clone(),
@@ -282,7 +282,7 @@ mod tests {
     fn holding(serial: u8, not_after: SystemTime) -> Holding {
         Holding {
             serial: Serial::from_bytes(&[serial]),
-            since: SystemTime::UNIX_EPOCH,
+            not_before: SystemTime::UNIX_EPOCH,
             not_after,
             key: None,
             ips: vec!["10.0.0.1".parse().unwrap()],

@@ -29,10 +29,11 @@ impl Desk {
         accounts.node_of_user(user).await
     }
 
-    /// Whether an agent that proved itself by its pod may have a certificate now, and the
-    /// addresses for it.
+    /// Whether an agent that the API found to be this user, of this node, may have a certificate now,
+    /// and the addresses for it.
     pub async fn may_have(
         &self,
+        user: &User,
         name: &Name,
         key: &PublicKey,
         now: SystemTime,
@@ -41,15 +42,36 @@ impl Desk {
             let text = format!("nothing is issued that cannot be recorded: {why}");
             return Err(No::new(Refusal::Unavailable, text));
         }
-        let trust = self.trust.snapshot();
-        check_denied(name, &trust)?;
-        self.check_held(name, &key.hash(), &trust, now)?;
+        self.may_still(user, name, key, now)?;
         let proven = Proven {
             name: name.clone(),
             join: None,
             shown: Vec::new(),
         };
         self.addresses(&proven, Kind::Account, now).await
+    }
+
+    /// Whether it is not denied, and nobody holds the name so that it gets nothing.
+    pub fn may_still(
+        &self,
+        user: &User,
+        name: &Name,
+        key: &PublicKey,
+        now: SystemTime,
+    ) -> Result<(), No> {
+        let trust = self.trust.snapshot();
+        check_denied(name, &trust)?;
+        let (hash, accounts) = (key.hash(), self.accounts.as_ref());
+        self.check_held(name, &hash, &trust, now)?;
+        let used = accounts.is_some_and(|accounts| accounts.is_used(user, &hash));
+        self.check_beside(name, &hash, &trust, used, now)
+    }
+
+    /// The token of whoever the API found to be this user was used for this key.
+    pub fn note_used(&self, user: &User, key: &PublicKey, now: SystemTime) {
+        if let Some(accounts) = &self.accounts {
+            accounts.note(user, key.hash(), now);
+        }
     }
 
     /// Whether the certificate in this PEM is of our authority, or of another server's that counts

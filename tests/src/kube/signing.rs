@@ -3,6 +3,7 @@
 //! write needs its right, and what was decided stays decided.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::{Value, json};
 use towline_link::kube::csr::SigningRequest;
@@ -330,14 +331,16 @@ impl FakeKube {
     }
 }
 
-/// What the API knows of a pod on a node beside whose it is.
+/// What the API knows of a pod on a node beside whose it is; of another token each time.
 pub fn pod_extra(node: &str) -> HashMap<String, Vec<String>> {
+    static TOKENS: AtomicU32 = AtomicU32::new(0);
+    let number = TOKENS.fetch_add(1, Ordering::Relaxed);
     let extra = [
         ("pod-name", format!("agent-{node}")),
         ("pod-uid", format!("uid-{node}")),
         ("node-name", node.to_owned()),
         ("node-uid", format!("node-uid-{node}")),
-        ("credential-id", "JTI=1".to_owned()),
+        ("credential-id", format!("JTI={number}")),
     ];
     let named =
         |(key, value): (&str, String)| (format!("authentication.kubernetes.io/{key}"), vec![value]);
