@@ -69,7 +69,19 @@ impl RequestSink for Audit {
     }
 
     fn request(&self, event: RequestEvent) {
-        self.tell(Event::Request(Box::new(event)));
+        let passed = match event.outcome {
+            Outcome::Answered | Outcome::Failed(_) => true,
+            // Of one that had passed: its body.
+            Outcome::Malformed(_) => event.method.is_some(),
+            Outcome::Refused { .. } | Outcome::Unrecorded => false,
+        };
+        let event = Event::Request(Box::new(event));
+        match self.shared() {
+            // It passed because there was room for it, which others may have taken since. There is
+            // one on a connection.
+            Some(shared) if passed && self.blocks() => shared.send(event),
+            _ => self.tell(event),
+        }
     }
 }
 

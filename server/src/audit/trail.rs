@@ -239,7 +239,8 @@ impl Shared {
         }
     }
 
-    fn send(&self, event: Event) {
+    /// Whether there is room or not: for what follows from something that was recorded.
+    pub(super) fn send(&self, event: Event) {
         let at = SystemTime::now();
         self.waiting.fetch_add(1, Ordering::Relaxed);
         if self

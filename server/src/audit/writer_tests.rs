@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use towline_link::process::unix::PeerCredentials;
 use towline_proto::id::DialId;
+use towline_proto::kubelet::Call;
 use towline_proto::limits;
 use towline_proto::reason::Reason;
 
@@ -19,6 +20,7 @@ use super::verify_tests::key;
 use super::writer::{Parts, Trail};
 use crate::caller::Caller;
 use crate::dial::{Ask, Door};
+use crate::gateway::event::{FrontEndCertificate, Outcome, RequestEvent, RequestSink};
 
 /// What a store is told to do, and what it was given.
 #[derive(Default)]
@@ -309,6 +311,53 @@ fn with_drop_dials_go_on_and_what_does_not_fit_the_queue_is_counted() {
         "what began in the trail ends in it"
     );
     assert_eq!(findings.dropped, 100, "fifty starts and their ends");
+}
+
+/// A request to a kubelet that came to this.
+fn request(outcome: Outcome) -> RequestEvent {
+    RequestEvent {
+        at: SystemTime::UNIX_EPOCH,
+        dial: DialId::new(1).expect("not zero"),
+        number: 1,
+        target: "10.0.0.7:10250".parse().expect("a target"),
+        node: "n1".parse().expect("a name"),
+        method: Some("POST"),
+        call: Some(Call::of("/exec/ns/p/c?command=id")),
+        path: None,
+        status: Some(101),
+        outcome,
+        front_end: FrontEndCertificate {
+            subject: "CN=kube-apiserver".into(),
+            serial: "0a".into(),
+        },
+        kubelet_key: None,
+    }
+}
+
+#[test]
+fn a_request_that_passed_is_recorded_although_others_have_filled_the_queue_since() {
+    let mut bench = Bench::new(OnFailure::Block, |disk| disk.held = true);
+    assert!(bench.audit.takes(), "it may pass");
+    let live: Vec<_> = std::iter::from_fn(|| bench.open()).collect();
+    assert!(!bench.audit.takes());
+    let refused = Outcome::Refused {
+        why: "rule",
+        line: None,
+    };
+    for outcome in [
+        Outcome::Answered,
+        Outcome::Failed("target-reset"),
+        Outcome::Malformed("chunks"),
+        refused,
+    ] {
+        bench.audit.request(request(outcome));
+    }
+    bench.store.with(|disk| disk.held = false);
+    bench.wait("it is written again", |bench| !bench.failing());
+    drop(live);
+    let (lines, findings) = bench.finish();
+    assert_eq!(count(&lines, "request"), 3);
+    assert_eq!(findings.dropped, 1, "the refused one");
 }
 
 /// Somebody who is let in asks for nonsense, or for what is refused, without end.
