@@ -4,7 +4,7 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use towline_proto::limits;
 use towline_tests::cluster::Plan;
-use towline_tests::scenario::expect;
+use towline_tests::scenario::{eventually, expect};
 use towline_tests::scenarios;
 use towline_tests::websocket::{self, Message};
 
@@ -291,6 +291,22 @@ scenarios! {
         assert_eq!(reply.status(), 502, "{reply:?}");
         assert!(reply.sentence().contains("the connection to the kubelet of node n1 was lost"), "{reply:?}");
         front_end.end().await.expect("an end in order");
+    }
+
+    async fn a_request_that_is_cut_with_the_process_is_recorded(carrier) {
+        let mut cluster = Plan::on(carrier).gateway().start().await;
+        let kubelet = cluster.asking_kubelet().await;
+        let mut front_end = cluster.front_end().await;
+        front_end.send("GET /silent HTTP/1.1\r\nHost: n\r\n\r\n").await.unwrap();
+        eventually("the request", || async { (kubelet.requests() == 1).then_some(()) }).await;
+        let server = cluster.take_server(0);
+        server.stop_now();
+        let _ = expect("the end", server.wait()).await;
+        let trail = cluster.audit(0);
+        let requests = trail.of("request");
+        assert_eq!(requests.len(), 1, "{requests:?}");
+        assert_eq!(requests[0]["outcome"], "failed");
+        trail.proven();
     }
 
     async fn a_head_that_does_not_end_has_its_time(carrier) {

@@ -182,6 +182,13 @@ impl<'a> Judge<'a> {
     }
 }
 
+/// Also of a task that was cut: nothing passes unseen.
+impl Drop for Judge<'_> {
+    fn drop(&mut self) {
+        self.failed(Reason::Aborted.as_str(), None);
+    }
+}
+
 impl Asked {
     fn new(head: &RequestHead) -> Self {
         let path = head.target.split('?').next().unwrap_or_default();
