@@ -123,6 +123,8 @@ async fn read(
 ) -> Reason {
     let mut since_pause = 0;
     loop {
+        // Hundreds of thousands of small packets may be there already: others have their turn.
+        tokio::task::coop::consume_budget().await;
         let packet = tokio::select! {
             packet = source.next() => packet,
             Some(ended) = dials.join_next() => {

@@ -249,6 +249,8 @@ async fn read(
     let counted = reception.metrics.counted();
     let mut since_pause = 0;
     loop {
+        // Hundreds of thousands of small packets may be there already: others have their turn.
+        tokio::task::coop::consume_budget().await;
         let packet = match source.next().await {
             Ok(Some(packet)) => packet,
             Ok(None) => return Status::new(Code::Ok, "the agent ended the stream"),
