@@ -48,6 +48,11 @@ pub enum ConfigError {
     /// The proxy.
     #[error(transparent)]
     Proxy(#[from] ProxyError),
+    /// A proxy that nothing goes through.
+    #[error(
+        "--http-proxy has no effect with --carrier quic: UDP does not go through it; use auto or tls"
+    )]
+    ProxyForQuic,
     /// The policy file.
     #[error("policy: {0}")]
     Policy(#[from] PolicyFileError),
@@ -528,6 +533,13 @@ fn check_servers(servers: &[Target]) -> Result<(), ConfigError> {
 }
 
 fn check_policy(args: &Args, health: SocketAddr) -> Result<(), ConfigError> {
+    let proxy = args
+        .http_proxy
+        .as_deref()
+        .is_some_and(|proxy| proxy != "off");
+    if proxy && args.carrier == CarrierMode::Quic {
+        return Err(ConfigError::ProxyForQuic);
+    }
     for (flag, prefixes) in [
         ("service-cidr", &args.service_prefixes),
         ("pod-cidr", &args.pod_prefixes),
@@ -594,6 +606,13 @@ mod tests {
     fn what_does_not_fit_together_is_refused() {
         assert!(check(&[]).is_ok());
         assert!(check(&["--kubelet-address", "127.0.0.1"]).is_ok());
+        let proxy = ["--http-proxy", "http://p:3128", "--carrier"];
+        assert!(check(&[&proxy[..], &["tls"]].concat()).is_ok());
+        assert!(check(&["--http-proxy", "off", "--carrier", "quic"]).is_ok());
+        assert!(matches!(
+            check(&[&proxy[..], &["quic"]].concat()),
+            Err(ConfigError::ProxyForQuic)
+        ));
         assert!(matches!(
             check(&["--server", "a:1"]),
             Err(ConfigError::SameServer(_))

@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use towline_link::carrier::CarrierKind;
 use towline_link::driver::{Link, LinkState};
+use towline_link::error::one_line;
 use towline_link::process::drain::DrainWatch;
 use towline_pki::{Certificate, PeerError, Serial};
 use towline_proto::limits;
@@ -224,7 +225,7 @@ impl Keeper {
         }
         info!(
             server = %self.slot.server(), carrier = %kind, %peer, link = %link.id(),
-            address = %link.carrier().remote_address(), software = ?welcome.software, ?purpose, "link ready"
+            address = %link.carrier().remote_address(), software = one_line(&welcome.software), ?purpose, "link ready"
         );
         self.keeping
             .metrics

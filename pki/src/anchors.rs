@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use rustls_pki_types::{CertificateDer, TrustAnchor};
+use towline_proto::id::Role;
 use towline_proto::limits;
 
-use crate::inspect::{Certificate, CertificateError};
+use crate::inspect::{Certificate, CertificateError, Usage};
 use crate::store::{self, StoreError};
 
 /// The trust anchors of one role. Cheap to clone, never changed.
@@ -51,6 +52,12 @@ pub enum AnchorsError {
          that sign, as in trust/agents.pem of `towline-pki init`"
     )]
     NotAuthority { number: usize, subject: String },
+    #[error(
+        "none of these authorities may sign {role}s: {subject} is limited to other uses; this is the \
+         file of another role (`towline-pki init` makes trust/agents.pem for servers to verify agents \
+         by, and trust/servers.pem for everybody else)"
+    )]
+    OtherRole { role: Role, subject: String },
     #[error("certificate {number} cannot be a trust anchor: it is malformed")]
     Unusable { number: usize },
 }
@@ -82,6 +89,27 @@ impl Anchors {
             .map(|(index, der)| Anchor::new(index + 1, der))
             .collect::<Result<_, _>>()?;
         Ok(Self { list })
+    }
+
+    /// Reads the bundle of a role. One in which nobody may sign certificates of that role is the
+    /// file of another role: nothing would ever verify against it.
+    pub fn load_for(role: Role, path: &Path) -> Result<Self, AnchorsError> {
+        let anchors = Self::load(path)?;
+        let needed = Usage::of(role);
+        let may = |certificate: &Certificate| {
+            let usages = &certificate.usages;
+            let any = |usage: &Usage| matches!(usage, Usage::Other(_)) || *usage == needed;
+            usages.is_empty() || usages.iter().any(any)
+        };
+        if anchors.certificates().any(may) {
+            return Ok(anchors);
+        }
+        let first = anchors.certificates().next();
+        let subject = first.map_or_else(String::new, |first| first.subject.clone());
+        Err(AnchorsError::In {
+            path: path.into(),
+            source: Box::new(AnchorsError::OtherRole { role, subject }),
+        })
     }
 
     /// What each anchor says, in the order of the bundle.

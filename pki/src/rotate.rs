@@ -110,8 +110,8 @@ impl Material {
         let mut crl_faults = Vec::new();
         for (role, path) in &files.anchors {
             let role = *role;
-            let anchors =
-                Anchors::load(path).map_err(|source| MaterialError::Anchors { role, source })?;
+            let anchors = Anchors::load_for(role, path)
+                .map_err(|source| MaterialError::Anchors { role, source })?;
             let cluster = credentials.identity().cluster.clone();
             let in_force = before.and_then(|before| before.verifier(role)?.revocation());
             let (revocation, fault) = revocation(files, role, &anchors, in_force)?;

@@ -274,6 +274,36 @@ scenarios! {
     }
 }
 
+#[tokio::test]
+async fn the_trust_file_of_another_role_is_named_at_the_start() {
+    let scratch = Scratch::new().unwrap();
+    let run = |name: &'static str, line: &'static str| {
+        let mut command = Command::new(program(name));
+        command
+            .args(line.split(' '))
+            .current_dir(scratch.path())
+            .output()
+    };
+    for line in ["init pki --cluster c", "issue agent n1 --dir pki"] {
+        assert!(run("towline-pki", line).await.unwrap().status.success());
+    }
+    for (file, code) in [("servers", 0), ("agents", 3)] {
+        let line = match file {
+            "servers" => {
+                "--check-config --server a:1 --cert agent-n1.crt --key agent-n1.key --server-ca pki/trust/servers.pem"
+            }
+            _ => {
+                "--check-config --server a:1 --cert agent-n1.crt --key agent-n1.key --server-ca pki/trust/agents.pem"
+            }
+        };
+        let output = run("towline-agent", line).await.unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        let words = "pki/trust/agents.pem: none of these authorities may sign servers";
+        assert_eq!(said.contains(words), code == 3, "{said}");
+    }
+}
+
 /// In a namespace with a Service of that name Kubernetes sets these in every container.
 #[tokio::test]
 async fn variables_of_service_links_are_none_of_ours() {

@@ -24,7 +24,7 @@ Exit codes:
   2  wrong command line
   4  enforcing refuses some kubelets, or would
   5  none would be refused, but some have not been judged yet or did not answer,
-     or the mode is off";
+     no agent is linked, or the mode is off";
 
 /// List every node's kubelet: verdict, cause, days left, key, what to do
 #[derive(Clone, Debug, Args)]
@@ -71,7 +71,7 @@ fn code(report: &Report) -> ExitCode {
     let summary = report.summary;
     if summary.would_be_refused > 0 {
         ExitCode::from(REFUSED)
-    } else if summary.unknown > 0 || report.mode == Mode::Off.as_str() {
+    } else if summary.unknown > 0 || summary.linked == 0 || report.mode == Mode::Off.as_str() {
         ExitCode::from(UNKNOWN)
     } else {
         ExitCode::SUCCESS

@@ -47,6 +47,9 @@ pub fn table(report: &Report) -> String {
         },
         summary.unknown,
     );
+    if summary.linked == 0 {
+        out.push_str("no agent is linked, so no kubelet is known\n");
+    }
     out
 }
 
@@ -165,6 +168,13 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("2 would be refused by enforce"), "{text}");
+        assert!(!text.contains("no agent is linked"), "{text}");
+        let nobody = Report {
+            summary: Summary::default(),
+            kubelets: Vec::new(),
+            ..report.clone()
+        };
+        assert!(table(&nobody).ends_with("no agent is linked, so no kubelet is known\n"));
         assert!(!text.contains('\u{1b}'));
         assert!(text.contains("abababababababab ") && !text.contains(&"ab".repeat(9)));
     }

@@ -308,8 +308,12 @@ impl Verifier {
         let expected = before.seq.saturating_add(1);
         if link.seq > expected {
             let last = link.seq - 1;
+            let missing = match last == expected {
+                true => format!("{expected} is missing"),
+                false => format!("{expected} to {last} are missing"),
+            };
             let text = format!(
-                "is line {}, and the one before it is {}: {expected} to {last} are missing",
+                "is line {}, and the one before it is {}: {missing}",
                 link.seq, before.seq
             );
             return Err(self.fault(Kind::Order, text));
