@@ -196,6 +196,17 @@ async fn of_a_watch_that_broke_what_was_known_counts() {
         world.refused(third.clone(), None).await,
         Refusal::Unavailable
     );
+    // Also while one list after the other fails.
+    let lists = || {
+        let asked = world.kube.requests();
+        let lists = asked.iter().filter(|one| one.contains("limit=250"));
+        lists.count()
+    };
+    let before = lists();
+    eventually("a list that fails", || async {
+        (lists() > before).then_some(())
+    })
+    .await;
     let first = world.enrolled(proof(&world, 1), None).await;
     assert_eq!(first.leaf().ip_sans, [node_ip(1)]);
     world.kube.grant("all-nodes");
@@ -214,7 +225,8 @@ async fn an_operators_word_counts_whatever_node_objects_claim() {
     put(&world, 2, &[node_ip(3), node_ip(4), node_ip(5)]);
     world.restart().await.unwrap();
     world.counted("towline_server_nodes 1").await;
-    // A join token that names the address.
+    // A join token that names the address, also when the Node is there and claims it too late.
+    put(&world, 3, &[node_ip(3)]);
     let until = SystemTime::now() + HOUR;
     let (_, join) = world.join_token_with("n3", until, &[node_ip(3)]).await;
     let joined = world.enrolled(join, None).await;

@@ -263,31 +263,33 @@ impl Desk {
         };
         let given = proven.join.as_ref().map(|entry| entry.ips.clone());
         let given = given.unwrap_or_default();
-        let held =
-            |ip: IpAddr| proven.shown.contains(&ip) || self.names.holds(&proven.name, ip, now);
-        let (nodes, told) = (&self.nodes, &self.told);
-        let mut ips = match (looked, kind) {
-            (Ok(Looked::Addresses(found)), _) => {
-                self.check_free(&proven.name, &found, now).await?;
-                nodes.settle(&proven.name, found, held, kind, told).await?
-            }
+        let (mut ips, claimed) = match (looked, kind) {
+            (Ok(Looked::Addresses(found)), _) => (found, true),
             // A renewal goes on with what was found before; the API may be away for a while.
-            (Ok(Looked::Nothing) | Err(_), Kind::Certificate) => proven.shown.clone(),
+            (Ok(Looked::Nothing) | Err(_), Kind::Certificate) => (proven.shown.clone(), false),
             (Ok(Looked::NoNode), Kind::Certificate | Kind::Account) => {
                 let text = format!("there is no Node {} any more", proven.name);
                 return Err(No::new(Refusal::NoNode, text));
             }
             (Err(no), Kind::Account) => return Err(no),
-            (Ok(Looked::Nothing), Kind::Account) => Vec::new(),
-            // The Node may register later.
-            (_, Kind::Join) => Vec::new(),
+            // Of a join token the Node may register later.
+            (Ok(Looked::Nothing), Kind::Account) | (_, Kind::Join) => (Vec::new(), false),
         };
-        nodes.look_at_given(&proven.name, &given, told);
+        let (name, nodes, told) = (&proven.name, &self.nodes, &self.told);
+        let all: Vec<IpAddr> = ips.iter().chain(&given).copied().collect();
+        self.check_free(name, &all, now).await?;
+        if claimed {
+            let held = |ip| {
+                let by_word = given.contains(&ip) || proven.shown.contains(&ip);
+                by_word || self.names.holds(name, ip, now)
+            };
+            ips = nodes.settle(name, ips, held, kind, told).await?;
+        }
+        nodes.look_at_given(name, &given, told);
         ips.extend(given);
         ips.sort_unstable();
         ips.dedup();
         ips.truncate(limits::LIST_ITEMS);
-        self.check_free(&proven.name, &ips, now).await?;
         Ok(ips)
     }
 

@@ -144,7 +144,9 @@ impl Desk {
 /// Whether less than half of a life is over, from the issuing on: agents renew at two thirds. Of lives
 /// so short that they are mostly the time before the issuing no part is.
 fn is_fresh(not_before: SystemTime, not_after: SystemTime, now: SystemTime) -> bool {
-    let whole = not_after.duration_since(not_before).unwrap_or_default();
+    let Ok(whole) = not_after.duration_since(not_before) else {
+        return false;
+    };
     let before = BACKDATE.min(whole / 2);
     let half = not_before.checked_add(before + (whole - before) / 2);
     half.is_some_and(|half| now < half)

@@ -53,6 +53,12 @@ impl<K: Eq + Hash + Clone> Claims<K> {
         }
     }
 
+    fn since(&self, key: &K, node: &str) -> Option<u64> {
+        let mut claims = self.0.get(key)?.iter();
+        let found = claims.find(|(name, _)| name == node)?;
+        Some(found.1)
+    }
+
     fn of(&self, key: &K, node: &str) -> Claim {
         let claims = self.0.get(key).map(Vec::as_slice).unwrap_or_default();
         let Some((_, since)) = claims.iter().find(|(name, _)| name == node) else {
@@ -143,11 +149,14 @@ impl Book {
             changes.borrow_and_update();
             let broken = {
                 let inner = self.lock();
-                // Half of a list says nothing about who was first.
-                let whole = inner.listed && inner.shown.is_none();
+                // Half of a list says nothing about who was first among those that it shows; what
+                // was known before it began was before them all.
+                let before = || inner.ips.since(&ip, node) < Some(inner.clock);
                 match inner.ips.of(&ip, node) {
                     Claim::None => {}
-                    claim if whole => return Some(claim),
+                    claim if inner.listed && (inner.shown.is_none() || before()) => {
+                        return Some(claim);
+                    }
                     _ => {}
                 }
                 inner.broken
@@ -441,5 +450,14 @@ mod tests {
         let begun = Instant::now();
         assert_eq!(book.claim("b", one, soon()).await, None);
         assert!(begun.elapsed().is_zero());
+        // Nor do lists that fail one after the other change that, whatever they showed.
+        for _ in 0..2 {
+            book.begins();
+            book.is(&node("c", "3", &["10.0.0.3"]));
+            assert_eq!(book.claim("a", one, soon()).await, Some(Claim::Own));
+            book.broke();
+            assert_eq!(book.claim("a", one, soon()).await, Some(Claim::Own));
+            assert_eq!(book.claim("c", ip("10.0.0.3"), soon()).await, None);
+        }
     }
 }

@@ -25,7 +25,7 @@ pub async fn run(turn: &mut Turn<'_>) -> Result<Vec<Value>> {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     setrlimit(Resource::Nofile, limit).during("descriptors")?;
-    let mut world = EnrolWorld::prepared(CarrierKind::Tls, &[]).await;
+    let mut world = EnrolWorld::prepared(CarrierKind::Tls, &["--node-cidr", "10.1.0.0/16"]).await;
     world.at(([127, 0, 0, 1], free_port()?).into());
     let args = world.server_args();
     let mut server = Launch::new("server", turn.stage.server()?, turn.directory)
@@ -35,7 +35,9 @@ pub async fn run(turn: &mut Turn<'_>) -> Result<Vec<Value>> {
     let mut nodes = Vec::with_capacity(count);
     for number in 0..count {
         let name = format!("node-{number}");
-        world.kube.put_node(&name, &[]);
+        // As in a cluster: the address goes into the certificate, once nobody else claims it.
+        let address = format!("10.1.{}.{}", number / 250, 1 + number % 250);
+        world.kube.put_node(&name, &[&address]);
         let proof = world.account_token(&format!("token-{number}"), &name);
         nodes.push((Node::new(), proof));
     }
