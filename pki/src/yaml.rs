@@ -74,8 +74,21 @@ pub fn number(place: u64) -> u32 {
 
 /// Reads one value.
 pub fn read<T: DeserializeOwned>(text: &[u8]) -> Result<T, Fault> {
-    let options = options(1);
-    serde_saphyr::from_str_with_options(bounded(text)?, options).map_err(|error| fault(&error))
+    let text = bounded(text)?;
+    if is_empty(text) {
+        return Err(Fault {
+            line: 1,
+            column: 1,
+            cause: "the file is empty".to_owned(),
+        });
+    }
+    serde_saphyr::from_str_with_options(text, options(1)).map_err(|error| fault(&error))
+}
+
+/// Nothing but comments and blanks: what a redirection that failed leaves behind.
+fn is_empty(text: &str) -> bool {
+    let mut lines = text.lines().map(str::trim);
+    lines.all(|line| line.is_empty() || line.starts_with('#') || line == "---")
 }
 
 /// Reads the documents of a file, as Kubernetes manifests come. Empty ones are left out.
@@ -140,6 +153,15 @@ mod tests {
         #[serde(default)]
         #[allow(dead_code)]
         list: Vec<String>,
+    }
+
+    #[test]
+    fn an_empty_file_is_called_empty() {
+        for text in ["", "\n \n", "---\n", "# rules come here\n\n---\n"] {
+            let fault = read::<Small>(text.as_bytes()).unwrap_err();
+            assert_eq!(fault.to_string(), "1:1: the file is empty", "{text:?}");
+        }
+        assert!(read::<Small>(b"# a comment\nname: x\n").is_ok());
     }
 
     fn place(text: &str) -> (u32, u32) {

@@ -66,7 +66,7 @@ pub use crate::listen::StartError;
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// Some dials did not end before the deadline.
-    #[error("the drain ended with {dials} dials cut")]
+    #[error("the drain ended with live dials cut: {dials}")]
     Cut {
         /// How many.
         dials: usize,

@@ -124,7 +124,7 @@ fn every_condition_is_read() {
 fn every_mistake_is_one_line_with_its_place() {
     let mut wrong = Vec::new();
     for (text, start, words) in [
-        (String::new(), "1:1:", "end of input"),
+        (String::new(), "1:1:", "the file is empty"),
         ("version: 2\nrules: []\n".into(), "1:10:", "version 2"),
         ("rules: []\n".into(), "", "version"),
         ("version: 1\n".into(), "", "rules"),
