@@ -40,6 +40,10 @@ pub struct Holding {
 struct Inner {
     /// What was issued and has not ended, of each name; never an empty list.
     names: HashMap<Name, Vec<Holding>>,
+    /// Which names have, or had, certificates with an address: where to look, not what counts.
+    with: HashMap<IpAddr, Vec<Name>>,
+    /// At this size it is looked through.
+    with_most: usize,
     /// Names that are being enrolled.
     busy: HashSet<Name>,
     /// Addresses that are being put into a certificate.
@@ -48,9 +52,16 @@ struct Inner {
     pace: HashMap<Name, (Instant, u32)>,
 }
 
+/// Whether a certificate that counts has this address.
+fn has(held: &[Holding], ip: IpAddr, now: SystemTime) -> bool {
+    let counts = |one: &Holding| one.not_after >= now && one.ips.contains(&ip);
+    held.iter().any(counts)
+}
+
 impl Inner {
     fn add(&mut self, name: Name, holding: Holding, now: SystemTime) {
-        let held = self.names.entry(name).or_default();
+        let ips = holding.ips.clone();
+        let held = self.names.entry(name.clone()).or_default();
         held.retain(|one| one.not_after >= now);
         if held.len() >= limits::ENROL_HOLDINGS
             && let Some(first) = (0..held.len()).min_by_key(|at| held[*at].not_after)
@@ -58,6 +69,19 @@ impl Inner {
             held.swap_remove(first);
         }
         held.push(holding);
+        let names = &self.names;
+        let still = |ip: IpAddr, one: &Name| names.get(one).is_some_and(|held| has(held, ip, now));
+        for ip in ips {
+            let with = self.with.entry(ip).or_default();
+            with.retain(|one| *one != name && still(ip, one));
+            with.push(name.clone());
+        }
+        // Addresses that nobody has any more go when there are twice as many as were left.
+        if self.with.len() > self.with_most {
+            self.with
+                .retain(|ip, with| with.iter().any(|one| still(*ip, one)));
+            self.with_most = limits::ENROL_PLACES.max(2 * self.with.len());
+        }
     }
 
     fn count(&mut self, name: &Name) {
@@ -204,16 +228,20 @@ impl Names {
     /// Another name whose certificate has this address.
     pub fn holder_of(&self, ip: IpAddr, but: &Name, now: SystemTime) -> Option<Name> {
         let inner = lock(&self.inner);
-        let counts = |one: &Holding| one.not_after >= now && one.ips.contains(&ip);
-        let held = |(name, all): &(&Name, &Vec<Holding>)| *name != but && all.iter().any(counts);
-        inner.names.iter().find(held).map(|(name, _)| name.clone())
+        let held = |name: &&Name| {
+            inner
+                .names
+                .get(*name)
+                .is_some_and(|held| has(held, ip, now))
+        };
+        let mut with = inner.with.get(&ip)?.iter().filter(|name| *name != but);
+        with.find(held).cloned()
     }
 
     /// Whether a certificate of this name has this address.
     pub fn holds(&self, name: &Name, ip: IpAddr, now: SystemTime) -> bool {
         let inner = lock(&self.inner);
-        let mut all = inner.names.get(name).into_iter().flatten();
-        all.any(|one| one.not_after >= now && one.ips.contains(&ip))
+        inner.names.get(name).is_some_and(|held| has(held, ip, now))
     }
 
     /// How many names are held.
@@ -315,6 +343,36 @@ mod tests {
         let held = names.holdings(&name, now);
         assert_eq!(held.len(), limits::ENROL_HOLDINGS);
         assert!(held.iter().any(|one| one.serial.to_string() == "01"));
+    }
+
+    #[test]
+    fn of_an_address_only_those_are_told_who_have_it() {
+        let names = names();
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let after = |hours: u64| now + Duration::from_secs(3600 * hours);
+        let [one, two] = ["n1", "n2"].map(|name| name.parse::<Name>().unwrap());
+        let ip = "10.0.0.1".parse().unwrap();
+        assert_eq!(names.holder_of(ip, &one, now), None);
+        lock(&names.inner).add(one.clone(), holding(1, after(24)), now);
+        lock(&names.inner).add(two.clone(), holding(2, after(30)), now);
+        assert_eq!(names.holder_of(ip, &two, now), Some(one.clone()));
+        assert_eq!(names.holder_of(ip, &one, after(30)), Some(two.clone()));
+        assert_eq!(names.holder_of(ip, &two, after(25)), None);
+        assert_eq!(names.holder_of(ip, &one, after(31)), None);
+        assert!(names.holds(&one, ip, now) && !names.holds(&one, ip, after(25)));
+        // What ended is not looked at again.
+        lock(&names.inner).add(one.clone(), holding(3, after(40)), after(31));
+        let with = lock(&names.inner).with.get(&ip).cloned();
+        assert_eq!(with, Some(vec![one]));
+        // Nor does what nobody has any more stay for ever.
+        for number in 0..20_u32 * limits::ENROL_PLACES as u32 {
+            let mut short = holding(4, after(41));
+            short.ips = vec![IpAddr::from(number.to_be_bytes())];
+            let at = after(42 + u64::from(number));
+            short.not_after = at;
+            lock(&names.inner).add(two.clone(), short, at);
+        }
+        assert!(lock(&names.inner).with.len() <= limits::ENROL_PLACES + 1);
     }
 
     #[test]

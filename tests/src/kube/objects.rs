@@ -159,9 +159,12 @@ impl Objects {
         if version < self.compacted {
             return None;
         }
-        let mine = self.log.iter().filter(|(of, _)| *of == kind);
-        let after = mine.filter(|(_, change)| change.version > version);
-        Some(after.map(|(_, change)| change.clone()).collect())
+        // In the order of versions.
+        let old = self
+            .log
+            .partition_point(|(_, change)| change.version <= version);
+        let mine = self.log[old..].iter().filter(|(of, _)| *of == kind);
+        Some(mine.map(|(_, change)| change.clone()).collect())
     }
 }
 
