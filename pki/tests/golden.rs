@@ -156,7 +156,7 @@ const STORIES: &[(&str, &[&str], &[&str])] = &[
         &[PROD],
         &[
             "token create node-7 --dir prod --ip 10.0.1.7",
-            "token create worker-* --dir prod --hours 48 --out worker.token -o json",
+            "token create worker-* --dir prod --hours 72 --out worker.token -o json",
             "token list",
             "token list -o json",
             "token revoke 0123456789abcdef",
