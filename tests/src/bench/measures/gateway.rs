@@ -18,6 +18,15 @@ pub async fn run(turn: &mut Turn<'_>) -> Result<Vec<Value>> {
     let without = chain(turn, false).await?;
     let with = chain(turn, true).await?;
     let mut values = Vec::new();
+    // First: what bulk leaves behind in a daemon is used again.
+    for (word, chain) in [("without", &without), ("with", &with)] {
+        let idle = memory::idle(turn, chain).await?;
+        for daemon in &idle.daemons {
+            let name = format!("each.{}.{word}", daemon.name);
+            values.push(turn.value(&name, "KiB", daemon.each));
+        }
+        values.push(turn.value(&format!("reset.{word}"), "", idle.lost as f64));
+    }
     for (word, direction) in [("down", Direction::Down), ("up", Direction::Up)] {
         let before = bulk(turn, &without, direction).await?;
         let after = bulk(turn, &with, direction).await?;
@@ -42,14 +51,6 @@ pub async fn run(turn: &mut Turn<'_>) -> Result<Vec<Value>> {
         values.push(turn.value(&format!("{word}.without"), "us", before));
         values.push(turn.value(&format!("{word}.with"), "us", after));
         values.push(turn.value(&format!("{word}.adds"), "us", after - before));
-    }
-    for (word, chain) in [("without", &without), ("with", &with)] {
-        let idle = memory::idle(turn, chain).await?;
-        for daemon in &idle.daemons {
-            let name = format!("each.{}.{word}", daemon.name);
-            values.push(turn.value(&name, "KiB", daemon.each));
-        }
-        values.push(turn.value(&format!("reset.{word}"), "", idle.lost as f64));
     }
     Ok(values)
 }
