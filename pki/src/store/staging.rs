@@ -143,7 +143,14 @@ fn hidden(path: &Path, end: &str) -> PathBuf {
 /// Held while one process changes a directory; another one is refused.
 #[derive(Debug)]
 pub struct DirectoryLock {
-    _held: File,
+    held: File,
+}
+
+impl Drop for DirectoryLock {
+    fn drop(&mut self) {
+        // Closing is not enough: a child that was forked and has not begun its program holds it, too.
+        let _ = self.held.unlock();
+    }
 }
 
 /// Takes a directory for this process alone, until the lock is dropped. Nothing is written.
@@ -154,7 +161,7 @@ pub fn lock(directory: &Path) -> Result<DirectoryLock, StoreError> {
     };
     let held = File::open(directory).map_err(failed)?;
     match held.try_lock() {
-        Ok(()) => Ok(DirectoryLock { _held: held }),
+        Ok(()) => Ok(DirectoryLock { held }),
         Err(fs::TryLockError::WouldBlock) => Err(StoreError::Busy {
             path: directory.into(),
         }),
