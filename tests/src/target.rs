@@ -26,6 +26,8 @@ pub enum Behaviour {
     SpeaksFirst(&'static str),
     /// Sends this text, ends its own direction, then reads to the end.
     HalfCloses(&'static str),
+    /// Waits for a byte, sends this text, ends its own direction, then reads to the end.
+    AnswersAndCloses(&'static str),
     /// Reads to the end, only then answers with this text.
     AnswersAtEnd(&'static str),
     /// Resets after this many bytes have come.
@@ -109,6 +111,15 @@ impl Target {
     }
 }
 
+/// A target, and its address as a dial names it.
+pub async fn target(behaviour: Behaviour) -> (Target, String) {
+    let target = Target::start(behaviour)
+        .await
+        .expect("a target on loopback");
+    let address = target.address().to_string();
+    (target, address)
+}
+
 async fn serve(
     listener: TcpListener,
     behaviour: Behaviour,
@@ -154,6 +165,18 @@ async fn attend(mut stream: TcpStream, behaviour: Behaviour) -> Outcome {
                 stream.shutdown().await
             };
             match sent.await {
+                Ok(()) => read_all(&mut stream, &mut check, u64::MAX).await,
+                Err(_) => End::Reset,
+            }
+        }
+        Behaviour::AnswersAndCloses(text) => {
+            let answered = async {
+                let first = stream.read_u8().await?;
+                check.feed(&[first]);
+                stream.write_all(text.as_bytes()).await?;
+                stream.shutdown().await
+            };
+            match answered.await {
                 Ok(()) => read_all(&mut stream, &mut check, u64::MAX).await,
                 Err(_) => End::Reset,
             }

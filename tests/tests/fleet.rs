@@ -42,9 +42,9 @@ struct Fleet {
 }
 
 impl Fleet {
-    /// Step 1: our server, one agent of Konnectivity's.
-    async fn start(carrier: &str, kubelet: u16) -> Self {
-        let pairing = Pairing::start(Makers::OUR_SERVER, Mode::GrpcUnix).await;
+    /// A server, one agent of Konnectivity's, and what ours will be told.
+    async fn start(makers: Makers, carrier: &str, mode: Mode, kubelet: u16) -> Self {
+        let pairing = Pairing::start(makers, mode).await;
         let (authority, scratch) = (&pairing.authority, &pairing.scratch);
         let server = authority.leaf(Role::Server, "s1").sign();
         let server = server.write(scratch, "s1").expect("files");
@@ -103,12 +103,13 @@ impl Fleet {
     }
 }
 
-async fn the_story(carrier: &str) {
+async fn the_story(carrier: &str, mode: Mode) {
     let (kubelet, _kubelet) = kubelet().await;
     let node = format!("n1:{}", kubelet.port());
     let echo = Target::start(Behaviour::Echo).await.expect("a target");
     let elsewhere = echo.address().to_string();
-    let mut fleet = Fleet::start(carrier, kubelet.port()).await;
+    // Step 1: our server in place of theirs.
+    let mut fleet = Fleet::start(Makers::OUR_SERVER, carrier, mode, kubelet.port()).await;
     let ask = |target: &str| Verb::ask(target, "question").times(10).workers(2);
     fleet.pairing.front_end.fine(ask(&elsewhere)).await;
 
@@ -168,14 +169,21 @@ async fn the_story(carrier: &str) {
     fleet.pairing.front_end.fine(ask(&elsewhere)).await;
 }
 
-#[ignore = "needs Go"]
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_fleet_becomes_verified_step_by_step_on_quic() {
-    run("quic", Box::pin(the_story("quic"))).await;
+/// On each carrier both protocols of the front ends' door, one on a Unix socket and one over TCP.
+macro_rules! stories {
+    ($($name:ident: $story:ident, $carrier:literal, $mode:ident;)+) => { $(
+        #[ignore = "needs Go"]
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $name() {
+            let story = Box::pin($story($carrier, Mode::$mode));
+            run(stringify!($name), story).await;
+        }
+    )+ };
 }
 
-#[ignore = "needs Go"]
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_fleet_becomes_verified_step_by_step_on_tls() {
-    run("tls", Box::pin(the_story("tls"))).await;
+stories! {
+    a_fleet_becomes_verified_step_by_step_on_quic_behind_grpc: the_story, "quic", GrpcUnix;
+    a_fleet_becomes_verified_step_by_step_on_quic_behind_connect: the_story, "quic", ConnectTcp;
+    a_fleet_becomes_verified_step_by_step_on_tls_behind_grpc: the_story, "tls", GrpcTcp;
+    a_fleet_becomes_verified_step_by_step_on_tls_behind_connect: the_story, "tls", ConnectUnix;
 }

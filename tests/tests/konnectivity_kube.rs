@@ -8,20 +8,25 @@ use towline_tests::authority::Authority;
 use towline_tests::konnectivity::agent::{AgentFiles, AgentPlan};
 use towline_tests::konnectivity::balancer::Balancer;
 use towline_tests::konnectivity::metrics;
-use towline_tests::konnectivity::pair::Makers;
+use towline_tests::konnectivity::pair::{Makers, dialler};
 use towline_tests::konnectivity::server::{ServerFiles, ServerPlan};
-use towline_tests::konnectivity::{Dialler, FrontEnd, Maker, Mode, ProxyServer, Verb};
+use towline_tests::konnectivity::{FrontEnd, Maker, Mode, ProxyServer, Verb};
 use towline_tests::kube::{FakeKube, Token};
 use towline_tests::scenario::{eventually, run};
 use towline_tests::scratch::Scratch;
 use towline_tests::target::{Behaviour, Target};
 
 const AUDIENCE: &str = "system:konnectivity-server";
-const PAIRINGS: [Makers; 4] = [
-    Makers::THEIRS,
-    Makers::OUR_SERVER,
-    Makers::OUR_AGENT,
-    Makers::OURS,
+/// What is asked of the API does not depend on the front ends' door: each of ours meets both protocols of it,
+/// one on a Unix socket and one over TCP.
+const PAIRINGS: [(Makers, Mode); 7] = [
+    (Makers::THEIRS, Mode::GrpcUnix),
+    (Makers::OUR_SERVER, Mode::GrpcUnix),
+    (Makers::OUR_SERVER, Mode::ConnectTcp),
+    (Makers::OUR_AGENT, Mode::GrpcTcp),
+    (Makers::OUR_AGENT, Mode::ConnectUnix),
+    (Makers::OURS, Mode::GrpcUnix),
+    (Makers::OURS, Mode::ConnectTcp),
 ];
 
 struct World {
@@ -30,10 +35,11 @@ struct World {
     kube: FakeKube,
     kubeconfig: String,
     echo: Target,
+    mode: Mode,
 }
 
 impl World {
-    async fn new() -> Self {
+    async fn new(mode: Mode) -> Self {
         let scratch = Scratch::new().expect("a temporary directory");
         let authority = Authority::new("kit.example");
         let kube = FakeKube::start(&authority).await.expect("an API");
@@ -46,12 +52,13 @@ impl World {
             authority,
             kube,
             echo,
+            mode,
         }
     }
 
     async fn server(&self, maker: Maker, name: &str, flags: &[&str]) -> ProxyServer {
         let files = ServerFiles::write(&self.authority, &self.scratch, name);
-        let plan = ServerPlan::new(maker, name, Mode::GrpcUnix).flags(&[&self.kubeconfig]);
+        let plan = ServerPlan::new(maker, name, self.mode).flags(&[&self.kubeconfig]);
         plan.flags(flags).start(&files, &self.scratch).await
     }
 
@@ -78,8 +85,8 @@ impl World {
     }
 
     async fn ask(&self, server: &ProxyServer, what: &str) {
-        let socket = server.door_unix.clone().expect("a socket");
-        let front_end = FrontEnd::start(&Dialler::ApiserverGrpc(socket), &self.scratch).await;
+        let dialler = dialler(self.mode, server, &self.authority, &self.scratch);
+        let front_end = FrontEnd::start(&dialler, &self.scratch).await;
         let target = self.echo.address().to_string();
         front_end.fine(Verb::ask(&target, what).times(5)).await;
     }
@@ -99,8 +106,8 @@ async fn is_ready(health: SocketAddr) -> bool {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_agent_comes_in_by_its_token_and_by_no_other() {
     run("tokens", async {
-        for makers in PAIRINGS {
-            let world = World::new().await;
+        for (makers, mode) in PAIRINGS {
+            let world = World::new(mode).await;
             let audience = format!("--authentication-audience={AUDIENCE}");
             let flags = [
                 audience.as_str(),
@@ -115,13 +122,13 @@ async fn an_agent_comes_in_by_its_token_and_by_no_other() {
                 (world.reviews() >= 2).then_some(())
             })
             .await;
-            assert!(!server.ready().await, "{makers:?}");
-            assert!(!is_ready(thief.health).await, "{makers:?}");
+            assert!(!server.ready().await, "{makers:?} {mode:?}");
+            assert!(!is_ready(thief.health).await, "{makers:?} {mode:?}");
 
             let good = world.token("good", AUDIENCE);
             let plan = AgentPlan::new(makers.agent, "pa", server.agents);
             let agent = plan.start(&good, &world.scratch).await;
-            assert!(server.ready().await, "{makers:?}");
+            assert!(server.ready().await, "{makers:?} {mode:?}");
             world.ask(&server, "by token").await;
             assert!(is_ready(agent.health).await && !is_ready(thief.health).await);
         }
@@ -133,8 +140,8 @@ async fn an_agent_comes_in_by_its_token_and_by_no_other() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_agent_finds_as_many_servers_as_there_are_leases() {
     run("leases", async {
-        for makers in PAIRINGS {
-            let world = World::new().await;
+        for (makers, mode) in PAIRINGS {
+            let world = World::new(mode).await;
             let lead = ["--enable-lease-controller"];
             let first = world.server(makers.server, "ps1", &lead).await;
             let second = world.server(makers.server, "ps2", &lead).await;
@@ -162,7 +169,7 @@ async fn an_agent_finds_as_many_servers_as_there_are_leases() {
             })
             .await;
             let name = &held[0]["metadata"]["name"];
-            assert_eq!(name, "konnectivity-proxy-server-ps1", "{makers:?}");
+            assert_eq!(name, "konnectivity-proxy-server-ps1", "{makers:?} {mode:?}");
             world.ask(&first, "still there").await;
         }
     })

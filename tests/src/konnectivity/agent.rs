@@ -47,6 +47,7 @@ pub struct AgentPlan<'a> {
     maker: Maker,
     name: &'a str,
     server: SocketAddr,
+    environment: Vec<(&'static str, String)>,
     flags: Vec<String>,
 }
 
@@ -57,8 +58,15 @@ impl<'a> AgentPlan<'a> {
             maker,
             name,
             server,
+            environment: Vec::new(),
             flags: Vec::new(),
         }
+    }
+
+    /// Is told its id by the environment, and by no flag.
+    pub fn named_by_environment(mut self, id: &str) -> Self {
+        self.environment.push(("PROXY_AGENT_ID", id.to_owned()));
+        self
     }
 
     /// More flags, as `--name=value`.
@@ -109,7 +117,9 @@ impl<'a> AgentPlan<'a> {
         let mut flag = |name: &str, value: &dyn std::fmt::Display| {
             args.push(format!("--{name}={value}").into())
         };
-        flag("agent-id", &self.name);
+        if self.environment.is_empty() {
+            flag("agent-id", &self.name);
+        }
         flag("proxy-server-host", &self.server.ip());
         flag("proxy-server-port", &self.server.port());
         flag("ca-cert", &files.servers_ca.display());
@@ -131,7 +141,7 @@ impl<'a> AgentPlan<'a> {
         args.extend(self.flags.iter().map(OsString::from));
         let log = scratch.join(format!("{}.log", self.name));
         ProxyAgent {
-            program: Program::start(self.name, path, &args, &log),
+            program: Program::start(self.name, path, &args, &self.environment, &log),
             health,
             admin,
         }

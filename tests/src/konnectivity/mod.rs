@@ -3,11 +3,13 @@
 //!
 //! Reading order: [`programs`] (built once, by Go), [`process`] (started on free ports, ended on drop),
 //! [`server`] and [`agent`] (their flags), [`front_end`] (dials and what is done with a connection),
-//! [`metrics`] (what they count), [`pair`] (all of it in one line), [`balancer`] (one address, many servers).
+//! [`metrics`] (what they count), [`pair`] (all of it in one line), [`matrix`] (one test, every pairing and mode),
+//! [`balancer`] (one address, many servers).
 
 pub mod agent;
 pub mod balancer;
 pub mod front_end;
+pub mod matrix;
 pub mod metrics;
 pub mod pair;
 pub mod process;

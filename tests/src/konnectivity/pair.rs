@@ -9,6 +9,7 @@ use super::front_end::{Dialler, FrontEnd, TlsFiles};
 use super::programs::Maker;
 use super::server::{Mode, ProxyServer, ServerFiles, ServerPlan};
 use crate::authority::Authority;
+use crate::scenario::eventually;
 use crate::scratch::Scratch;
 
 /// Who makes the server and who the agent.
@@ -56,7 +57,8 @@ pub struct Pairing {
     /// As kube-apiserver in this mode.
     pub front_end: FrontEnd,
     server_files: ServerFiles,
-    agent_files: AgentFiles,
+    /// What its agents are started from.
+    pub agent_files: AgentFiles,
     makers: Makers,
     mode: Mode,
 }
@@ -123,11 +125,10 @@ impl Pairing {
 
     /// The same with more flags.
     pub async fn replace_server_with(&mut self, maker: Maker, flags: &[String]) {
-        let agents = self.server.agents;
         self.server.end().await;
         let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
         let plan = ServerPlan::new(maker, "ps", self.mode).flags(&flags);
-        let plan = plan.agents_at(agents);
+        let plan = plan.in_place_of(&self.server);
         self.server = plan.start(&self.server_files, &self.scratch).await;
     }
 
@@ -135,6 +136,22 @@ impl Pairing {
     pub async fn front_end_of(&self, server: &ProxyServer) -> FrontEnd {
         let dialler = dialler(self.mode, server, &self.authority, &self.scratch);
         FrontEnd::start(&dialler, &self.scratch).await
+    }
+
+    /// Waits until nothing is open or pending any more at the server.
+    pub async fn quiet(&self) {
+        self.has("pending_backend_dials", 0.0).await;
+        self.has("established_connections", 0.0).await;
+    }
+
+    /// Waits until this gauge of the server has this value. A family that was never used is not there.
+    pub async fn has(&self, gauge: &str, value: f64) {
+        let name = format!("konnectivity_network_proxy_server_{gauge}");
+        eventually(&name, || async {
+            let page = self.server.metrics().await;
+            (page.sum(&name, &[]).unwrap_or(0.0) == value).then_some(())
+        })
+        .await;
     }
 
     /// The newer client at this pairing's server: one connection for all its dials.
@@ -161,7 +178,12 @@ fn papers(authority: &Authority, scratch: &Scratch) -> TlsFiles {
 }
 
 /// What kube-apiserver dials with in this mode.
-fn dialler(mode: Mode, server: &ProxyServer, authority: &Authority, scratch: &Scratch) -> Dialler {
+pub fn dialler(
+    mode: Mode,
+    server: &ProxyServer,
+    authority: &Authority,
+    scratch: &Scratch,
+) -> Dialler {
     let socket = || server.door_unix.clone().expect("a socket");
     let tcp = || (server.door_tcp.expect("a port"), papers(authority, scratch));
     match mode {

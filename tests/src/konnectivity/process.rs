@@ -42,8 +42,14 @@ pub struct Program {
 }
 
 impl Program {
-    /// Starts it, writing to `log`.
-    pub fn start(name: &str, program: &Path, arguments: &[OsString], log: &Path) -> Self {
+    /// Starts it with nothing but this environment, writing to `log`.
+    pub fn start(
+        name: &str,
+        program: &Path,
+        arguments: &[OsString],
+        environment: &[(&str, String)],
+        log: &Path,
+    ) -> Self {
         let file = fs::OpenOptions::new()
             .create(true)
             .append(true)
@@ -53,6 +59,7 @@ impl Program {
         command
             .args(arguments)
             .env_clear()
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(file.try_clone().expect("a log"))
             .stderr(file)

@@ -46,6 +46,11 @@ impl Mode {
         }
     }
 
+    /// Whether front ends speak gRPC, else CONNECT.
+    pub fn is_grpc(self) -> bool {
+        matches!(self, Self::GrpcUnix | Self::GrpcTcp)
+    }
+
     fn is_unix(self) -> bool {
         matches!(self, Self::GrpcUnix | Self::ConnectUnix)
     }
@@ -99,6 +104,8 @@ pub struct ServerPlan<'a> {
     name: &'a str,
     mode: Mode,
     agents: Option<SocketAddr>,
+    door: Option<SocketAddr>,
+    environment: Vec<(&'static str, String)>,
     flags: Vec<String>,
 }
 
@@ -110,13 +117,22 @@ impl<'a> ServerPlan<'a> {
             name,
             mode,
             agents: None,
+            door: None,
+            environment: Vec::new(),
             flags: Vec::new(),
         }
     }
 
-    /// Takes agents at this address, as an earlier one did.
-    pub fn agents_at(mut self, address: SocketAddr) -> Self {
-        self.agents = Some(address);
+    /// Takes agents and front ends where this one did.
+    pub fn in_place_of(mut self, earlier: &ProxyServer) -> Self {
+        self.agents = Some(earlier.agents);
+        self.door = earlier.door_tcp;
+        self
+    }
+
+    /// Is told its id by the environment, and by no flag.
+    pub fn named_by_environment(mut self, id: &str) -> Self {
+        self.environment.push(("PROXY_SERVER_ID", id.to_owned()));
         self
     }
 
@@ -170,7 +186,9 @@ impl<'a> ServerPlan<'a> {
         let mut flag = |name: &str, value: &dyn std::fmt::Display| {
             args.push(format!("--{name}={value}").into())
         };
-        flag("server-id", &self.name);
+        if self.environment.is_empty() {
+            flag("server-id", &self.name);
+        }
         for bind in ["server", "agent", "health", "admin"] {
             flag(&format!("{bind}-bind-address"), &"127.0.0.1");
         }
@@ -193,7 +211,7 @@ impl<'a> ServerPlan<'a> {
             flag("server-port", &0);
             door_unix = Some(socket);
         } else {
-            let door = local(process::free_port());
+            let door = self.door.unwrap_or_else(|| local(process::free_port()));
             flag("server-port", &door.port());
             flag("server-cert", &files.pair.cert.display());
             flag("server-key", &files.pair.key.display());
@@ -204,7 +222,7 @@ impl<'a> ServerPlan<'a> {
         args.extend(self.flags.iter().map(OsString::from));
         let log = scratch.join(format!("{}.log", self.name));
         ProxyServer {
-            program: Program::start(self.name, path, &args, &log),
+            program: Program::start(self.name, path, &args, &self.environment, &log),
             agents,
             door_tcp,
             door_unix,

@@ -1,0 +1,75 @@
+//! What becomes of bytes between the real front ends and a target, beside Konnectivity's parts and with ours
+//! only: all of them arrive, in either direction, also of who speaks first, ends first or takes nothing.
+
+use std::time::Duration;
+
+use towline_tests::konnectivity::pair::Makers;
+use towline_tests::konnectivity::{Mode, Pairing, Verb};
+use towline_tests::pairings;
+use towline_tests::target::{Behaviour, End, target};
+
+const MIB: u64 = 1 << 20;
+const GREETING: &str = "220 hello\r\n";
+
+pairings! { all [our_server OUR_SERVER, our_agent OUR_AGENT, ours OURS] {
+    async fn a_hundred_mebibytes_each_way_arrive_as_they_were(makers, mode) {
+        const BYTES: u64 = 100 * MIB;
+        let pairing = Pairing::start(makers, mode).await;
+        let (_echo, echo) = target(Behaviour::Echo).await;
+        let both = Verb::both(&echo, BYTES).limit(Duration::from_secs(100));
+        let answer = pairing.front_end.fine(both).await;
+        assert_eq!((answer.sent, answer.received), (BYTES, BYTES));
+    }
+
+    async fn a_target_that_ends_first_is_heard_to_its_end(makers, mode) {
+        let pairing = Pairing::start(makers, mode).await;
+        let (_source, source) = target(Behaviour::Source(8 * MIB)).await;
+        let down = pairing.front_end.fine(Verb::down(&source)).await;
+        assert_eq!((down.received, down.end.as_str()), (8 * MIB, "eof"));
+        // It ends its own direction and goes on reading: the end is one in order all the same.
+        let (_target, address) = target(Behaviour::AnswersAndCloses("bye")).await;
+        for name in ["first", "second", "third"] {
+            pairing.front_end.fine(Verb::open(name, &address)).await;
+            pairing.front_end.fine(Verb::write(name, "x")).await;
+            let rest = pairing.front_end.fine(Verb::rest(name)).await;
+            assert_eq!((rest.text.as_str(), rest.end.as_str()), ("bye", "eof"));
+        }
+        pairing.quiet().await;
+    }
+} }
+
+pairings! { by_our_server [our_server OUR_SERVER, ours OURS] {
+    async fn a_target_that_speaks_first_is_heard_a_thousand_times_of_a_thousand(makers, mode) {
+        let pairing = Pairing::start(makers, mode).await;
+        let (_target, greeting) = target(Behaviour::SpeaksFirst(GREETING)).await;
+        let hear = Verb::hear(&greeting, GREETING).times(1000);
+        let hear = hear.workers(4).limit(Duration::from_secs(60));
+        if mode.is_grpc() {
+            let answer = pairing.reusable().await.run(hear.clone()).await;
+            assert_eq!(answer.good, 1000, "the newer client: {answer:?}");
+        }
+        let answer = pairing.front_end.run(hear).await;
+        assert_eq!(answer.good, 1000, "{answer:?}");
+    }
+
+    async fn one_stalled_reader_stops_nobody_else(makers, mode) {
+        let pairing = Pairing::start(makers, mode).await;
+        let (_source, source) = target(Behaviour::Source(1024 * MIB)).await;
+        pairing.front_end.fine(Verb::open("stalled", &source)).await;
+        pairing.front_end.fine(Verb::read("stalled", 1)).await;
+        let (_echo, echo) = target(Behaviour::Echo).await;
+        let ask = Verb::ask(&echo, "beside it").times(200).workers(4);
+        assert_eq!(pairing.front_end.fine(ask).await.good, 200);
+    }
+} }
+
+pairings! { by_our_agent [our_agent OUR_AGENT, ours OURS] {
+    async fn bytes_before_a_close_arrive(makers, mode) {
+        let pairing = Pairing::start(makers, mode).await;
+        let (sink, address) = target(Behaviour::Sink).await;
+        pairing.front_end.fine(Verb::up(&address, 8 * MIB)).await;
+        let outcome = sink.outcome().await;
+        assert!(outcome.check.is_exactly(8 * MIB), "{outcome:?}");
+        assert_eq!(outcome.end, End::Closed);
+    }
+} }
