@@ -67,6 +67,48 @@ async fn every_dialler_works_on_both_carriers() {
     .await;
 }
 
+/// kube-apiserver's own CONNECT dialler gives its callers the connection itself, which can be half closed.
+#[ignore = "needs Go"]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_half_of_a_connection_outlives_the_other() {
+    run(
+        "half close",
+        Box::pin(async {
+            for carrier in [CarrierKind::Quic, CarrierKind::Tls] {
+                let cluster = Plan::on(carrier).start().await;
+                let _answers = cluster
+                    .target(POD, Behaviour::AnswersAtEnd("all of it"))
+                    .await;
+                let leaves = cluster
+                    .target(OTHER_POD, Behaviour::HalfCloses("bye"))
+                    .await;
+                let server = cluster.server(0);
+                let socket = server.door_unix().expect("a socket").to_owned();
+                let tcp = server.door_tcp().expect("a port");
+                for dialler in [
+                    Dialler::ApiserverConnect(socket),
+                    Dialler::ApiserverConnectTcp(tcp, tls_files(&cluster)),
+                ] {
+                    let front_end = FrontEnd::start(&dialler, cluster.scratch()).await;
+                    let half = Verb::half(POD, "question", "all of it").times(20);
+                    let answer = front_end.fine(half).await;
+                    assert_eq!((answer.good, answer.end.as_str()), (20, "eof"));
+                    // The target ends first, and is still spoken to.
+                    front_end.fine(Verb::open("held", OTHER_POD)).await;
+                    let rest = front_end.fine(Verb::rest("held")).await;
+                    assert_eq!((rest.text.as_str(), rest.end.as_str()), ("bye", "eof"));
+                    front_end.fine(Verb::write("held", "and you")).await;
+                    front_end.fine(Verb::close_write("held")).await;
+                    let outcome = leaves.outcome().await;
+                    assert_eq!(outcome.check.received, 7, "{dialler:?}: {outcome:?}");
+                    assert_eq!(outcome.end, End::Closed, "{dialler:?}");
+                }
+            }
+        }),
+    )
+    .await;
+}
+
 #[ignore = "needs Go"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_target_that_speaks_first_is_heard_a_thousand_times_out_of_a_thousand() {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use towline_tests::konnectivity::pair::Makers;
 use towline_tests::konnectivity::{Mode, Pairing, Verb};
 use towline_tests::pairings;
+use towline_tests::scenario::run;
 use towline_tests::target::{Behaviour, End, target};
 
 const MIB: u64 = 1 << 20;
@@ -73,3 +74,66 @@ pairings! { by_our_agent [our_agent OUR_AGENT, ours OURS] {
         assert_eq!(outcome.end, End::Closed);
     }
 } }
+
+/// The protocol has no word for it: our server keeps the connection as long as the target speaks. The real
+/// one closes it and loses the answer.
+async fn half_closed(makers: Makers, mode: Mode) {
+    let pairing = Pairing::start(makers, mode).await;
+    let (echo, at_once) = target(Behaviour::Echo).await;
+    // Speaks for longer than our server waits for a target that is silent, with pauses that are shorter.
+    let (_slow, slowly) = target(Behaviour::Slow(Duration::from_secs(1))).await;
+    let question = "q".repeat(100_000);
+    let front_end = &pairing.front_end;
+    let limit = Duration::from_secs(60);
+    let (large, slow) = tokio::join!(
+        front_end.fine(Verb::half(&at_once, &question, &question).limit(limit)),
+        front_end.fine(Verb::half(&slowly, "seconds", "seconds").limit(limit)),
+    );
+    assert_eq!(
+        (large.good, large.end.as_str()),
+        (1, "eof"),
+        "{makers:?} {mode:?}"
+    );
+    assert_eq!(
+        (slow.good, slow.end.as_str()),
+        (1, "eof"),
+        "{makers:?} {mode:?}"
+    );
+    assert_eq!(echo.outcome().await.end, End::Closed);
+    pairing.quiet().await;
+}
+
+#[ignore = "needs Go"]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_front_end_that_has_said_everything_hears_the_whole_answer() {
+    run("half close", async {
+        // Most of it is waiting.
+        tokio::join!(
+            Box::pin(half_closed(Makers::OUR_SERVER, Mode::ConnectUnix)),
+            Box::pin(half_closed(Makers::OUR_SERVER, Mode::ConnectTcp)),
+            Box::pin(half_closed(Makers::OURS, Mode::ConnectUnix)),
+            Box::pin(half_closed(Makers::OURS, Mode::ConnectTcp)),
+        );
+    })
+    .await;
+}
+
+/// Behind their server the answer is lost, but not what was asked.
+#[ignore = "needs Go"]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_said_before_a_half_close_arrives_where_the_agent_is_ours() {
+    run("half close", async {
+        for mode in [Mode::ConnectUnix, Mode::ConnectTcp] {
+            let pairing = Pairing::start(Makers::OUR_AGENT, mode).await;
+            let (target, address) = target(Behaviour::AnswersAtEnd("lost")).await;
+            pairing.front_end.fine(Verb::open("half", &address)).await;
+            let said = "s".repeat(500_000);
+            pairing.front_end.fine(Verb::write("half", &said)).await;
+            pairing.front_end.fine(Verb::close_write("half")).await;
+            let outcome = target.outcome().await;
+            assert_eq!(outcome.check.received, 500_000, "{mode:?}: {outcome:?}");
+            assert_eq!(outcome.end, End::Closed, "{mode:?}");
+        }
+    })
+    .await;
+}

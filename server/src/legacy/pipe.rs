@@ -359,3 +359,106 @@ impl RecvHalf for Receiver {
         Some(Arc::clone(&self.connection.held))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::sync::mpsc;
+    use tokio::time::{Instant, timeout};
+    use tokio_util::task::AbortOnDropHandle;
+    use towline_link::carrier::SendStream;
+    use towline_link::live::LiveDials;
+    use towline_proto::konnectivity::Identifiers;
+
+    use super::*;
+    use crate::legacy::admit::Proof;
+    use crate::legacy::stream::Announced;
+
+    const MOMENT: Duration = Duration::from_millis(1);
+    const CLOSE: Packet = Packet::CloseRequest { connect_id: 1 };
+    type Came = Result<Option<Bytes>, StreamError>;
+
+    /// A connection whose front end reads all the time.
+    struct Open {
+        stream: Arc<AgentStream>,
+        connection: Arc<Connection>,
+        send: SendStream,
+        came: mpsc::UnboundedReceiver<Came>,
+        _reading: AbortOnDropHandle<()>,
+    }
+
+    fn open() -> Open {
+        let announced = Announced {
+            id: "a".into(),
+            identifiers: Identifiers::default(),
+            proof: Proof::Certificate(Vec::new()),
+            address: ([127, 0, 0, 1], 1).into(),
+        };
+        let stream = AgentStream::new(1, announced, LiveDials::new(1 << 20));
+        let connection = Connection::new(1, Arc::clone(&stream));
+        let Stream { send, mut recv } = Arc::clone(&connection).pipe();
+        let (tell, came) = mpsc::unbounded_channel();
+        let reading = tokio::spawn(async move {
+            loop {
+                let next = recv.recv(usize::MAX).await;
+                let more = matches!(next, Ok(Some(_)));
+                if tell.send(next).is_err() || !more {
+                    return;
+                }
+            }
+        });
+        Open {
+            stream,
+            connection,
+            send,
+            came,
+            _reading: AbortOnDropHandle::new(reading),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_target_is_heard_as_long_as_it_speaks_after_our_end() {
+        let mut open = open();
+        open.send.send(Bytes::from("question")).await.unwrap();
+        open.send.finish();
+        let question = open.stream.next_packet().await;
+        assert!(matches!(question, Packet::Data { .. }), "{question:?}");
+        // Longer than the silence that would end it, in pieces.
+        for _ in 0..5 {
+            let quiet = timeout(limits::LEGACY_LINGER - MOMENT, open.stream.next_packet());
+            assert!(quiet.await.is_err(), "the connection was closed");
+            open.connection.push(Bytes::from("word"));
+            assert_eq!(open.came.recv().await, Some(Ok(Some(Bytes::from("word")))));
+        }
+        let begun = Instant::now();
+        assert_eq!(open.stream.next_packet().await, CLOSE);
+        assert!(begun.elapsed() >= limits::LEGACY_LINGER);
+        // What was on its way is still heard, then the end.
+        open.connection.push(Bytes::from("last"));
+        open.connection.ended("");
+        assert_eq!(open.came.recv().await, Some(Ok(Some(Bytes::from("last")))));
+        assert_eq!(open.came.recv().await, Some(Ok(None)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_closed_while_our_side_may_still_speak() {
+        let mut open = open();
+        let quiet = timeout(limits::LEGACY_LINGER * 10, open.stream.next_packet());
+        assert!(quiet.await.is_err());
+        open.send.send(Bytes::from("late")).await.unwrap();
+        let late = open.stream.next_packet().await;
+        assert!(matches!(late, Packet::Data { .. }), "{late:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_close_that_is_not_confirmed_ends_the_dial_in_time() {
+        let mut open = open();
+        open.send.finish();
+        assert_eq!(open.stream.next_packet().await, CLOSE);
+        let begun = Instant::now();
+        let silent = StreamError::Reset(Reason::PeerSilent);
+        assert_eq!(open.came.recv().await, Some(Err(silent)));
+        assert!(begun.elapsed() >= limits::LEGACY_CLOSE);
+    }
+}
