@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
+use towline_tests::konnectivity::metrics::Page;
 use towline_tests::konnectivity::pair::Makers;
 use towline_tests::konnectivity::{Mode, Pairing, Verb};
 use towline_tests::pairings;
-use towline_tests::scenario::run;
+use towline_tests::scenario::{eventually, run};
 use towline_tests::target::{Behaviour, End, target};
 
 const MIB: u64 = 1 << 20;
@@ -136,4 +137,58 @@ async fn what_was_said_before_a_half_close_arrives_where_the_agent_is_ours() {
         }
     })
     .await;
+}
+
+/// A target that takes nothing stops the real agent as a whole. It stops neither our server nor the agent
+/// beside it, and what waits for the stopped one is told so in time.
+#[ignore = "needs Go"]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_real_agent_that_is_stopped_by_one_target_costs_no_other_agent() {
+    run("stopped", async {
+        let server = ["--proxy-strategies=destHost", "--backend-dial-timeout=2s"];
+        let here = ["--agent-identifiers=ipv4=127.0.0.1"];
+        let pairing = Pairing::with(Makers::OUR_SERVER, Mode::GrpcUnix, &server, &here).await;
+        let beside = ["--agent-identifiers=host=localhost"];
+        let other = pairing.another_agent("pb", &beside).await;
+        let (silent, stopping) = target(Behaviour::Silent).await;
+        let (_echo, echo) = target(Behaviour::Echo).await;
+        let named = echo.replace("127.0.0.1", "localhost");
+        let front_end = &pairing.front_end;
+        let ask = |target: &str| Verb::ask(target, "beside it").times(100).workers(4);
+        // Both agents work, each for its own.
+        front_end.fine(ask(&echo)).await;
+        front_end.fine(ask(&named)).await;
+        assert_eq!(dials(&other.metrics().await), 100.0);
+        let upload = Verb::up(&stopping, 1024 * MIB).limit(Duration::from_secs(60));
+        let flood = pairing.front_end_of(&pairing.server).await;
+        let stopped = async {
+            let dial = Verb::dial(&echo);
+            eventually("the agent's stop", || async {
+                front_end.run(dial.clone()).await.error
+            })
+            .await
+        };
+        let error = tokio::select! {
+            answer = flood.run(upload) => panic!("the target has taken it: {answer:?}"),
+            error = stopped => error,
+        };
+        assert!(!error.contains("not done within"), "{error}");
+        assert_eq!(front_end.fine(ask(&named)).await.good, 100);
+        assert!(pairing.server.ready().await);
+        // Its target gone, it works again.
+        drop(silent);
+        drop(flood);
+        eventually("the agent's return", || async {
+            let answer = front_end.run(Verb::ask(&echo, "again")).await;
+            answer.error.is_none().then_some(())
+        })
+        .await;
+    })
+    .await;
+}
+
+/// Connections to targets that an agent has made.
+fn dials(page: &Page) -> f64 {
+    let name = "konnectivity_network_proxy_agent_dial_duration_seconds_count";
+    page.sum(name, &[]).unwrap_or(0.0)
 }
