@@ -1,12 +1,14 @@
 //! A fake of Konnectivity's proxy-server, as legacy agents see it: gRPC over TLS, one call for
 //! each agent, every packet in the hands of the test.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use h2::SendStream;
 use http::{HeaderMap, HeaderValue};
 use rustls::server::WebPkiClientVerifier;
 use tokio::net::{TcpListener, TcpStream};
@@ -14,10 +16,12 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::AbortOnDropHandle;
-use towline_link::grpc::{self, Code, PacketSink, PacketSource, Status};
+use towline_link::grpc::{self, Code, PacketSource, Status};
+use towline_proto::konnectivity::frame;
 use towline_proto::konnectivity::{CONNECT_METHOD, Packet, SERVER_COUNT, SERVER_ID};
 
 use crate::authority::{Ca, Pair};
+use crate::scenario::expect;
 
 /// How it behaves.
 #[derive(Clone)]
@@ -26,6 +30,8 @@ pub struct Script {
     pub ids: Vec<String>,
     /// How many servers it says that there are.
     pub count: String,
+    /// Metadata in place of both.
+    pub said: Option<Vec<(&'static str, String)>>,
     /// It refuses calls with this status.
     pub refuse: Option<Status>,
     /// What it chooses in the handshake, best first.
@@ -39,10 +45,19 @@ impl Default for Script {
         Self {
             ids: vec!["server-1".to_owned()],
             count: "1".to_owned(),
+            said: None,
             refuse: None,
             alpn: vec![b"h2".to_vec()],
             clients: None,
         }
+    }
+}
+
+impl Script {
+    fn metadata(&self) -> Vec<(&'static str, String)> {
+        let id = self.ids.first().cloned().unwrap_or_default();
+        let usual = || vec![(SERVER_ID, id), (SERVER_COUNT, self.count.clone())];
+        self.said.clone().unwrap_or_else(usual)
     }
 }
 
@@ -63,7 +78,7 @@ pub struct AgentCall {
     pub certified: bool,
     /// Its packets.
     pub source: PacketSource,
-    sink: PacketSink,
+    send: SendStream<Bytes>,
 }
 
 impl FakeProxyServer {
@@ -218,18 +233,16 @@ async fn connection(
             grpc::refuse(&mut respond, status);
             continue;
         }
-        let value = |text: &str| HeaderValue::from_str(text).expect("a header");
-        let id = script.ids.first().cloned().unwrap_or_default();
-        let metadata = [
-            (SERVER_ID, value(&id)),
-            (SERVER_COUNT, value(&script.count)),
-        ];
-        let sink = grpc::accept(&mut respond, &metadata).ok()?;
+        let mut answer = grpc::server::head();
+        for (key, text) in script.metadata() {
+            let value = HeaderValue::from_str(&text).expect("a header");
+            answer.headers_mut().append(key, value);
+        }
         let call = AgentCall {
             metadata: head.headers,
             certified,
             source: PacketSource::new(body),
-            sink,
+            send: respond.send_response(answer, false).ok()?,
         };
         let _ = calls.send(call);
     }
@@ -245,7 +258,28 @@ impl AgentCall {
 
     /// Says something to the agent.
     pub async fn send(&mut self, packet: Packet) {
-        self.sink.send(&packet).await.expect("the agent reads");
+        let (head, data) = frame::put(&packet);
+        self.send_raw(head).await;
+        self.send_raw(data).await;
+    }
+
+    /// Says any bytes. Fails on a stream that is gone, which shows when it is read.
+    pub async fn send_raw(&mut self, mut bytes: Bytes) {
+        while !bytes.is_empty() {
+            self.send.reserve_capacity(bytes.len());
+            let room = match poll_fn(|cx| self.send.poll_capacity(cx)).await {
+                Some(Ok(room)) => room,
+                Some(Err(_)) | None => return,
+            };
+            let piece = bytes.split_to(room.min(bytes.len()));
+            let _ = self.send.send_data(piece, false);
+        }
+    }
+
+    /// Resolves when the agent has ended the call.
+    pub async fn gone(&mut self) {
+        let ended = async { while matches!(self.source.next().await, Ok(Some(_))) {} };
+        expect("the end of the call", ended).await;
     }
 
     /// The next packet of the agent.
@@ -256,8 +290,11 @@ impl AgentCall {
     }
 
     /// Ends the call with a status.
-    pub fn finish(self, status: &Status) {
-        self.sink.finish(status);
+    pub fn finish(mut self, status: &Status) {
+        let mut trailers = HeaderMap::new();
+        status.put(&mut trailers);
+        // Fails on a stream that is gone.
+        let _ = self.send.send_trailers(trailers);
     }
 
     /// Asks for a connection; the id and no error, or the error.

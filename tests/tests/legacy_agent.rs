@@ -502,15 +502,3 @@ async fn a_server_that_is_not_the_one_is_never_called() {
         assert!(server.handshakes().is_empty(), "{what}");
     }
 }
-
-#[tokio::test]
-async fn metadata_that_is_missing_ends_the_attempt() {
-    let world = World::new();
-    let script = Script {
-        count: "many".to_owned(),
-        ..Script::default()
-    };
-    let server = world.server(script).await;
-    let agent = world.agent(server.address(), &[]).await;
-    until(&agent, "many", |report, _| report.contains("many")).await;
-}

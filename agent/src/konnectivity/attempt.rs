@@ -50,8 +50,8 @@ pub(super) enum LegacyAttemptError {
     Call(#[from] CallError),
     #[error("the server does not answer the call within {} s", limits::LEGACY_ANSWER.as_secs())]
     Silent,
-    #[error("expected one server ID in the context, got {0}")]
-    ServerId(usize),
+    #[error("expected one server ID in the context, got [{0}]")]
+    ServerId(String),
     #[error("expected one server count, got {0}")]
     ServerCount(usize),
     #[error("the server count {0:?} is no number")]
@@ -123,8 +123,10 @@ impl Attempts {
         let taken = tokio::time::timeout(limits::LEGACY_ANSWER, call(met.stream, asked))
             .await
             .map_err(|_| LegacyAttemptError::Silent)??;
-        let server_id = one(&taken.metadata, SERVER_ID).map_err(LegacyAttemptError::ServerId)?;
-        let count = one(&taken.metadata, SERVER_COUNT).map_err(LegacyAttemptError::ServerCount)?;
+        let server_id = one(&taken.metadata, SERVER_ID)
+            .map_err(|values| LegacyAttemptError::ServerId(values.join(" ")))?;
+        let count = one(&taken.metadata, SERVER_COUNT)
+            .map_err(|values| LegacyAttemptError::ServerCount(values.len()))?;
         let server_count = count
             .parse::<u16>()
             .map_err(|_| LegacyAttemptError::Count(detail(&count)))?;
@@ -202,15 +204,18 @@ impl Attempts {
     }
 }
 
-/// The one value of a key, or how many there are.
-fn one(metadata: &HeaderMap, key: &str) -> Result<String, usize> {
-    let mut values = metadata.get_all(key).iter();
-    let first = values.next();
-    match (first, values.count()) {
-        (Some(value), 0) => match value.to_str() {
-            Ok(text) => Ok(text.chars().take(limits::KONNECTIVITY_ID_BYTES).collect()),
-            Err(_) => Err(0),
-        },
-        (first, more) => Err(more + usize::from(first.is_some())),
+/// The one value of a key, or what there is instead.
+fn one(metadata: &HeaderMap, key: &str) -> Result<String, Vec<String>> {
+    let text = |value: &HeaderValue| {
+        let text = String::from_utf8_lossy(value.as_bytes());
+        text.chars().take(limits::KONNECTIVITY_ID_BYTES).collect()
+    };
+    let mut values: Vec<String> = metadata.get_all(key).iter().map(text).collect();
+    match values.pop() {
+        Some(value) if values.is_empty() => Ok(value),
+        last => {
+            values.extend(last);
+            Err(values)
+        }
     }
 }
