@@ -4,12 +4,21 @@
 
 use std::time::Duration;
 
+use towline_proto::id::Role;
+use towline_proto::konnectivity::{AGENT_ID, SERVER_ID};
+use towline_tests::authority::Authority;
+use towline_tests::konnectivity::agent::{AgentFiles, AgentPlan};
 use towline_tests::konnectivity::balancer::Balancer;
 use towline_tests::konnectivity::metrics::{self, Page};
 use towline_tests::konnectivity::pair::Makers;
+use towline_tests::konnectivity::server::{ServerFiles, ServerPlan};
 use towline_tests::konnectivity::{Maker, Mode, Pairing, Verb};
+use towline_tests::legacy::LegacyPlan;
+use towline_tests::legacy_server::{FakeProxyServer, Script, loopback_pair};
+use towline_tests::legacy_world::anywhere;
 use towline_tests::pairings;
-use towline_tests::scenario::{eventually, run};
+use towline_tests::scenario::{eventually, expect, run};
+use towline_tests::scratch::Scratch;
 use towline_tests::target::{Behaviour, FullAddress, refusing_address, target};
 
 pairings! { dials [our_server OUR_SERVER, our_agent OUR_AGENT, ours OURS] {
@@ -223,6 +232,46 @@ async fn health_is_answered_at_the_same_places() {
             .await;
             let said = (500, "no connection to any proxy agent".to_owned());
             assert_eq!(answer, said, "{makers:?}");
+        }
+    })
+    .await;
+}
+
+/// Konnectivity's own variables name a daemon that no flag names.
+#[ignore = "needs Go"]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ids_come_from_the_environment() {
+    run("environment", async {
+        for maker in [Maker::Konnectivity, Maker::Towline] {
+            let scratch = Scratch::new().expect("a temporary directory");
+            let authority = Authority::new("kit.example");
+            // Each is asked by a peer made by hand who it is.
+            let servers = authority.issuer(Role::Server);
+            let own = loopback_pair(&authority, Some(servers));
+            let mut peer = FakeProxyServer::start(&own, Script::default(), anywhere())
+                .await
+                .expect("a server");
+            let files = AgentFiles::write(&authority, &scratch, "pa");
+            let plan = AgentPlan::new(maker, "pa", peer.address());
+            let plan = plan.named_by_environment("agent-of-the-environment");
+            let _agent = plan.start_alone(&files, &scratch).await;
+            let call = expect("the agent's call", peer.call()).await;
+            assert_eq!(
+                call.value(AGENT_ID),
+                "agent-of-the-environment",
+                "{maker:?}"
+            );
+
+            let files = ServerFiles::write(&authority, &scratch, "ps");
+            let plan = ServerPlan::new(maker, "ps", Mode::GrpcUnix);
+            let plan = plan.named_by_environment("server-of-the-environment");
+            let server = plan.start(&files, &scratch).await;
+            let pair = authority.leaf(Role::Agent, "by-hand").sign();
+            let plan = LegacyPlan::new(Some(&pair), servers.der(), "by-hand");
+            let agent = plan.connect(server.agents).await.expect("a connection");
+            let agent = agent.expect("a place");
+            let said = &agent.metadata[SERVER_ID];
+            assert_eq!(said, "server-of-the-environment", "{maker:?}");
         }
     })
     .await;
