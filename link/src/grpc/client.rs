@@ -146,3 +146,118 @@ async fn keep_alive(pings: Option<PingPong>, every: Duration) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use h2::server;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
+    use tokio::sync::oneshot;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::grpc::server::accept;
+
+    /// Passes on what a client says and counts its pings, answers to others not among them.
+    async fn count(
+        mut from: ReadHalf<DuplexStream>,
+        mut to: WriteHalf<DuplexStream>,
+        pings: Arc<AtomicUsize>,
+    ) {
+        let mut preface = [0; 24];
+        from.read_exact(&mut preface).await.unwrap();
+        to.write_all(&preface).await.unwrap();
+        let mut head = [0; 9];
+        while from.read_exact(&mut head).await.is_ok() {
+            let len = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+            let mut rest = vec![0; len];
+            from.read_exact(&mut rest).await.unwrap();
+            if head[3] == 6 && head[4] & 1 == 0 {
+                pings.fetch_add(1, Ordering::Relaxed);
+            }
+            to.write_all(&head).await.unwrap();
+            to.write_all(&rest).await.unwrap();
+        }
+    }
+
+    /// Takes a call, and answers pings until it is told to be gone.
+    async fn serve(io: DuplexStream, mut gone: oneshot::Receiver<()>) {
+        let mut connection = server::handshake(io).await.unwrap();
+        // A call that is let go would be reset.
+        let mut kept = Vec::new();
+        loop {
+            tokio::select! {
+                call = connection.accept() => {
+                    let Some(Ok((_, mut respond))) = call else { return };
+                    let sink = accept(&mut respond, &[]).unwrap();
+                    kept.push((respond, sink));
+                }
+                _ = &mut gone => std::future::pending().await,
+            }
+        }
+    }
+
+    struct Met {
+        taken: Taken,
+        leave: oneshot::Sender<()>,
+        pings: Arc<AtomicUsize>,
+        _tasks: [AbortOnDropHandle<()>; 3],
+    }
+
+    async fn meet(keepalive: Duration) -> Met {
+        let (near, passed) = tokio::io::duplex(64 * 1024);
+        let (passing, far) = tokio::io::duplex(64 * 1024);
+        let (leave, gone) = oneshot::channel();
+        let pings = Arc::<AtomicUsize>::default();
+        // Only the client's direction is looked at.
+        let (from, mut back) = tokio::io::split(passed);
+        let (mut answers, to) = tokio::io::split(passing);
+        let there = tokio::spawn(count(from, to, Arc::clone(&pings)));
+        let here = tokio::spawn(async move {
+            let _ = tokio::io::copy(&mut answers, &mut back).await;
+        });
+        let serving = tokio::spawn(serve(far, gone));
+        let asked = Call {
+            authority: "server:1",
+            method: towline_proto::konnectivity::CONNECT_METHOD,
+            metadata: Vec::new(),
+            keepalive,
+        };
+        let taken = call(near, asked).await.unwrap();
+        Met {
+            taken,
+            leave,
+            pings,
+            _tasks: [there, here, serving].map(AbortOnDropHandle::new),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_is_kept_while_its_machine_answers_and_no_longer() {
+        const EVERY: Duration = Duration::from_secs(3600);
+        let mut met = meet(EVERY).await;
+        tokio::time::sleep(10 * EVERY + limits::GRPC_PING_TIMEOUT).await;
+        assert_eq!(met.pings.load(Ordering::Relaxed), 10);
+        assert!(!met.taken.connection.is_finished());
+        met.leave.send(()).unwrap();
+        let gone = Instant::now();
+        let end = met.taken.source.next().await;
+        assert!(end.is_err(), "{end:?}");
+        let stayed = gone.elapsed();
+        let most = EVERY + limits::GRPC_PING_TIMEOUT;
+        assert!(
+            stayed >= limits::GRPC_PING_TIMEOUT && stayed <= most,
+            "{stayed:?}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pings_never_come_closer_than_the_other_program_bears() {
+        let met = meet(Duration::from_millis(1)).await;
+        let most = 10;
+        tokio::time::sleep(limits::GRPC_PING_LEAST * most + Duration::from_secs(1)).await;
+        assert_eq!(met.pings.load(Ordering::Relaxed), most as usize);
+    }
+}

@@ -154,8 +154,10 @@ impl LegacyDoor {
 mod tests {
     use super::*;
     use bytes::Bytes;
+    use h2::SendStream;
     use h2::client::SendRequest;
     use http::Request;
+    use tokio::sync::Notify;
     use tokio::task::JoinHandle;
     use towline_link::live::LiveDials;
     use towline_link::process::drain::Drain;
@@ -166,10 +168,14 @@ mod tests {
     use crate::legacy::trust::LegacySnapshot;
     use crate::metrics::Metrics;
 
+    const KEEP_ALIVE: Duration = Duration::from_secs(3600);
+
     struct Met {
         client: SendRequest<Bytes>,
         serving: JoinHandle<()>,
         unproven: Shares<IpAddr>,
+        /// From now on the agent's machine is as if it were gone.
+        gone: Arc<Notify>,
         _connection: JoinHandle<()>,
         _drain: Drain,
     }
@@ -186,7 +192,7 @@ mod tests {
         let door = Arc::new(LegacyDoor {
             trust: LegacyTrust::new(nothing),
             reception: Arc::new(Reception::new(agents, None, id, live, Metrics::default())),
-            keep_alive: Duration::from_secs(3600),
+            keep_alive: KEEP_ALIVE,
         });
         let (ours, theirs) = tokio::io::duplex(64 * 1024);
         let address: std::net::SocketAddr = ([10, 0, 0, 1], 1).into();
@@ -194,14 +200,20 @@ mod tests {
         let share = unproven.take(&address.ip()).unwrap();
         let serving = door.serve(theirs, chain, address, drain.watch(), share);
         let serving = tokio::spawn(serving);
-        let (client, connection) = h2::client::handshake(ours).await.unwrap();
+        let (client, mut connection) = h2::client::handshake(ours).await.unwrap();
+        let gone = Arc::new(Notify::new());
+        let told = Arc::clone(&gone);
         let connection = tokio::spawn(async move {
-            let _ = connection.await;
+            tokio::select! {
+                _ = &mut connection => {}
+                () = told.notified() => std::future::pending().await,
+            }
         });
         Met {
             client,
             serving,
             unproven,
+            gone,
             _connection: connection,
             _drain: drain,
         }
@@ -210,18 +222,19 @@ mod tests {
     impl Met {
         /// One call, from its headers to its end; whether there was an answer.
         async fn call(&mut self) -> bool {
-            let Ok(mut ready) = self.client.clone().ready().await else {
-                return false;
-            };
+            self.ask(true).await.is_some()
+        }
+
+        /// A call's headers; the stream, when there was an answer.
+        async fn ask(&mut self, end: bool) -> Option<SendStream<Bytes>> {
+            let mut ready = self.client.clone().ready().await.ok()?;
             let request = Request::post(format!("http://s0{CONNECT_METHOD}"))
                 .header("content-type", CONTENT_TYPE)
                 .header(AGENT_ID, "n1")
                 .body(())
                 .unwrap();
-            match ready.send_request(request, true) {
-                Ok((answer, _)) => answer.await.is_ok(),
-                Err(_) => false,
-            }
+            let (answer, stream) = ready.send_request(request, end).ok()?;
+            answer.await.ok().map(|_| stream)
         }
     }
 
@@ -261,5 +274,24 @@ mod tests {
         met.serving.await.unwrap();
         let least = pause * 3 + limits::LEGACY_ADMIT;
         assert!(begun.elapsed() >= least, "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_stays_while_its_machine_answers_and_no_longer() {
+        let mut met = meet(vec![CertificateDer::from(vec![0])]).await;
+        let stream = met.ask(false).await.expect("a place");
+        // It says nothing, and is there.
+        tokio::time::sleep(10 * KEEP_ALIVE).await;
+        assert!(!met.serving.is_finished());
+        met.gone.notify_one();
+        let gone = Instant::now();
+        met.serving.await.unwrap();
+        let most = KEEP_ALIVE + limits::GRPC_PING_TIMEOUT + limits::CLOSE_LINGER;
+        let stayed = gone.elapsed();
+        assert!(
+            stayed >= limits::GRPC_PING_TIMEOUT && stayed <= most,
+            "{stayed:?}"
+        );
+        drop(stream);
     }
 }

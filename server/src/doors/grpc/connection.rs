@@ -144,3 +144,47 @@ fn settings() -> Builder {
         .max_send_buffer_size(limits::GRPC_SEND_BUFFER);
     builder
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    const EVERY: Duration = Duration::from_secs(3600);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_front_end_stays_while_its_machine_answers_and_no_longer() {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let (leave, told) = oneshot::channel::<()>();
+        let client = tokio::spawn(async move {
+            let (_sender, mut connection) = h2::client::handshake(near).await.unwrap();
+            tokio::select! {
+                _ = &mut connection => {}
+                _ = told => std::future::pending().await,
+            }
+        });
+        let shaken = settings().handshake::<_, Bytes>(far).await;
+        let mut connection = shaken.unwrap();
+        let alive = keep_alive(connection.ping_pong(), EVERY);
+        let serving = tokio::spawn(async move {
+            tokio::select! {
+                () = alive => true,
+                _ = connection.accept() => false,
+            }
+        });
+        tokio::time::sleep(10 * EVERY).await;
+        assert!(!serving.is_finished());
+        leave.send(()).unwrap();
+        let gone = Instant::now();
+        assert!(serving.await.unwrap(), "the connection ended by itself");
+        let stayed = gone.elapsed();
+        let most = EVERY + limits::GRPC_PING_TIMEOUT;
+        assert!(
+            stayed >= limits::GRPC_PING_TIMEOUT && stayed <= most,
+            "{stayed:?}"
+        );
+        client.abort();
+    }
+}
