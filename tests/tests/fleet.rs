@@ -169,6 +169,80 @@ async fn the_story(carrier: &str, mode: Mode) {
     fleet.pairing.front_end.fine(ask(&elsewhere)).await;
 }
 
+/// The other order: agents get their identity while the server is still Konnectivity's. Each finds out by
+/// itself what it has met, and does not go back unasked.
+async fn identities_first(carrier: &str, mode: Mode) {
+    let (kubelet, _kubelet) = kubelet().await;
+    let node = format!("n1:{}", kubelet.port());
+    let echo = Target::start(Behaviour::Echo).await.expect("a target");
+    let elsewhere = echo.address().to_string();
+    let mut fleet = Fleet::start(Makers::THEIRS, carrier, mode, kubelet.port()).await;
+    let ask = |target: &str| Verb::ask(target, "question").times(10).workers(2);
+
+    // The real server, and nobody but our agent, which could be verified and is not.
+    fleet.pairing.agent.end().await;
+    let mut agent = fleet.agent(&fleet.own_agent).await;
+    fleet.pairing.front_end.fine(ask(&elsewhere)).await;
+    assert_eq!(streams(&agent).await, 1.0);
+
+    // Our server in its place: the same agent, without a restart, is verified.
+    let flags = fleet.own_server.clone();
+    fleet
+        .pairing
+        .replace_server_with(Maker::Towline, &flags)
+        .await;
+    fleet.linked(1.0).await;
+    fleet.pairing.front_end.fine(ask(&node)).await;
+    fleet.pairing.front_end.fine(ask(&elsewhere)).await;
+    assert_eq!(streams(&agent).await, 0.0);
+
+    // The real server again: it is tried, and gets no legacy stream, also not after a restart.
+    fleet.pairing.replace_server(Maker::Konnectivity).await;
+    for restart in [false, true] {
+        if restart {
+            agent.end().await;
+            let flags: Vec<&str> = fleet.own_agent.iter().map(String::as_str).collect();
+            let plan = AgentPlan::new(Maker::Towline, "n1", fleet.pairing.server.agents);
+            let plan = plan.flags(&flags);
+            agent = plan
+                .start_alone(&fleet.pairing.agent_files, &fleet.pairing.scratch)
+                .await;
+        }
+        let before = failures(&agent).await;
+        eventually("attempts that fail", || async {
+            (failures(&agent).await >= before + 2.0).then_some(())
+        })
+        .await;
+        assert!(!fleet.pairing.server.ready().await);
+        assert_eq!(streams(&agent).await, 0.0);
+        fleet
+            .pairing
+            .front_end
+            .refused(Verb::dial(&elsewhere))
+            .await;
+    }
+
+    // Unless the operator says so.
+    agent.end().await;
+    let mut allowed = fleet.own_agent.clone();
+    allowed.push("--allow-downgrade".to_owned());
+    let agent = fleet.agent(&allowed).await;
+    fleet.pairing.front_end.fine(ask(&elsewhere)).await;
+    assert_eq!(streams(&agent).await, 1.0);
+}
+
+/// Legacy streams of an agent of ours.
+async fn streams(agent: &ProxyAgent) -> f64 {
+    let name = "towline_agent_legacy_streams";
+    agent.metrics().await.sum(name, &[]).unwrap_or(0.0)
+}
+
+/// Its attempts that gave nothing.
+async fn failures(agent: &ProxyAgent) -> f64 {
+    let name = "towline_agent_attempts_failed_total";
+    agent.metrics().await.sum(name, &[]).unwrap_or(0.0)
+}
+
 /// On each carrier both protocols of the front ends' door, one on a Unix socket and one over TCP.
 macro_rules! stories {
     ($($name:ident: $story:ident, $carrier:literal, $mode:ident;)+) => { $(
@@ -186,4 +260,6 @@ stories! {
     a_fleet_becomes_verified_step_by_step_on_quic_behind_connect: the_story, "quic", ConnectTcp;
     a_fleet_becomes_verified_step_by_step_on_tls_behind_grpc: the_story, "tls", GrpcTcp;
     a_fleet_becomes_verified_step_by_step_on_tls_behind_connect: the_story, "tls", ConnectUnix;
+    agents_with_identities_serve_the_real_server_first_on_quic: identities_first, "quic", ConnectUnix;
+    agents_with_identities_serve_the_real_server_first_on_tls: identities_first, "tls", GrpcTcp;
 }
