@@ -12,6 +12,7 @@ use h2::client::{ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::watch;
 use tokio_util::io::poll_read_buf;
 use tokio_util::task::AbortOnDropHandle;
 use towline_link::grpc::Status;
@@ -195,6 +196,85 @@ impl<S: AsyncRead + Unpin> AsyncRead for Deaf<S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Deaf<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+/// A connection on which the other end's pings are counted.
+pub struct Pings<S> {
+    io: S,
+    /// Of the frame that has begun.
+    head: Vec<u8>,
+    /// What is left of it behind that.
+    left: usize,
+    count: watch::Sender<usize>,
+}
+
+impl<S> Pings<S> {
+    /// Around a connection that says nothing yet; how many have come.
+    pub fn new(io: S) -> (Self, watch::Receiver<usize>) {
+        let (count, counted) = watch::channel(0);
+        let head = Vec::new();
+        let left = 0;
+        let pings = Self {
+            io,
+            head,
+            left,
+            count,
+        };
+        (pings, counted)
+    }
+
+    fn look(&mut self, mut bytes: &[u8]) {
+        while let [first, rest @ ..] = bytes {
+            if self.left > 0 {
+                let passed = self.left.min(bytes.len());
+                self.left -= passed;
+                bytes = &bytes[passed..];
+                continue;
+            }
+            self.head.push(*first);
+            bytes = rest;
+            if let [a, b, c, kind, flags, ..] = self.head[..]
+                && self.head.len() == 9
+            {
+                if kind == PING && flags & 1 == 0 {
+                    self.count.send_modify(|count| *count += 1);
+                }
+                self.left = u32::from_be_bytes([0, a, b, c]) as usize;
+                self.head.clear();
+            }
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Pings<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.io).poll_read(cx, buffer))?;
+        self.look(&buffer.filled()[before..]);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Pings<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -11,10 +11,11 @@ use h2::client::SendRequest;
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request};
 use rustls_pki_types::{CertificateDer, ServerName};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_util::task::AbortOnDropHandle;
 use towline_link::carrier::CarrierKind;
 use towline_link::grpc::Status;
@@ -74,20 +75,31 @@ impl<'a> LegacyPlan<'a> {
 
     /// Connects and says nothing yet.
     pub async fn only_connect(&self, server: SocketAddr) -> std::io::Result<LegacyConnection> {
-        let other = std::io::Error::other::<h2::Error>;
+        self.over(self.secure(server).await?, server).await
+    }
+
+    /// Only the handshake of TLS.
+    pub async fn secure(&self, server: SocketAddr) -> std::io::Result<TlsStream<TcpStream>> {
         let mut config = client_config(self.pair, self.root);
         config.alpn_protocols = self.alpn.clone();
         let tcp = TcpStream::connect(server).await?;
         let name = ServerName::IpAddress(server.ip().into());
-        let tls = TlsConnector::from(Arc::new(config))
+        TlsConnector::from(Arc::new(config))
             .connect(name, tcp)
-            .await?;
+            .await
+    }
+
+    /// The rest, over a connection that was made.
+    pub async fn over<S>(&self, io: S, server: SocketAddr) -> std::io::Result<LegacyConnection>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
         let (client, connection) = h2::client::Builder::new()
             .initial_window_size(1 << 20)
             .initial_connection_window_size(1 << 20)
-            .handshake::<_, Bytes>(tls)
+            .handshake::<_, Bytes>(io)
             .await
-            .map_err(other)?;
+            .map_err(std::io::Error::other)?;
         let connection = AbortOnDropHandle::new(tokio::spawn(async move {
             let _ = connection.await;
         }));

@@ -8,6 +8,7 @@ use towline_proto::id::Role;
 use towline_proto::konnectivity::{Packet, SERVER_COUNT, SERVER_ID};
 use towline_tests::apiserver::Pipe;
 use towline_tests::cluster::{Plan, node_ip};
+use towline_tests::grpc::{GrpcFrontEnd, Pings};
 use towline_tests::legacy::{alone, alone_with, data, listed, metric};
 use towline_tests::pattern::Check;
 use towline_tests::scenario::{eventually, expect};
@@ -429,6 +430,31 @@ async fn an_agent_of_the_old_authority_does_not_call_again_on_its_old_connection
         assert!(!matches!(again, Ok(Ok(_))), "it is an agent again");
     }
     listed(&cluster, 0).await;
+}
+
+#[tokio::test]
+async fn who_is_silent_is_asked_whether_it_is_there() {
+    let every = ["--keepalive-time=100ms", "--frontend-keepalive-time=100ms"];
+    let cluster = alone_with(&every).await;
+    let pair = cluster.authority.leaf(Role::Agent, "legacy").sign();
+    let plan = cluster.legacy_agent(&pair, "a");
+    let server = cluster.server(0).link_address();
+    let secured = plan.secure(server).await.expect("a handshake");
+    let (secured, mut to_agent) = Pings::new(secured);
+    let mut connection = plan.over(secured, server).await.expect("a connection");
+    let called = expect("a call", connection.call(&plan)).await;
+    let _agent = called.expect("an answer").expect("a place");
+    let door = cluster.apiserver().connect().await.expect("the door");
+    let (door, mut to_front_end) = Pings::new(door);
+    let _front_end = GrpcFrontEnd::over(door, 65_535)
+        .await
+        .expect("a connection");
+    // Again and again, as long as it answers.
+    for pings in [&mut to_agent, &mut to_front_end] {
+        let many = expect("pings", pings.wait_for(|count| *count >= 3)).await;
+        drop(many.expect("the connection is open"));
+    }
+    listed(&cluster, 1).await;
 }
 
 scenarios! {
