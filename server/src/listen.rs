@@ -119,7 +119,7 @@ impl Listening {
         let door_signed = match doors.signed {
             Some(address) => {
                 let of = of("--server-port");
-                let listener = bind::bind_tcp_any(address).map_err(of)?;
+                let listener = bind::bind_tcp(address).map_err(of)?;
                 addresses.door_signed = Some(bind::local(&listener, address).map_err(of)?);
                 Some(listener)
             }

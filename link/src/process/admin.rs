@@ -42,6 +42,7 @@ use tracing::{debug, error, warn};
 
 use super::accept::{AcceptMetrics, AcceptOptions, Slot, accept_loop};
 use super::answer::{Access, Answers};
+use super::bind;
 use super::compat::{Compat, Second};
 use super::daemon::Daemon;
 use super::drain::Drain;
@@ -128,10 +129,10 @@ impl AdminSockets {
             second,
         } = config;
         let failed = |source| AdminError::Health { address, source };
-        let health = bind_tcp(address).map_err(failed)?;
+        let health = bind::tcp(address).map_err(failed)?;
         let health_address = health.local_addr().map_err(failed)?;
         let second = second
-            .map(|second| match bind_tcp(second.address) {
+            .map(|second| match bind::tcp(second.address) {
                 Ok(listener) => Ok((listener, second)),
                 Err(source) => Err(AdminError::Second {
                     address: second.address,
@@ -263,16 +264,6 @@ impl Drop for Admin {
             let _ = thread.join();
         }
     }
-}
-
-fn bind_tcp(address: SocketAddr) -> io::Result<StdTcpListener> {
-    let domain = socket2::Domain::for_address(address);
-    let socket = socket2::Socket::new(domain, socket2::Type::STREAM.nonblocking().cloexec(), None)?;
-    // A restarted daemon takes its port back while old connections are in TIME_WAIT.
-    socket.set_reuse_address(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(i32::try_from(limits::LISTEN_BACKLOG).unwrap_or(i32::MAX))?;
-    Ok(socket.into())
 }
 
 fn options(name: &'static str, metrics: AcceptMetrics) -> AcceptOptions {

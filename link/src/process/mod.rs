@@ -2,7 +2,7 @@
 //! readiness, live reload, logs, health and metrics, and an orderly end.
 //!
 //! Reading order: [`values`], [`usage`] and [`exit`] (the outside), [`drain`] (the order of stopping),
-//! [`ready`], [`signal`], [`accept`] with [`unix`] and [`shares`] (who gets a connection, and how many), [`admin`] with
+//! [`ready`], [`signal`], [`bind`], [`accept`] with [`unix`] and [`shares`] (who gets a connection, and how many), [`admin`] with
 //! [`live`] and [`daemon`] (health, metrics, orders), [`ask`] (their other end), [`compat`] and
 //! [`classic`] (another program's pages and metrics), [`watch`], [`reload`] and [`expiry`] (files that
 //! change), [`yaml`] and [`policy_file`] (files that operators write), [`telemetry`], [`logsink`],
@@ -12,6 +12,7 @@ pub mod accept;
 pub mod admin;
 mod answer;
 pub mod ask;
+pub mod bind;
 pub mod classic;
 pub mod compat;
 pub mod daemon;

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 
 use rustix::net::sockopt;
@@ -11,6 +11,7 @@ use towline_proto::limits;
 
 use super::keys::KeysError;
 use super::transport::OptionsError;
+use crate::process::bind;
 
 /// Why an endpoint could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -76,23 +77,8 @@ pub(super) struct BoundSocket {
 /// Binds UDP. An unspecified IPv6 address serves IPv4 too, and falls back to IPv4 alone on
 /// machines without IPv6.
 pub(super) fn bind(address: SocketAddr, buffer: usize) -> Result<BoundSocket, BindError> {
-    match bind_one(address, buffer) {
-        Err(error) if address.is_ipv6() && address.ip().is_unspecified() && no_ipv6(&error) => {
-            bind_one(
-                SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())),
-                buffer,
-            )
-        }
-        bound => bound,
-    }
-    .map_err(|source| BindError::Socket { address, source })
-}
-
-fn no_ipv6(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL]
-        .iter()
-        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+    bind::any(address, |at| bind_one(at, buffer))
+        .map_err(|source| BindError::Socket { address, source })
 }
 
 fn bind_one(address: SocketAddr, buffer: usize) -> io::Result<BoundSocket> {
@@ -172,7 +158,7 @@ fn drops_in(table: &str, inode: u64) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::Ipv6Addr;
+    use std::net::{Ipv4Addr, Ipv6Addr};
 
     const TABLE: &str = "   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops
   431: 0100007F:1F9B 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 4711 2 0000000000000000 0

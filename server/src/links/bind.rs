@@ -1,13 +1,13 @@
 //! The two sockets of the link listener: UDP and TCP at one address and port.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::TcpListener;
 use towline_link::carrier::CarrierMode;
+use towline_link::process::bind;
 use towline_link::quic::{BindError, EndpointKeys, KeysError, QuicListener};
-use towline_proto::limits;
 
 use crate::config::LinkConfig;
 use crate::trust::Snapshot;
@@ -51,14 +51,11 @@ pub fn bind(config: &LinkConfig, trust: Option<&Snapshot>) -> Result<Sockets, Li
         None => EndpointKeys::ephemeral()?,
     };
     let mut attempt = 1;
-    let mut address = config.listen;
+    let address = config.listen;
     loop {
         match bind_at(address, config, trust, &keys) {
             Err(error) if address.port() == 0 && attempt < ATTEMPTS && is_in_use(&error) => {
                 attempt += 1;
-            }
-            Err(error) if is_without_ipv6(address, &error) => {
-                address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
             }
             other => return other,
         }
@@ -100,28 +97,11 @@ fn bind_at(
     Ok(Sockets { quic, tcp, address })
 }
 
-/// A TCP listener whose address can be taken over from a process that just ended.
+/// A TCP listener; on a machine without IPv6 `[::]` means every IPv4 address.
 pub fn bind_tcp(address: SocketAddr) -> Result<TcpListener, ListenError> {
-    let listen = || {
-        let socket = match address {
-            SocketAddr::V4(_) => TcpSocket::new_v4(),
-            SocketAddr::V6(_) => TcpSocket::new_v6(),
-        }?;
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        socket.listen(limits::LISTEN_BACKLOG)
-    };
-    listen().map_err(|source| ListenError::Tcp { address, source })
-}
-
-/// The same; on a machine without IPv6 `[::]` means every IPv4 address.
-pub fn bind_tcp_any(address: SocketAddr) -> Result<TcpListener, ListenError> {
-    match bind_tcp(address) {
-        Err(error) if is_without_ipv6(address, &error) => {
-            bind_tcp(SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
-        }
-        other => other,
-    }
+    bind::tcp(address)
+        .and_then(TcpListener::from_std)
+        .map_err(|source| ListenError::Tcp { address, source })
 }
 
 /// Where a listener is.
@@ -143,12 +123,4 @@ fn kind(error: &ListenError) -> Option<&io::Error> {
 
 fn is_in_use(error: &ListenError) -> bool {
     kind(error).is_some_and(|source| source.kind() == io::ErrorKind::AddrInUse)
-}
-
-fn is_without_ipv6(address: SocketAddr, error: &ListenError) -> bool {
-    let unsupported = |source: &io::Error| {
-        source.kind() == io::ErrorKind::AddrNotAvailable
-            || source.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error())
-    };
-    address.is_ipv6() && address.ip().is_unspecified() && kind(error).is_some_and(unsupported)
 }
