@@ -26,7 +26,12 @@ const SECOND: Duration = Duration::from_secs(1);
 /// Dials out to every server given, proves by certificate which node it is, and connects what
 /// the control plane asks for to the kubelet, pods and services of this node, and to nothing else.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "towline-agent", version, max_term_width = 100)]
+#[command(
+    name = "towline-agent",
+    version,
+    max_term_width = 100,
+    args_override_self = true
+)]
 pub struct Args {
     /// Where a server is; repeat it for each server, a link is kept to every one
     #[arg(
@@ -251,6 +256,15 @@ mod tests {
         assert_eq!(args.servers.len(), 3);
         assert_eq!(args.pod_prefixes.len(), 2);
         assert!(args.allow_classes.is_empty());
+    }
+
+    #[test]
+    fn of_a_flag_that_is_repeated_the_last_value_counts() {
+        let flags = ["--v=2", "--v=4", "--sync-forever", "--sync-forever=false"];
+        let given = ["towline-agent", "--compatibility=konnectivity"];
+        let args = Args::try_parse_from(given.iter().chain(&flags)).unwrap();
+        assert_eq!(args.konnectivity.klog.v, Some(4));
+        assert_eq!(args.konnectivity.sync_forever, Some(false));
     }
 
     #[test]

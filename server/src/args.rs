@@ -373,6 +373,15 @@ mod tests {
     }
 
     #[test]
+    fn of_a_flag_that_is_repeated_the_last_value_counts() {
+        let flags = ["--v=2", "--v=4", "--uds-name=/a", "--uds-name=/b"];
+        let given = ["towline-server", "--compatibility=konnectivity"];
+        let args = Args::try_parse_from(given.iter().chain(&flags)).unwrap();
+        assert_eq!(args.konnectivity.klog.v, Some(4));
+        assert_eq!(args.konnectivity.uds_name, Some("/b".into()));
+    }
+
+    #[test]
     fn lists_are_repeated_or_separated_by_commas() {
         let more = [
             "--service-cidr",
