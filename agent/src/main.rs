@@ -29,6 +29,15 @@ fn main() -> Exit {
             usage::refuse(&error, usage::is_compatible(words, environment.as_deref()))
         }
     };
+    let compatible = args.konnectivity.compatibility.is_some();
+    match serve(args) {
+        // Konnectivity's programs know success and failure only.
+        Exit::Configuration if compatible => Exit::Runtime,
+        exit => exit,
+    }
+}
+
+fn serve(args: Args) -> Exit {
     let check_only = args.check_config;
     let config = match Config::from_args(args) {
         Ok(config) => config,
