@@ -86,6 +86,7 @@ pub struct Agent {
     failed: Arc<OnceLock<String>>,
     /// Dials that were live when the drain was forced.
     cut: Arc<AtomicUsize>,
+    profile: bool,
     _tasks: JoinSet<()>,
     admin: Admin,
 }
@@ -324,6 +325,7 @@ impl Agent {
             quic,
             failed,
             cut,
+            profile,
             _tasks: tasks,
             admin,
         })
@@ -395,12 +397,16 @@ impl Agent {
         if let Some(text) = self.failed.get() {
             return Err(RunError::Panicked(text.clone()));
         }
+        // Links are work to the drain, too; the operator asks for dials.
+        let dials = self.cut.load(Ordering::Relaxed);
         match outcome {
             Outcome::Clean => Ok(()),
-            // Links are work to the drain, too; the operator asks for dials.
-            Outcome::Cut { .. } | Outcome::Abandoned { .. } => Err(RunError::Cut {
-                dials: self.cut.load(Ordering::Relaxed),
-            }),
+            // Konnectivity's agent ends with success whatever was open, also on a second signal.
+            Outcome::Cut { .. } | Outcome::Abandoned { .. } if self.profile => {
+                warn!(dials, "live dials were cut");
+                Ok(())
+            }
+            Outcome::Cut { .. } | Outcome::Abandoned { .. } => Err(RunError::Cut { dials }),
         }
     }
 }

@@ -23,6 +23,7 @@ pub mod dial;
 pub mod dial_ids;
 pub mod directory;
 pub mod doors;
+pub mod ended;
 pub mod enrol;
 pub mod gateway;
 pub mod grants;

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use towline_link::live::LiveDials;
 use towline_link::process::accept::AcceptMetrics;
 use towline_link::process::admin::{Admin, AdminParts};
-use towline_link::process::drain::{Drain, DrainView, Outcome};
+use towline_link::process::drain::{Drain, DrainView};
 use towline_link::process::live::LiveProbe;
 use towline_link::process::panics;
 use towline_link::process::ready::Readiness;
@@ -42,6 +42,7 @@ use crate::doors::connect::Desk;
 use crate::doors::front_ends::FrontEnds;
 use crate::doors::signed::SignedDoor;
 use crate::doors::{tcp, unix};
+use crate::ended;
 use crate::enrol;
 use crate::gateway::Gateway;
 use crate::gateway::event::RequestSink;
@@ -60,21 +61,8 @@ use crate::reload::Reloader;
 use crate::status::{Source, Status};
 use crate::trust::Trust;
 
+pub use crate::ended::RunError;
 pub use crate::listen::StartError;
-
-/// Why the server ended other than by order.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// Some dials did not end before the deadline.
-    #[error("the drain ended with live dials cut: {dials}")]
-    Cut {
-        /// How many.
-        dials: usize,
-    },
-    /// A defect.
-    #[error("a task of the server panicked: {0}")]
-    Panicked(String),
-}
 
 /// A running server. Dropping it ends everything at once.
 pub struct Server {
@@ -557,12 +545,8 @@ impl Server {
         if let Some(text) = self.failed.get() {
             return Err(RunError::Panicked(text.clone()));
         }
-        match outcome {
-            Outcome::Clean => Ok(()),
-            Outcome::Cut { work } | Outcome::Abandoned { work, .. } => {
-                Err(RunError::Cut { dials: work })
-            }
-        }
+        let in_profile = self.control.status.compat.is_some();
+        ended::judge(outcome, self.drain.was_forced(), in_profile)
     }
 }
 

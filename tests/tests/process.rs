@@ -375,6 +375,12 @@ async fn exit_codes_tell_usage_from_configuration() {
                 "{name}: {status:?} {said}"
             );
         }
+        let file = ["--compatibility=konnectivity", "--deny-list=/no/such/file"];
+        let (status, said) = code(with(&file)).await;
+        assert!(
+            status == Some(1) && said.contains("/no/such/file"),
+            "{name}: {status:?} {said}"
+        );
         let help = code(vec![
             "--compatibility=konnectivity".to_owned(),
             "--help".to_owned(),
@@ -390,6 +396,35 @@ async fn exit_codes_tell_usage_from_configuration() {
             1,
             "{name}: one clear error: {said}"
         );
+    }
+}
+
+#[tokio::test]
+async fn in_the_profile_an_ordinary_stop_is_success_and_a_second_signal_is_not() {
+    for (grace, signals, code) in [("0s", 1, 0), ("1h", 2, 1)] {
+        let world = World::new(CarrierKind::Tls).await;
+        let profile = [
+            "--compatibility=konnectivity".to_owned(),
+            format!("--graceful-shutdown-timeout={grace}"),
+        ];
+        let flags = [world.server_flags(), profile.to_vec()].concat();
+        let mut server = world.start("towline-server", &flags);
+        let _agent = world.agent();
+        let mut logs = world.kubelet().await.follow().await.unwrap();
+        signal(&server, Signal::TERM);
+        if signals == 2 {
+            // Signals of one kind that come together are one: this one was heard when the port of
+            // the agents is closed.
+            eventually("the drain", || async {
+                TcpStream::connect(world.link).await.is_err().then_some(())
+            })
+            .await;
+            world.kubelet.log("still there".to_owned());
+            let line = expect("a line", logs.line()).await.unwrap();
+            assert_eq!(line.as_deref(), Some("still there"));
+            signal(&server, Signal::TERM);
+        }
+        assert_eq!(end_of(&mut server).await.code(), Some(code), "{grace}");
     }
 }
 

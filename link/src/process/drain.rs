@@ -14,7 +14,7 @@
 //! only thing they must do to be counted as done, also when they panic.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -83,6 +83,8 @@ struct Shared {
     work: watch::Sender<()>,
     /// Guards that were held when the stage became forced.
     cut: AtomicUsize,
+    /// [`Drain::force`] was called: it was not the deadline, or not alone.
+    forced: AtomicBool,
 }
 
 /// The trigger. Clones are the same trigger.
@@ -106,6 +108,7 @@ impl Drain {
                 watches: watch::Sender::new(()),
                 work: watch::Sender::new(()),
                 cut: AtomicUsize::new(0),
+                forced: AtomicBool::new(false),
             }),
         }
     }
@@ -140,7 +143,13 @@ impl Drain {
 
     /// Step 3 at once.
     pub fn force(&self) {
+        self.shared.forced.store(true, Ordering::Relaxed);
         self.advance(Stage::Forced);
+    }
+
+    /// Whether somebody did not wait for the deadline.
+    pub fn was_forced(&self) -> bool {
+        self.shared.forced.load(Ordering::Relaxed)
     }
 
     /// Waits until stopping begins, then carries out the order in this file's head.
@@ -153,12 +162,12 @@ impl Drain {
                 biased;
                 () = stage.forced() => {}
                 () = self.shared.work.closed() => self.advance(Stage::Closing),
-                () = tokio::time::sleep_until(deadline) => self.force(),
+                () = tokio::time::sleep_until(deadline) => self.advance(Stage::Forced),
             }
         }
         let over = || tokio::time::timeout(limits::DRAIN_FORCED, self.shared.watches.closed());
         if over().await.is_err() {
-            self.force();
+            self.advance(Stage::Forced);
             let _ = over().await;
         }
         let work = self.shared.cut.load(Ordering::Relaxed);
@@ -324,6 +333,7 @@ mod tests {
         drain.begin(GRACE);
         assert_eq!(drain.finish().await, Outcome::Cut { work: 2 });
         assert_eq!(begun.elapsed(), GRACE);
+        assert!(!drain.was_forced());
     }
 
     #[tokio::test(start_paused = true)]
@@ -342,6 +352,7 @@ mod tests {
         drain.begin(GRACE);
         assert_eq!(drain.finish().await, Outcome::Cut { work: 1 });
         assert_eq!(begun.elapsed(), Duration::ZERO);
+        assert!(drain.was_forced());
     }
 
     #[tokio::test(start_paused = true)]
@@ -359,6 +370,7 @@ mod tests {
         );
         assert_eq!(begun.elapsed(), limits::DRAIN_FORCED * 2);
         assert_eq!(held.stage(), Stage::Forced);
+        assert!(!drain.was_forced());
     }
 
     #[tokio::test(start_paused = true)]
