@@ -4,9 +4,10 @@
 //! new dials come, readiness turns; live dials go on to their end or the deadline; then links
 //! say goodbye. On the second signal, or at the deadline, dials are ended with a reason.
 
-use std::net::SocketAddr;
+mod running;
+
 use std::path::Path;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::SystemTime;
 
 use prometheus_client::registry::Registry;
@@ -22,7 +23,6 @@ use towline_link::process::reload::{self, ReloadMetrics};
 use towline_link::process::watch::{Seen, Watch};
 use towline_link::process::{expiry, revocation};
 use towline_link::quic::QuicListener;
-use towline_proto::limits;
 use towline_proto::reason::Reason;
 
 use crate::agents::Agents;
@@ -42,7 +42,6 @@ use crate::doors::connect::Desk;
 use crate::doors::front_ends::FrontEnds;
 use crate::doors::signed::SignedDoor;
 use crate::doors::{tcp, unix};
-use crate::ended;
 use crate::enrol;
 use crate::gateway::Gateway;
 use crate::gateway::event::RequestSink;
@@ -58,7 +57,7 @@ use crate::policy::Policy;
 use crate::policy::in_force::InForce;
 use crate::ready;
 use crate::reload::Reloader;
-use crate::status::{Source, Status};
+use crate::status::Source;
 use crate::trust::Trust;
 
 pub use crate::ended::RunError;
@@ -453,100 +452,6 @@ impl Server {
             counted: konnectivity,
             _tasks: tasks,
         })
-    }
-
-    /// Where agents connect.
-    pub fn link_address(&self) -> SocketAddr {
-        self.addresses.link
-    }
-
-    /// The Unix door.
-    pub fn door_unix(&self) -> Option<&Path> {
-        self.addresses.door_unix.as_deref()
-    }
-
-    /// The TCP door.
-    pub fn door_tcp(&self) -> Option<SocketAddr> {
-        self.addresses.door_tcp
-    }
-
-    /// The TCP door of the compatibility profile.
-    pub fn door_signed(&self) -> Option<SocketAddr> {
-        self.addresses.door_signed
-    }
-
-    /// Health and metrics.
-    pub fn health_address(&self) -> SocketAddr {
-        self.admin.health_address()
-    }
-
-    /// What is known about agents, links and dials.
-    pub fn status(&self) -> Status {
-        self.control.status.status()
-    }
-
-    /// What Konnectivity would count.
-    pub fn counted(&self) -> &Arc<Counted> {
-        &self.counted
-    }
-
-    /// What signals and the admin listener ask of it.
-    pub fn control(&self) -> &Arc<Control> {
-        &self.control
-    }
-
-    /// How far stopping has come.
-    pub fn stage(&self) -> DrainView {
-        self.drain.view()
-    }
-
-    /// Whether it can take dials.
-    pub fn readiness(&self) -> &Readiness {
-        &self.readiness
-    }
-
-    /// Puts changed files in force, at once and in this thread.
-    pub fn reloader(&self) -> &Arc<Reloader> {
-        &self.reloader
-    }
-
-    /// The policy in force.
-    pub fn policy(&self) -> &Arc<InForce> {
-        &self.policy
-    }
-
-    /// Stops gracefully: no new dials, live ones may end, then the links.
-    pub fn drain(&self) {
-        self.drain.begin(self.control.drain_timeout);
-    }
-
-    /// Stops at once.
-    pub fn stop_now(&self) {
-        self.drain.force();
-    }
-
-    /// Resolves when the server has stopped. Cancel-safe.
-    pub async fn wait(&self) -> Result<(), RunError> {
-        let outcome = self.drain.finish().await;
-        if let Some(quic) = &self.quic {
-            quic.close(Reason::Shutdown);
-            // So that agents are told now instead of finding out.
-            let _ = tokio::time::timeout(limits::CLOSE_LINGER, quic.wait_idle()).await;
-        }
-        // Behind the last end of the last dial.
-        let trail = self
-            .trail
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(mut trail) = trail {
-            trail.finish().await;
-        }
-        if let Some(text) = self.failed.get() {
-            return Err(RunError::Panicked(text.clone()));
-        }
-        let in_profile = self.control.status.compat.is_some();
-        ended::judge(outcome, self.drain.was_forced(), in_profile)
     }
 }
 
