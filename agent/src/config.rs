@@ -197,11 +197,11 @@ pub struct ReachConfig {
 /// What the operator said about the node; with a certificate it makes a [`Policy`].
 #[derive(Clone, Debug)]
 pub struct PolicyConfig {
-    kubelet_port: u16,
-    kubelet_addresses: Vec<IpAddr>,
-    service_prefixes: Vec<IpNet>,
-    pod_prefixes: Vec<IpNet>,
-    allowed: Vec<Class>,
+    pub(crate) kubelet_port: u16,
+    pub(crate) kubelet_addresses: Vec<IpAddr>,
+    pub(crate) service_prefixes: Vec<IpNet>,
+    pub(crate) pod_prefixes: Vec<IpNet>,
+    pub(crate) allowed: Vec<Class>,
     open: bool,
 }
 

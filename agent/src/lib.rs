@@ -26,5 +26,6 @@ pub mod reconnect;
 pub mod reload;
 pub mod run;
 pub mod serve;
+pub mod starting;
 pub mod status;
 pub mod trust;

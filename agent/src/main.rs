@@ -11,6 +11,7 @@ use towline_agent::config::Config;
 use towline_agent::connect::KernelNetwork;
 use towline_agent::enrol::waiting::Waiting;
 use towline_agent::run::Agent;
+use towline_agent::starting;
 use towline_link::process::admin::AdminError;
 use towline_link::process::exit::Exit;
 use towline_link::process::runtime::{self, Workers};
@@ -77,6 +78,7 @@ async fn run(mut config: Config, manager: ServiceManager) -> Exit {
         Ok(signals) => signals,
         Err(error) => return fail(Exit::Runtime, &error),
     };
+    starting::log(&config);
     for note in config.compatible.iter().flat_map(|profile| &profile.notes) {
         warn!("{note}");
     }
@@ -91,7 +93,6 @@ async fn run(mut config: Config, manager: ServiceManager) -> Exit {
             return Exit::Runtime;
         }
     }
-    info!(identity = %config.who(), reach = ?config.reach, policy = ?config.policy, "starting");
     let agent = match Agent::start(config, Arc::new(KernelNetwork::default())).await {
         Ok(agent) => agent,
         Err(error) => {

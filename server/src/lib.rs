@@ -39,6 +39,7 @@ pub mod policy;
 pub mod ready;
 pub mod reload;
 pub mod run;
+pub mod starting;
 pub mod status;
 pub mod trust;
 pub mod verb;

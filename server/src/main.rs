@@ -14,6 +14,7 @@ use towline_link::process::{panics, telemetry};
 use towline_server::args::Args;
 use towline_server::config::Config;
 use towline_server::run::Server;
+use towline_server::starting;
 use towline_server::verb::{self, Asked};
 use tracing::{error, info};
 
@@ -76,7 +77,7 @@ async fn run(config: Config, manager: ServiceManager, logs: &Logs) -> Exit {
             return Exit::Runtime;
         }
     };
-    log_effective(&config);
+    starting::log(&config);
     let server = match Server::start_with(config, |registry| logs.register(registry)).await {
         Ok(server) => server,
         Err(error) => {
@@ -110,49 +111,6 @@ async fn run(config: Config, manager: ServiceManager, logs: &Logs) -> Exit {
             Exit::Runtime
         }
     }
-}
-
-/// Everything that was decided by flags, files and defaults, once. Holds no secret.
-fn log_effective(config: &Config) {
-    let Config {
-        own,
-        seen: _,
-        compat,
-        links,
-        doors,
-        prefixes,
-        grants,
-        kubelets,
-        gateway,
-        enrol,
-        policy,
-        signing,
-        dials,
-        audit,
-        memory_budget,
-        drain_timeout,
-        process,
-    } = config;
-    info!(
-        identity = own.as_ref().map(|own| tracing::field::display(own.trust.identity())),
-        files = ?own.as_ref().map(|own| &own.files),
-        ?compat,
-        ?links,
-        ?doors,
-        ?prefixes,
-        grants = ?grants.as_ref().map(|(path, _)| path),
-        policy = ?policy.as_ref().map(|((path, _), _)| path),
-        ?kubelets,
-        gateway = ?gateway.as_ref().map(|gateway| &gateway.files),
-        ?signing,
-        ?enrol,
-        ?dials,
-        ?audit,
-        memory_budget,
-        ?drain_timeout,
-        ?process,
-        "starting"
-    );
 }
 
 fn fail(exit: Exit, error: &dyn std::error::Error) -> Exit {

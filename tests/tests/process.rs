@@ -4,11 +4,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::net::UnixDatagram;
-use std::process::ExitStatus;
+use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use towline_link::carrier::CarrierKind;
@@ -465,5 +465,73 @@ async fn the_service_manager_is_told() {
         signal(&child, Signal::TERM);
         until("STOPPING=1", told).await.unwrap();
         end_of(&mut child).await;
+    }
+}
+
+/// The first lines that a program logs, up to the one with this message.
+async fn first_lines(name: &str, flags: &[String], format: &str, until: &str) -> Vec<String> {
+    let mut child = Command::new(program(name))
+        .args(flags)
+        .args(["--log-format", format])
+        .env("HTTPS_PROXY", "http://me:swordfish@127.0.0.1:9")
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut seen = Vec::new();
+    loop {
+        let line = expect(until, lines.next_line()).await.unwrap().unwrap();
+        let last = line.contains(until);
+        seen.push(line);
+        if last {
+            return seen;
+        }
+    }
+}
+
+/// No dump of Rust's, no secret, and each thing under the name of its flag.
+#[tokio::test]
+async fn the_first_line_says_which_program_this_is_and_how_it_was_set() {
+    let world = World::new(CarrierKind::Tls).await;
+    let no_proxy = |flag: &String| flag != "--http-proxy" && flag != "off";
+    let agent: Vec<_> = world.agent_flags().into_iter().filter(no_proxy).collect();
+    for (name, flags, identity) in [
+        ("towline-server", world.server_flags(), "server/s1"),
+        ("towline-agent", agent, "agent/n1"),
+    ] {
+        let lines = first_lines(name, &flags, "json", "bounds").await;
+        let [first, bounds] = [0, 1].map(|line| {
+            serde_json::from_str::<serde_json::Value>(&lines[line]).expect("a line of JSON")
+        });
+        assert_eq!(first["message"], "starting");
+        assert_eq!(first["version"], env!("CARGO_PKG_VERSION"));
+        let who = first["identity"].as_str().unwrap();
+        assert!(who.ends_with(identity), "{who}");
+        assert!(first["cert"].as_str().unwrap().ends_with(".crt"), "{first}");
+        assert_eq!(bounds["message"], "bounds");
+        assert_eq!(bounds["quic_congestion"], "bbr");
+        if name == "towline-server" {
+            assert_eq!(first["door_unix_mode"], "0600");
+            assert_eq!(first["carrier"], "auto");
+            assert_eq!(first["listen"], world.link.to_string());
+            assert_eq!(first["kubelet_verification"], "enforce");
+            assert_eq!(
+                first.get("door_tcp"),
+                None,
+                "what is not in use is left out"
+            );
+        } else {
+            assert_eq!(first["server"], world.link.to_string());
+            assert_eq!(first["http_proxy"], "http://127.0.0.1:9");
+            assert_eq!(first["allow_class"], "kubelet,pod,service");
+        }
+        let human = first_lines(name, &flags, "human", "bounds").await;
+        assert!(human[0].contains(" starting version="), "{}", human[0]);
+        for line in lines.iter().chain(&human) {
+            for word in ["swordfish", "Some(", "None", " { "] {
+                assert!(!line.contains(word), "{word}: {line}");
+            }
+        }
     }
 }

@@ -145,6 +145,12 @@ pub enum TelemetryError {
     Twice(#[source] TryInitError),
 }
 
+/// The items of a list as one field, and no field for none.
+pub fn listed<T: fmt::Display>(items: &[T]) -> Option<String> {
+    let items: Vec<String> = items.iter().map(ToString::to_string).collect();
+    (!items.is_empty()).then(|| items.join(","))
+}
+
 /// The running log. Dropping it writes what is still queued.
 pub struct Logs {
     sink: LogSink,

@@ -352,6 +352,11 @@ pub fn start(
 
 impl EnrolConfig {
     /// The Kubernetes API, where addresses go into certificates by its word.
+    /// The authority's file.
+    pub fn certificate(&self) -> Option<&Path> {
+        self.paths.first().map(PathBuf::as_path)
+    }
+
     pub fn asks(&self, prefixes: &Prefixes) -> Option<&Client> {
         let (_, client) = self.account.as_ref()?;
         Some(client).filter(|_| !prefixes.node.is_empty())
