@@ -18,7 +18,7 @@ use crate::serve::Serve;
 use crate::trust::{Snapshot, Trust, TrustError};
 
 /// What the set is called in metrics and logs.
-const WHAT: &str = "certificates";
+pub const WHAT: &str = "certificates";
 
 /// What a new set of files touches.
 pub struct Reload {
@@ -34,12 +34,11 @@ pub struct Reload {
 
 impl Reload {
     /// Follows the files from the moment at which `seen` was taken.
-    pub fn start(self, seen: Seen, metrics: ReloadMetrics) -> Reloader {
+    pub fn start(self, seen: Seen, metrics: ReloadMetrics, noted: Condition) -> Reloader {
         let paths: Vec<_> = self.trust.files().paths().cloned().collect();
         metrics.count(WHAT, true);
-        Reloader::start(WHAT, Watch::since(paths, seen), metrics, move || {
-            self.read()
-        })
+        let watch = Watch::since(paths, seen);
+        Reloader::start(WHAT, watch, metrics, Some(noted), move || self.read())
     }
 
     fn read(&self) -> Result<(), TrustError> {
@@ -89,7 +88,7 @@ impl PolicyReload {
         self.gauges.policy_rules(first.rules.rules().len());
         say(first);
         let watch = Watch::since([self.path.clone()], seen);
-        Reloader::start("policy", watch, metrics, move || self.read())
+        Reloader::start("policy", watch, metrics, None, move || self.read())
     }
 
     fn read(&self) -> Result<(), PolicyFileError> {

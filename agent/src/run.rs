@@ -43,7 +43,7 @@ use crate::links::Links;
 use crate::metrics::Metrics;
 use crate::reach::{Reach, ServerAddresses};
 use crate::reconnect::Keeper;
-use crate::reload::{PolicyReload, Reload};
+use crate::reload::{self, PolicyReload, Reload};
 use crate::serve::Serve;
 use crate::status::Sources;
 use crate::trust::Trust;
@@ -211,6 +211,7 @@ impl Agent {
 
         // Tasks beside the links.
         let reloads = ReloadMetrics::register(&mut registry);
+        let readiness = Readiness::new();
         let reloader = trust.as_ref().zip(seen).map(|(trust, seen)| {
             let reload = Reload {
                 trust: Arc::clone(trust),
@@ -218,9 +219,9 @@ impl Agent {
                 policy,
                 health,
             };
-            reload.start(seen, reloads.clone())
+            let noted = readiness.condition(reload::WHAT, "not read yet");
+            reload.start(seen, reloads.clone(), noted)
         });
-        let readiness = Readiness::new();
         let policy_reloader = policy_file.map(|((path, file), seen)| {
             let reload = PolicyReload {
                 path,

@@ -234,8 +234,9 @@ pub const LIVE_PROBE: Duration = Duration::from_secs(3);
 pub const METRIC_SERIES: usize = 128;
 /// Named conditions of readiness. Overflow: an error in the log, the condition is not listed.
 pub const READY_CONDITIONS: usize = 64;
-/// Text of one condition, bytes. Overflow: cut.
-pub const READY_TEXT_BYTES: usize = 256;
+/// Text of one condition, bytes: a sentence, and a cause with a path of ordinary length. Overflow:
+/// cut.
+pub const READY_TEXT_BYTES: usize = 512;
 /// One log line, bytes. Overflow: cut, and marked so.
 pub const LOG_LINE_BYTES: usize = 8 * 1024;
 /// Log lines that wait for a slow stderr. Overflow: the new line is dropped and counted.

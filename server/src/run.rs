@@ -340,8 +340,12 @@ impl Server {
             policy.watch_over(readiness.condition("policy", "not read yet"));
             follow_policy(Arc::clone(&policy), seen, counted.clone())
         });
-        let enrolment_reload = enrolment.as_ref().map(|one| one.follow(counted.clone()));
-        let files = reload::Reloader::start("files", watch, counted, move || {
+        let enrolment_reload = enrolment.as_ref().map(|one| {
+            let noted = readiness.condition("enrolment", "not read yet");
+            one.follow(counted.clone(), noted)
+        });
+        let noted = readiness.condition("files", "not read yet");
+        let files = reload::Reloader::start("files", watch, counted, Some(noted), move || {
             // SIGHUP says that the file may have been moved, too.
             recorded.look();
             applying.reload(SystemTime::now()).map(|_| ())
@@ -459,7 +463,8 @@ impl Server {
 fn follow_policy(policy: Arc<InForce>, seen: Seen, metrics: ReloadMetrics) -> reload::Reloader {
     metrics.count("policy", true);
     let paths: Vec<_> = policy.path().map(Path::to_owned).into_iter().collect();
-    reload::Reloader::start("policy", Watch::since(paths, seen), metrics, move || {
+    let watch = Watch::since(paths, seen);
+    reload::Reloader::start("policy", watch, metrics, None, move || {
         policy.reload().map(|_| ())
     })
 }

@@ -82,6 +82,22 @@ scenarios! {
         echoes(&mut pipe).await;
         echoes(&mut cluster.apiserver().pipe(POD).await).await;
         assert_eq!(links(&cluster), before);
+        // Nobody is turned away, and whoever looks is told which file, since when and what to do.
+        let reports = || [cluster.server(0).readiness().report(), cluster.agent("n1").readiness().report()];
+        for (at, set, file) in [(0, "files", "s0.crt"), (1, "certificates", "n1.crt")] {
+            let note = eventually("a note", || async {
+                let report = &reports()[at];
+                report.notes().find(|(name, _)| *name == set).map(|(_, note)| note.to_owned())
+            }).await;
+            assert!(note.contains(file) && note.contains("kept out since 20") && note.contains("mend it"), "{note}");
+        }
+        eventually("readiness all the same", || async { reports().iter().all(|report| report.is_ready()).then_some(()) }).await;
+        cluster.agent_pair("n1").replace(cluster.files("n1")).unwrap();
+        cluster.server_pair(0).replace(cluster.files("s0")).unwrap();
+        assert_eq!(cluster.reload().await, [""; 0]);
+        for (at, line) in [(0, "[+]files ok"), (1, "[+]certificates ok")] {
+            eventually(line, || async { reports()[at].to_string().contains(line).then_some(()) }).await;
+        }
     }
 
     async fn a_server_stays_who_it_is(carrier) {

@@ -8,7 +8,8 @@
 //!
 //! Metrics: `towline_reload_total{what,result}` and
 //! `towline_reload_last_success_timestamp_seconds{what}`. A failure is logged with its cause,
-//! repeated ones once in ten minutes.
+//! repeated ones once in ten minutes, and is a note in `/readyz?verbose` until it is mended: what
+//! was in force works on, so nobody is turned away.
 
 use std::fmt::Display;
 use std::panic::AssertUnwindSafe;
@@ -23,10 +24,12 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
+use towline_pki::date;
 use towline_proto::limits;
 use tracing::{error, info};
 
 use super::ratelimit::RateLimited;
+use super::ready::Condition;
 use super::watch::Watch;
 
 /// Why a reload that was asked for did not happen.
@@ -60,19 +63,26 @@ type Request = oneshot::Sender<Result<(), ReloadError>>;
 
 impl Reloader {
     /// Starts watching. `apply` reads the files and puts them in force; its error is for
-    /// people. `what` names the set in metrics and logs.
+    /// people. `what` names the set in metrics and logs; `noted` is where a failure is told, unless
+    /// `apply` tells it itself.
     pub fn start<E: Display>(
         what: &'static str,
         watch: Watch,
         metrics: ReloadMetrics,
+        noted: Option<Condition>,
         apply: impl Fn() -> Result<(), E> + Send + Sync + 'static,
     ) -> Self {
         let (requests, incoming) = mpsc::channel(limits::RELOAD_REQUESTS);
         let apply = Arc::new(move || apply().map_err(|error| error.to_string()));
         let mut task = JoinSet::new();
         let failing = Arc::new(AtomicBool::new(false));
+        if let Some(condition) = &noted {
+            condition.met();
+        }
         let keeping = Keeping {
             what,
+            noted,
+            since: None,
             apply,
             metrics,
             failing: Arc::clone(&failing),
@@ -112,6 +122,9 @@ impl ReloadHandle {
 
 struct Keeping<F> {
     what: &'static str,
+    noted: Option<Condition>,
+    /// When it first failed, since it last worked.
+    since: Option<SystemTime>,
     apply: Arc<F>,
     metrics: ReloadMetrics,
     failing: Arc<AtomicBool>,
@@ -151,6 +164,7 @@ where
             .await
             .unwrap_or_else(|_| Err("the runtime is ending".into()));
         self.metrics.count(self.what, result.is_ok());
+        self.note(result.as_ref().err(), SystemTime::now());
         match result {
             Ok(()) => {
                 let after_failure = self.failing.swap(false, Ordering::Relaxed);
@@ -170,6 +184,25 @@ where
                 }
                 Err(ReloadError::Refused(text))
             }
+        }
+    }
+}
+
+impl<F> Keeping<F> {
+    /// The cause comes last: it is as long as its paths, and may be cut.
+    fn note(&mut self, failure: Option<&String>, now: SystemTime) {
+        let since = failure.map(|_| *self.since.get_or_insert(now));
+        self.since = since;
+        let Some(condition) = &self.noted else {
+            return;
+        };
+        match failure.zip(since) {
+            Some((error, since)) => condition.note(format!(
+                "a change is kept out since {}, what was in force works on; mend it, it is read \
+                 again by itself: {error}",
+                date::text(since)
+            )),
+            None => condition.met(),
         }
     }
 }
@@ -238,22 +271,33 @@ mod tests {
 
     use tokio::sync::watch;
 
+    use super::super::ready::Readiness;
     use super::*;
 
     /// Loads a number; what is in force can be waited for.
-    fn number(path: &Path) -> (Reloader, watch::Receiver<u32>, ReloadMetrics) {
+    fn number(
+        path: &Path,
+        readiness: &Readiness,
+    ) -> (Reloader, watch::Receiver<u32>, ReloadMetrics) {
         let metrics = ReloadMetrics::default();
         let (in_force, seen) = watch::channel(0);
         let watch = Watch::new([path.to_owned()]);
         let path = path.to_owned();
-        let reloader = Reloader::start("number", watch, metrics.clone(), move || {
-            let text = std::fs::read_to_string(&path).map_err(|error| error.to_string())?;
-            in_force.send_replace(
-                text.parse()
-                    .map_err(|error| format!("not a number: {error}"))?,
-            );
-            Ok::<(), String>(())
-        });
+        let condition = readiness.condition("number", "not read yet");
+        let reloader = Reloader::start(
+            "number",
+            watch,
+            metrics.clone(),
+            Some(condition),
+            move || {
+                let text = std::fs::read_to_string(&path).map_err(|error| error.to_string())?;
+                in_force.send_replace(
+                    text.parse()
+                        .map_err(|error| format!("not a number: {error}"))?,
+                );
+                Ok::<(), String>(())
+            },
+        );
         (reloader, seen, metrics)
     }
 
@@ -261,7 +305,9 @@ mod tests {
     async fn a_changed_file_comes_into_force_and_a_bad_one_does_not() {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("number");
-        let (reloader, mut seen, metrics) = number(&path);
+        let readiness = Readiness::new();
+        let (reloader, mut seen, metrics) = number(&path, &readiness);
+        assert_eq!(readiness.report().to_string(), "[+]number ok\nready\n");
         std::fs::write(&path, "7").expect("written");
         assert_eq!(*seen.wait_for(|n| *n == 7).await.expect("open"), 7);
 
@@ -274,9 +320,24 @@ mod tests {
         assert!(error.to_string().contains("not a number"), "{error}");
         assert_eq!(*seen.borrow(), 7);
         assert!(metrics.runs("number", false) >= 1);
+        let report = readiness.report();
+        let (_, note) = report.notes().next().expect("a note");
+        assert!(report.is_ready(), "what was in force works on");
+        for words in [
+            "kept out since 20",
+            "Z, what was in force works on; mend it",
+            ": not a number",
+        ] {
+            assert!(note.contains(words), "{words}: {note}");
+        }
+        assert!(reloader.handle().reload_now().await.is_err());
+        let again = readiness.report();
+        assert_eq!(again, report, "since the first failure, not the last");
 
         std::fs::write(&path, "8").expect("written");
         seen.wait_for(|n| *n == 8).await.expect("open");
+        reloader.handle().reload_now().await.expect("a number");
+        assert_eq!(readiness.report().notes().count(), 0);
         let mut registry = Registry::default();
         registry.register("towline_reload", "", metrics.runs.clone());
         let mut text = String::new();
@@ -293,7 +354,7 @@ mod tests {
         let watch = Watch::new([folder.path().join("absent")]);
         let results = Mutex::new(vec![Ok(()), Err("not yet valid"), Err("not yet valid")]);
         let metrics = ReloadMetrics::default();
-        let reloader = Reloader::start("set", watch, metrics.clone(), move || {
+        let reloader = Reloader::start("set", watch, metrics.clone(), None, move || {
             results
                 .lock()
                 .expect("not poisoned")
@@ -314,7 +375,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("folder");
         let watch = Watch::new([folder.path().join("absent")]);
         let first = Mutex::new(true);
-        let reloader = Reloader::start("set", watch, ReloadMetrics::default(), move || {
+        let reloader = Reloader::start("set", watch, ReloadMetrics::default(), None, move || {
             let first = std::mem::take(
                 &mut *first
                     .lock()

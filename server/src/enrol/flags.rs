@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use towline_link::kube::csr::{SignerName, SigningRequests};
 use towline_link::kube::{Access, Client, KubeError};
+use towline_link::process::ready::Condition;
 use towline_link::process::reload::{ReloadMetrics, Reloader};
 use towline_link::process::values::TimeSpan;
 use towline_link::process::watch::{Seen, Watch};
@@ -351,12 +352,12 @@ pub fn start(
 }
 
 impl EnrolConfig {
-    /// The Kubernetes API, where addresses go into certificates by its word.
     /// The authority's file.
     pub fn certificate(&self) -> Option<&Path> {
         self.paths.first().map(PathBuf::as_path)
     }
 
+    /// The Kubernetes API, where addresses go into certificates by its word.
     pub fn asks(&self, prefixes: &Prefixes) -> Option<&Client> {
         let (_, client) = self.account.as_ref()?;
         Some(client).filter(|_| !prefixes.node.is_empty())
@@ -424,12 +425,12 @@ impl EnrolConfig {
 impl Running {
     /// Follows the files: a set of its own, so that a slip in the join tokens keeps no renewed
     /// certificate out.
-    pub fn follow(&self, metrics: ReloadMetrics) -> Reloader {
+    pub fn follow(&self, metrics: ReloadMetrics, noted: Condition) -> Reloader {
         metrics.count("enrolment", true);
         let (issuer, joins) = (Arc::clone(&self.issuer), self.joins.clone());
         let trust = self.trust.clone();
         let watch = Watch::since(self.paths.clone(), self.seen.clone());
-        Reloader::start("enrolment", watch, metrics, move || {
+        Reloader::start("enrolment", watch, metrics, Some(noted), move || {
             let now = SystemTime::now();
             // Both, whatever becomes of the first.
             let read = joins.as_ref().map_or(Ok(()), |joins| joins.reload(now));
