@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
+use clap::builder::StyledStr;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use ipnet::IpNet;
 use towline_link::carrier::CarrierMode;
 use towline_link::process::telemetry::{LogFilter, LogFormat};
@@ -213,6 +215,20 @@ pub struct Args {
     pub konnectivity: KonnectivityArgs,
 }
 
+/// A command line without certificates, with a word about the other way to have them.
+pub fn with_enrolment(mut error: clap::Error) -> clap::Error {
+    let missing = matches!(error.get(ContextKind::InvalidArg), Some(ContextValue::Strings(flags)) if flags.iter().any(|flag| flag.starts_with("--cert")));
+    if error.kind() == ErrorKind::MissingRequiredArgument && missing {
+        let way = "a node can get its certificate itself: give --enrol server or --enrol kubernetes \
+                   instead of --cert and --key (pki/README.md, \"A new node by itself\")";
+        error.insert(
+            ContextKind::Suggested,
+            ContextValue::StyledStrs(vec![StyledStr::from(way)]),
+        );
+    }
+    error
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -294,5 +310,25 @@ mod tests {
             ]);
             assert!(parsed.is_err(), "{flag} {value}");
         }
+    }
+
+    #[test]
+    fn who_gives_no_certificate_is_told_of_enrolment() {
+        let refused = |words: &[&str]| {
+            let words = ["towline-agent"].iter().chain(words);
+            let error = Args::try_parse_from(words).expect_err("not enough");
+            with_enrolment(error).to_string()
+        };
+        for words in [&[][..], &["--server", "a:1"]] {
+            let said = refused(words);
+            assert!(
+                said.contains("--cert") && said.contains("--enrol server"),
+                "{said}"
+            );
+        }
+        let said = refused(&["--enrol", "server"]);
+        assert!(said.contains("--server") && !said.contains("tip"), "{said}");
+        let said = refused(&["--no-such-flag"]);
+        assert!(!said.contains("--enrol server"), "{said}");
     }
 }

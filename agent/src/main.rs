@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use clap::{CommandFactory, FromArgMatches};
 use rustix::process::{Resource, getrlimit, setrlimit};
-use towline_agent::args::Args;
+use towline_agent::args::{Args, with_enrolment};
 use towline_agent::config::Config;
 use towline_agent::connect::KernelNetwork;
 use towline_agent::enrol::waiting::Waiting;
@@ -27,6 +27,7 @@ fn main() -> Exit {
         Err(error) => {
             let environment = std::env::var_os("TOWLINE_COMPATIBILITY");
             let words = std::env::args_os().skip(1);
+            let error = with_enrolment(error);
             usage::refuse(&error, usage::is_compatible(words, environment.as_deref()))
         }
     };

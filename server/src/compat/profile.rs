@@ -60,6 +60,19 @@ pub enum ProfileError {
         "--agent-namespace, --agent-service-account and --authentication-audience belong together: {0} is missing"
     )]
     PartOfTokens(&'static str),
+    /// Nobody could ask for anything.
+    #[error(
+        "no way in for front ends: give --uds-name PATH with --server-port 0 (a Unix socket), or \
+         --server-cert, --server-key and --server-ca-cert (a TCP port)"
+    )]
+    NoFrontEnds,
+    /// Nobody could serve anything.
+    #[error(
+        "no way in for agents: give --cluster-cert and --cluster-key with --cluster-ca-cert or with \
+         --agent-namespace, --agent-service-account and --authentication-audience, or an identity of \
+         our own for Towline agents (--cert, --key, --agent-ca)"
+    )]
+    NoAgents,
     /// Obligatory.
     #[error("{0} is missing")]
     Missing(&'static str),
@@ -144,6 +157,14 @@ const SERVER_PORT: u16 = 8090;
 const AGENT_PORT: u16 = 8091;
 const HEALTH_PORT: u16 = 8092;
 const ADMIN_PORT: u16 = 8095;
+
+/// What `--tls-min-version` takes, as Konnectivity does.
+const TLS_VERSIONS: [&str; 4] = [
+    "VersionTLS10",
+    "VersionTLS11",
+    "VersionTLS12",
+    "VersionTLS13",
+];
 
 /// gRPC's pause between pings, and the shortest that makes sense.
 const KEEP_ALIVE: Duration = Duration::from_secs(3600);
@@ -386,6 +407,9 @@ fn front_ends(args: &KonnectivityArgs, socket: bool, own: bool) -> Result<FrontE
         // Front ends come in by doors of our own.
         return Ok((None, None));
     }
+    if pair.is_none() && ca.is_none() {
+        return Err(ProfileError::NoFrontEnds);
+    }
     let (cert, key) = pair.ok_or(ProfileError::Missing("--server-cert"))?;
     let ca = ca.ok_or(ProfileError::Missing("--server-ca-cert"))?;
     let port = in_range("--server-port", args.server_port.unwrap_or(SERVER_PORT))?;
@@ -410,7 +434,7 @@ fn agents(args: &KonnectivityArgs, own: bool) -> Result<Option<DoorFiles>, Profi
             missing: "--cluster-cert",
         }),
         (None, None) if own => Ok(None),
-        (None, None) => Err(ProfileError::Missing("--cluster-cert")),
+        (None, None) => Err(ProfileError::NoAgents),
     }
 }
 
@@ -454,15 +478,10 @@ fn check_words(args: &KonnectivityArgs) -> Result<(), ProfileError> {
         return wrong("--frontend-write-channel-size", size.to_string(), allowed);
     }
     if let Some(version) = given_text(&args.tls_min_version)
-        && ![
-            "VersionTLS10",
-            "VersionTLS11",
-            "VersionTLS12",
-            "VersionTLS13",
-        ]
-        .contains(&version)
+        && !TLS_VERSIONS.contains(&version)
     {
-        let allowed = "use VersionTLS12 or VersionTLS13";
+        let allowed =
+            "use VersionTLS10, VersionTLS11, VersionTLS12 or VersionTLS13; it is TLS 1.3 always";
         return wrong("--tls-min-version", version.to_owned(), allowed);
     }
     if let Some(list) = given_text(&args.cipher_suites) {

@@ -12,7 +12,7 @@ use towline_link::process::ask;
 use towline_link::process::exit::Exit;
 use towline_link::process::policy_file::{PolicyFile, PolicyFileError};
 use towline_proto::policy::Action;
-use towline_proto::target::{Class, Target};
+use towline_proto::target::{Class, Host, Target};
 
 use super::Policy;
 use super::explain::{As, Asked, Explained, explain};
@@ -244,7 +244,11 @@ fn explained(args: &ExplainArgs) -> Result<Explained, Failure> {
         let found = || classify(&args.target, &prefixes, &NoNodes);
         let class = args.class.unwrap_or_else(found);
         let source = path.display().to_string();
-        return Ok(explain(&Policy::new(file.rules), &source, class, &asked));
+        let mut told = explain(&Policy::new(file.rules), &source, class, &asked);
+        if args.class.is_none() {
+            told.hint = unknown_prefixes(&args.target, class, &prefixes);
+        }
+        return Ok(told);
     }
     let socket = args.admin_socket.as_deref();
     let socket =
@@ -252,6 +256,29 @@ fn explained(args: &ExplainArgs) -> Result<Explained, Failure> {
     let page = format!("/policy/explain?{}", asked.query());
     let body = ask::get(socket, &page).map_err(|error| Failure::Ask(error.to_string()))?;
     serde_json::from_slice(&body).map_err(|error| Failure::Ask(error.to_string()))
+}
+
+/// Only a server knows its prefixes: without them an address is `other`, which hardly any rule names.
+fn unknown_prefixes(target: &Target, class: Class, prefixes: &Prefixes) -> Option<String> {
+    let given = [
+        ("--service-cidr", &prefixes.service),
+        ("--pod-cidr", &prefixes.pod),
+        ("--node-cidr", &prefixes.node),
+    ];
+    let missing: Vec<_> = given
+        .iter()
+        .filter(|(_, prefixes)| prefixes.is_empty())
+        .map(|(flag, _)| *flag)
+        .collect();
+    let is_address = matches!(target.host, Host::Ip(_));
+    (is_address && class == Class::Other && !missing.is_empty()).then(|| {
+        format!(
+            "class other because no prefix of the cluster that was given holds this address; give \
+             {} as the server has them, or --class, or ask the server itself (--admin-socket without \
+             --policy)",
+            missing.join(", ")
+        )
+    })
 }
 
 /// No server is there that would know any.
@@ -288,4 +315,38 @@ fn say(form: Form, text: &str, document: &impl Serialize, code: u8) -> ExitCode 
 fn fail(exit: Exit, error: &dyn fmt::Display) -> ExitCode {
     eprintln!("error: {error}");
     exit.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_gives_no_prefixes_is_told_which_are_missing() {
+        let hint = |target: &str, class, prefixes: &Prefixes| {
+            unknown_prefixes(&target.parse().expect("a target"), class, prefixes)
+        };
+        let none = Prefixes::default();
+        let said = hint("10.0.0.1:80", Class::Other, &none).expect("a hint");
+        assert!(
+            said.contains("--service-cidr, --pod-cidr, --node-cidr as"),
+            "{said}"
+        );
+        let pods = Prefixes {
+            pod: vec!["10.244.0.0/16".parse().expect("a prefix")],
+            ..Prefixes::default()
+        };
+        let said = hint("10.0.0.1:80", Class::Other, &pods).expect("a hint");
+        assert!(said.contains("--service-cidr, --node-cidr as"), "{said}");
+        assert!(!said.contains("--pod-cidr"), "{said}");
+        // Names, and what a prefix that was given holds, need none.
+        assert_eq!(hint("a.example:80", Class::Other, &none), None);
+        assert_eq!(hint("10.244.0.1:80", Class::Pod, &pods), None);
+        let all = Prefixes {
+            service: pods.pod.clone(),
+            node: pods.pod.clone(),
+            ..pods
+        };
+        assert_eq!(hint("10.0.0.1:80", Class::Other, &all), None);
+    }
 }

@@ -46,6 +46,9 @@ pub struct Explained {
     pub smallest_rule: Option<String>,
     /// Rules whose condition about the node or the front end was left open.
     pub open: Vec<OpenView>,
+    /// What was not given and may change the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
 }
 
 /// A rule and its place.
@@ -321,6 +324,7 @@ pub fn explain(policy: &Policy, source: &str, class: Class, asked: &Asked) -> Ex
         would_allow,
         smallest_rule,
         open: open.collect(),
+        hint: None,
     }
 }
 
@@ -378,6 +382,9 @@ impl Explained {
                 "  {} asks for {}, which was not given\n",
                 open.rule, open.condition
             );
+        }
+        if let Some(hint) = &self.hint {
+            text += &format!("  hint: {hint}\n");
         }
         if !self.would_allow.is_empty() {
             text += "what would allow it:\n";
