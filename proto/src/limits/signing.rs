@@ -35,7 +35,8 @@ pub const CSR_REQUEST_BYTES: usize = 32 * 1024;
 pub const KUBE_PAGE: usize = 250;
 /// Pages of one list. Overflow: an error, and what was known stays known.
 pub const KUBE_PAGES: usize = 4_096;
-/// Nodes that are known. Overflow: further ones are not, their requests wait, and it is said.
+/// Nodes that are known. Overflow: further ones are not, their requests wait, and it is said once a
+/// minute, in `/readyz?verbose` and by `towline_server_nodes_left_out`, which counts as many again.
 pub const KUBE_NODES: usize = 20_000;
 /// Addresses of one Node that count. Overflow: the rest does not.
 pub const KUBE_NODE_ADDRESSES: usize = 64;

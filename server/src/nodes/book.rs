@@ -92,7 +92,9 @@ struct Inner {
     listed: bool,
     /// Names that the list under way has shown.
     shown: Option<HashSet<String>>,
-    overflowed: bool,
+    /// Names of Nodes for which there was no room, and those of the list under way.
+    left_out: HashSet<String>,
+    left_out_now: HashSet<String>,
     /// The list or the watch failed, and no other list has begun.
     broken: bool,
 }
@@ -193,6 +195,7 @@ impl Book {
             inner.clock += 1;
         }
         inner.shown = Some(HashSet::new());
+        inner.left_out_now.clear();
         inner.broken = false;
     }
 
@@ -215,21 +218,28 @@ impl Book {
         for name in gone {
             inner.remove(&name);
         }
+        inner.left_out = std::mem::take(&mut inner.left_out_now);
         inner.listed = true;
         drop(inner);
         self.change();
     }
 
+    /// How many Nodes there was no room for; at most [`limits::KUBE_NODES`] are counted.
+    pub fn left_out(&self) -> usize {
+        let inner = self.lock();
+        inner.left_out.len().max(inner.left_out_now.len())
+    }
+
     /// A Node is there. Whether anything about its names or addresses is new; `None` when there
-    /// are more Nodes than are kept, said once.
+    /// are more Nodes than are kept.
     pub fn is(&self, node: &Node) -> Option<bool> {
         let mut inner = self.lock();
         let name = node.metadata.name.as_str();
         if inner.nodes.len() >= limits::KUBE_NODES && !inner.nodes.contains_key(name) {
-            let first = !inner.overflowed;
-            inner.overflowed = true;
-            return if first { None } else { Some(false) };
+            inner.leave_out(name);
+            return None;
         }
+        inner.left_out.remove(name);
         match inner.shown.is_some() {
             true => {
                 if let Some(shown) = &mut inner.shown {
@@ -248,12 +258,25 @@ impl Book {
 
     /// A Node is gone.
     pub fn was(&self, node: &Node) {
-        self.lock().remove(&node.metadata.name);
+        let mut inner = self.lock();
+        inner.remove(&node.metadata.name);
+        inner.left_out.remove(&node.metadata.name);
+        drop(inner);
         self.change();
     }
 }
 
 impl Inner {
+    fn leave_out(&mut self, name: &str) {
+        let of = match self.shown {
+            Some(_) => &mut self.left_out_now,
+            None => &mut self.left_out,
+        };
+        if of.len() < limits::KUBE_NODES {
+            of.insert(name.to_owned());
+        }
+    }
+
     fn put(&mut self, node: &Node) -> bool {
         let name = node.metadata.name.as_str();
         let (mut ips, mut names) = (HashSet::new(), HashSet::new());
@@ -302,7 +325,6 @@ impl Inner {
         for host in &known.names {
             self.names.remove(host, name);
         }
-        self.overflowed = false;
     }
 }
 
@@ -401,6 +423,34 @@ mod tests {
         );
         book.was(&node("a", "1", &[]));
         assert!(book.is_empty() && book.ip("a", ip("10.0.0.1")) == Claim::None);
+    }
+
+    #[test]
+    fn nodes_beyond_the_bound_are_counted_until_there_is_room() {
+        let many = |count: usize| (0..count).map(|n| node(&format!("n{n}"), "1", &[]));
+        let book = listed(&many(limits::KUBE_NODES + 2).collect::<Vec<_>>());
+        assert_eq!((book.len(), book.left_out()), (limits::KUBE_NODES, 2));
+        let (known, late) = (node("n0", "1", &[]), node("late", "2", &["10.0.0.2"]));
+        // A Node that is told again is one Node.
+        for _ in 0..3 {
+            assert_eq!(book.is(&late), None);
+        }
+        assert_eq!(book.left_out(), 3);
+        assert_eq!(book.ip("late", ip("10.0.0.2")), Claim::None);
+        book.was(&known);
+        assert_eq!(book.is(&late), Some(true));
+        assert_eq!(book.left_out(), 2);
+        book.was(&node(&format!("n{}", limits::KUBE_NODES), "1", &[]));
+        assert_eq!(book.left_out(), 1);
+        book.begins();
+        for node in many(5) {
+            book.is(&node);
+        }
+        book.listed();
+        // One of them came while there was no room: it has to be told again.
+        assert_eq!((book.len(), book.left_out()), (4, 1));
+        assert_eq!(book.is(&known), Some(true));
+        assert_eq!((book.len(), book.left_out()), (5, 0));
     }
 
     fn soon() -> Instant {

@@ -4,6 +4,7 @@
 //! known, and whoever may only believe what is known says so; see [`Book::claim`].
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
@@ -11,6 +12,7 @@ use towline_link::error::detail;
 use towline_link::kube::follow::{Collection, Told};
 use towline_link::kube::node::{self, Node};
 use towline_link::kube::{Client, KubeError};
+use towline_link::process::ratelimit::RateLimited;
 use towline_link::process::ready::Condition;
 use towline_proto::limits;
 
@@ -33,7 +35,12 @@ pub struct NodeWatch {
     errors: SigningMetrics,
     followed: Gauge,
     known: Gauge,
+    left_out: Gauge,
+    said: RateLimited<()>,
 }
+
+/// Between two lines about Nodes for which there is no room.
+const SAID: Duration = Duration::from_secs(60);
 
 impl NodeWatch {
     /// Of this API.
@@ -45,6 +52,8 @@ impl NodeWatch {
             errors,
             followed: Gauge::default(),
             known: Gauge::default(),
+            left_out: Gauge::default(),
+            said: RateLimited::new(1, SAID),
         }
     }
 
@@ -60,6 +69,11 @@ impl NodeWatch {
             "towline_server_nodes",
             "Nodes that are known from the Kubernetes API",
             self.known.clone(),
+        );
+        registry.register(
+            "towline_server_nodes_left_out",
+            "Nodes of the Kubernetes API beyond the bound of those that are kept in mind: no address of theirs goes into a certificate",
+            self.left_out.clone(),
         );
     }
 
@@ -84,7 +98,7 @@ impl NodeWatch {
                     Told::Listed => {
                         self.book.listed();
                         self.followed.set(1);
-                        condition.met();
+                        self.met(&condition);
                         self.hear.iter().for_each(|who| who.all_changed());
                     }
                     Told::Page(items) => items.iter().for_each(|node| self.is(node)),
@@ -99,10 +113,25 @@ impl NodeWatch {
                         condition.note(text);
                     }
                 }
-                let known = i64::try_from(self.book.len()).unwrap_or(i64::MAX);
-                self.known.set(known);
+                self.known.set(number(self.book.len()));
+                let left_out = number(self.book.left_out());
+                if self.left_out.set(left_out) != left_out && self.followed.get() == 1 {
+                    self.met(&condition);
+                }
             })
             .await;
+    }
+
+    /// They are followed: all of them, or as many as there is room for.
+    fn met(&self, condition: &Condition) {
+        match self.book.left_out() {
+            0 => condition.met(),
+            count => condition.note(format!(
+                "{count} Nodes are more than the {} that are kept in mind: they get no addresses by \
+                 the API's word; give them certificates with their addresses",
+                limits::KUBE_NODES
+            )),
+        }
     }
 
     fn is(&self, node: &Node) {
@@ -112,10 +141,16 @@ impl NodeWatch {
                 self.hear.iter().for_each(|who| who.node_changed(name));
             }
             Some(false) => {}
-            None => tracing::error!(
-                most = limits::KUBE_NODES,
-                "more Nodes than are kept in mind: the others get no addresses by the API's word"
-            ),
+            None => {
+                if let Some(suppressed) = self.said.allow(()) {
+                    tracing::error!(
+                        most = limits::KUBE_NODES,
+                        left_out = self.book.left_out(),
+                        suppressed,
+                        "more Nodes than are kept in mind: the others get no addresses by the API's word"
+                    );
+                }
+            }
         }
     }
 
@@ -135,4 +170,8 @@ impl NodeWatch {
         };
         format!("{what}: {fix}{}", detail(error))
     }
+}
+
+fn number(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
