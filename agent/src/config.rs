@@ -15,7 +15,7 @@ use towline_link::process::telemetry::{LogFilter, LogFormat};
 use towline_link::process::watch::Seen;
 use towline_link::quic;
 use towline_link::tls::{HttpProxy, ProxyError};
-use towline_pki::{CrlPolicy, Files};
+use towline_pki::{CrlPolicy, Files, SharedRoots};
 use towline_proto::address::{self, Refusal};
 use towline_proto::id::Role;
 use towline_proto::limits;
@@ -305,6 +305,11 @@ impl Config {
             deny_list: args.deny_list,
             crls: args.server_crls,
             crl_policy: args.crl_policy,
+            // Clusters that come from Konnectivity may have one authority for everything.
+            shared_roots: match compatible {
+                true => SharedRoots::Taken,
+                false => SharedRoots::Refused,
+            },
         };
         let identity = match &enrolling {
             Some(enrolling) => enrolled(enrolling, now)?,
@@ -383,6 +388,12 @@ impl Config {
         })
     }
 
+    /// What is taken and should not stay so, to be said at the start and by `--check-config`.
+    pub fn warnings(&self, now: SystemTime) -> Vec<String> {
+        let own = self.identity.as_ref();
+        own.map_or_else(Vec::new, |own| own.trust.material.warnings(now))
+    }
+
     /// Who we are, in words.
     pub fn who(&self) -> String {
         let legacy = self.compatible.as_ref();
@@ -408,6 +419,7 @@ struct Refusals {
     deny_list: Option<PathBuf>,
     crls: Vec<PathBuf>,
     crl_policy: CrlPolicy,
+    shared_roots: SharedRoots,
 }
 
 /// The identity, if it is asked for. In the compatibility profile its certificate may come
@@ -442,6 +454,7 @@ fn identity(
         deny_list: refusals.deny_list,
         crls: vec![(Role::Server, refusals.crls)],
         crl_policy: refusals.crl_policy,
+        shared_roots: refusals.shared_roots,
     };
     let paths: Vec<_> = files.paths().cloned().collect();
     let seen = Seen::now(&paths);

@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use clap::{CommandFactory, FromArgMatches};
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -46,6 +47,9 @@ fn serve(args: Args) -> Exit {
         Err(error) => return fail(Exit::Configuration, &error),
     };
     if check_only {
+        for warning in config.warnings(SystemTime::now()) {
+            eprintln!("warning: {warning}");
+        }
         // Nobody has to read it: the exit code says it, too.
         let _ = writeln!(
             std::io::stdout(),
@@ -93,6 +97,10 @@ async fn run(mut config: Config, manager: ServiceManager) -> Exit {
             error!(%error, "cannot start");
             return Exit::Runtime;
         }
+    }
+    // What was enrolled is known by now.
+    for warning in config.warnings(SystemTime::now()) {
+        warn!("{warning}");
     }
     let agent = match Agent::start(config, Arc::new(KernelNetwork::default())).await {
         Ok(agent) => agent,

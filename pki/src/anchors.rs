@@ -26,6 +26,7 @@ pub struct Anchors {
 pub(crate) struct Anchor {
     pub(crate) trust: TrustAnchor<'static>,
     pub(crate) certificate: Certificate,
+    pub(crate) der: CertificateDer<'static>,
 }
 
 /// What is wrong with a bundle. Messages of files name the file.
@@ -117,6 +118,11 @@ impl Anchors {
         self.list.iter().map(|anchor| &anchor.certificate)
     }
 
+    /// Each anchor, in the order of the bundle.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Anchor> {
+        self.list.iter()
+    }
+
     /// Anchors that are valid at `now` (`current`), or those that are not.
     pub(crate) fn at(&self, now: SystemTime, current: bool) -> Vec<TrustAnchor<'static>> {
         self.list
@@ -148,6 +154,10 @@ impl Anchor {
         let trust = webpki::anchor_from_trusted_cert(der)
             .map_err(|_| AnchorsError::Unusable { number })?
             .to_owned();
-        Ok(Self { trust, certificate })
+        Ok(Self {
+            trust,
+            certificate,
+            der: der.clone().into_owned(),
+        })
     }
 }

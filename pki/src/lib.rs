@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`identity`] (the noun), [`inspect`] (everything read from a certificate, once),
 //! [`verify`] (the only way to a [`VerifiedPeer`]; `handshake` is its face to rustls), [`kubelet`]
-//! (whether a kubelet is the one of its node), [`revoke`] (the deny list), [`crl`] (revocation lists), [`credentials`]
+//! (whether a kubelet is the one of its node), [`apart`] (no authority for two roles), [`revoke`] (the deny list), [`crl`] (revocation lists), [`credentials`]
 //! (our own key and chain), [`tls`] (every TLS configuration of Towline), [`rotate`] (the files of
 //! a daemon as one snapshot), [`web`] (servers known by name alone), [`chain`] (clients known by
 //! their authority alone), [`first_contact`] (servers seen for the first time). The other half
@@ -22,6 +22,7 @@
 
 pub mod agent_request;
 pub mod anchors;
+pub mod apart;
 pub mod authority;
 pub mod chain;
 pub mod cluster;
@@ -72,6 +73,7 @@ pub mod web;
 pub mod yaml;
 
 pub use anchors::{Anchors, AnchorsError};
+pub use apart::{NotApart, RootGiven, SharedRoots};
 pub use authority::{Authority, AuthorityError, AuthoritySpec, Issue, IssueError, Issued};
 pub use chain::ChainVerifier;
 pub use credentials::{Credentials, CredentialsError};

@@ -12,6 +12,7 @@ use std::time::SystemTime;
 use towline_proto::id::Role;
 
 use crate::anchors::{Anchors, AnchorsError};
+use crate::apart::{self, NotApart, SharedRoots};
 use crate::credentials::{Credentials, CredentialsError};
 use crate::crl::{CrlFault, CrlPolicy, CrlState, Revocation, RevocationListError};
 use crate::revoke::{DenyList, DenyListError};
@@ -33,6 +34,8 @@ pub struct Files {
     pub crls: Vec<(Role, Vec<PathBuf>)>,
     /// What such a list past its next update means.
     pub crl_policy: CrlPolicy,
+    /// What happens when an authority could sign more roles than it should.
+    pub shared_roots: SharedRoots,
 }
 
 /// Our credentials and a verifier for each role, loaded together.
@@ -51,6 +54,8 @@ pub enum MaterialError {
     Credentials(#[from] CredentialsError),
     #[error("trust anchors for {role}: {source}")]
     Anchors { role: Role, source: AnchorsError },
+    #[error(transparent)]
+    NotApart(#[from] Box<NotApart>),
     #[error("deny list: {0}")]
     DenyList(#[from] DenyListError),
     #[error("revocation lists for {role}: {source}")]
@@ -120,12 +125,40 @@ impl Material {
                 PeerVerifier::with_lists(cluster, role, anchors, deny.clone(), revocation);
             verifiers.push((role, path.clone(), verifier));
         }
-        Ok(Self {
+        let loaded = Self {
             credentials,
             verifiers,
             cert: files.cert.clone(),
             crl_faults,
-        })
+        };
+        match loaded.not_apart(now) {
+            Some(fault) if files.shared_roots == SharedRoots::Refused => {
+                Err(Box::new(fault).into())
+            }
+            _ => Ok(loaded),
+        }
+    }
+
+    fn not_apart(&self, now: SystemTime) -> Option<NotApart> {
+        apart::find(&self.credentials, &self.sets(), now)
+    }
+
+    fn sets(&self) -> Vec<apart::Set<'_>> {
+        let verifiers = self.verifiers.iter();
+        verifiers
+            .map(|(role, path, verifier)| (*role, path.as_path(), verifier.anchors()))
+            .collect()
+    }
+
+    /// What is wrong with these files and was taken all the same, for people.
+    pub fn warnings(&self, now: SystemTime) -> Vec<String> {
+        match self.not_apart(now) {
+            Some(fault) => vec![fault.to_string()],
+            None => {
+                let roots = apart::roots(&self.sets());
+                roots.iter().map(ToString::to_string).collect()
+            }
+        }
     }
 
     /// The same credentials and anchors, with the deny list and the revocation lists of now: for

@@ -351,7 +351,7 @@ pub(crate) fn check_usage(leaf: &Certificate, usage: &Usage) -> Result<(), PeerE
 
 /// For the path: a certificate that limits its usages must include this one. Authorities may go
 /// without the extension, the leaf may not ([`check_usage`]).
-fn key_usage(usage: &Usage) -> KeyUsage {
+pub(crate) fn key_usage(usage: &Usage) -> KeyUsage {
     match usage {
         Usage::ServerAuth => KeyUsage::server_auth(),
         Usage::ClientAuth | Usage::Other(_) => KeyUsage::client_auth(),

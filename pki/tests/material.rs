@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use cluster::{Cluster, DAY, Paper, Scratch, new_key, now};
 use towline_pki::store::{Replace, write_secret};
-use towline_pki::{Credentials, Files, LeafSpec, Material, PeerError, Usage, pem};
+use towline_pki::{Credentials, Files, LeafSpec, Material, PeerError, SharedRoots, Usage, pem};
 use towline_proto::id::Role;
 
 struct Node {
@@ -28,6 +28,7 @@ impl Node {
             deny_list: Some(dir.path("denied")),
             crls: Vec::new(),
             crl_policy: Default::default(),
+            shared_roots: Default::default(),
         };
         let node = Self {
             dir,
@@ -217,4 +218,132 @@ fn secrets_do_not_print() {
     assert!(shown.starts_with("Credentials(spiffe://prod/towline/agent/n1) PrivateKey Authority("));
     assert!(shown.len() < 200, "{shown}");
     let _ = new_key();
+}
+
+/// What a daemon of this role says of its roots, given so.
+fn of_roots(node: &Node, own: Role, sets: &[(Role, String)]) -> Result<Vec<String>, String> {
+    let paper = node.cluster.paper(own, "x");
+    let chain = [
+        paper.chain.as_slice(),
+        &[node.cluster.issuer(own).der().clone()],
+    ]
+    .concat();
+    let mut files = node.files.clone();
+    write_secret(&files.key, &paper.key.to_pem(), Replace::Atomically).unwrap();
+    node.put_text("agent.crt", &pem::write_certificates(&chain));
+    files.anchors.clear();
+    for (role, text) in sets {
+        let name = format!("{role}.roots");
+        node.put_text(&name, text);
+        files.anchors.push((*role, node.dir.path(name)));
+    }
+    let load = |files: &Files| Material::load(files, own, now()).map_err(|error| error.to_string());
+    let strict = load(&files);
+    files.shared_roots = SharedRoots::Taken;
+    let warnings = load(&files).expect("taken where it may be").warnings(now());
+    match strict {
+        Ok(_) => Ok(warnings),
+        Err(error) => {
+            assert_eq!(
+                warnings,
+                std::slice::from_ref(&error),
+                "the same is said where it is taken"
+            );
+            Err(error)
+        }
+    }
+}
+
+#[test]
+fn an_authority_that_could_sign_two_kinds_of_roles_is_refused() {
+    let node = Node::new();
+    let c = &node.cluster;
+    let [root, agents, servers] = [&c.root, &c.agents, &c.servers].map(|one| one.to_pem());
+    let other = Cluster::new("prod");
+    let refused = |own, sets: &[(Role, &String)], file: &str, words: &str| {
+        let sets: Vec<_> = sets
+            .iter()
+            .map(|(role, text)| (*role, (*text).clone()))
+            .collect();
+        let error = of_roots(&node, own, &sets).expect_err(words);
+        assert!(error.contains(file) && error.contains(words), "{error}");
+        assert!(
+            error.contains("trust/agents.pem") && !error.contains('\n'),
+            "{error}"
+        );
+    };
+    use Role::{Agent, Client, Server};
+    // The servers' issuer and the root for agents, alone or beside the right one.
+    refused(
+        Server,
+        &[(Agent, &servers)],
+        "agent.roots",
+        "above our own certificate",
+    );
+    refused(
+        Server,
+        &[(Agent, &root)],
+        "agent.roots",
+        "above our own certificate",
+    );
+    refused(
+        Server,
+        &[(Agent, &(agents.clone() + &root))],
+        "agent.roots",
+        "above our own",
+    );
+    refused(
+        Agent,
+        &[(Server, &root)],
+        "server.roots",
+        "above our own certificate, which is one of agents",
+    );
+    // Two sets of one server, of another cluster's root, so that our own chain says nothing.
+    let [above, theirs] = [&other.root, &other.agents].map(|one| one.to_pem());
+    refused(
+        Server,
+        &[(Agent, &theirs), (Client, &above)],
+        "client.roots",
+        "signed",
+    );
+    let both = servers.clone() + &theirs;
+    refused(
+        Server,
+        &[(Agent, &theirs), (Client, &both)],
+        "client.roots",
+        "both hold",
+    );
+}
+
+#[test]
+fn roots_of_one_kind_may_be_shared_and_a_lone_root_is_a_warning() {
+    let node = Node::new();
+    let c = &node.cluster;
+    let [agents, servers] = [&c.agents, &c.servers].map(|one| one.to_pem());
+    use Role::{Agent, Client, Server};
+    let sets = [(Agent, agents.clone()), (Client, servers.clone())];
+    assert_eq!(
+        of_roots(&node, Server, &sets),
+        Ok(vec![]),
+        "as init and apply make them"
+    );
+    assert_eq!(
+        of_roots(&node, Agent, &[(Server, servers.clone())]),
+        Ok(vec![])
+    );
+    let successor = Cluster::new("prod");
+    let sets = [
+        (Agent, agents + &successor.agents.to_pem()),
+        (Client, servers + &successor.servers.to_pem()),
+    ];
+    assert_eq!(
+        of_roots(&node, Server, &sets),
+        Ok(vec![]),
+        "while authorities change"
+    );
+    let said = of_roots(&node, Server, &[(Agent, successor.root.to_pem())]).expect("taken");
+    assert!(
+        said.len() == 1 && said[0].contains("is a root by its own"),
+        "{said:?}"
+    );
 }

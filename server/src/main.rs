@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 use towline_link::process::exit::Exit;
@@ -16,7 +17,7 @@ use towline_server::config::Config;
 use towline_server::run::Server;
 use towline_server::starting;
 use towline_server::verb::{self, Asked};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 fn main() -> ExitCode {
     match verb::ask(|name| std::env::var_os(name)) {
@@ -40,6 +41,9 @@ fn serve(args: Args) -> Exit {
         Err(error) => return fail(Exit::Configuration, &error),
     };
     if check_only {
+        for warning in config.warnings(SystemTime::now()) {
+            eprintln!("warning: {warning}");
+        }
         let who = match &config.own {
             Some(own) => own.trust.identity().to_string(),
             None => "a server without an identity of its own".to_owned(),
@@ -78,6 +82,9 @@ async fn run(config: Config, manager: ServiceManager, logs: &Logs) -> Exit {
         }
     };
     starting::log(&config);
+    for warning in config.warnings(SystemTime::now()) {
+        warn!("{warning}");
+    }
     let server = match Server::start_with(config, |registry| logs.register(registry)).await {
         Ok(server) => server,
         Err(error) => {

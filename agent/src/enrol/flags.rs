@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use towline_link::kube::csr::SignerName;
-use towline_pki::{CrlPolicy, Files};
+use towline_pki::{CrlPolicy, Files, SharedRoots};
 use towline_proto::id::{ClusterName, Name, Role};
 
 /// `--enrol`: who signs this node's certificate.
@@ -218,6 +218,8 @@ impl EnrolArgs {
                 deny_list: beside.deny_list.clone(),
                 crls: vec![(Role::Server, beside.server_crls.to_vec())],
                 crl_policy: beside.crl_policy,
+                // A certificate that is refused for it would be asked for again and again.
+                shared_roots: SharedRoots::Taken,
             },
             pinned_by_file: beside.server_ca.is_some(),
             token_file: self.enrol_token_file.clone(),

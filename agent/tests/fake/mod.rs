@@ -110,6 +110,7 @@ impl Cluster {
             deny_list: None,
             crls: Vec::new(),
             crl_policy: Default::default(),
+            shared_roots: Default::default(),
         };
         Material::load(&files, Role::Server, SystemTime::now()).unwrap()
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use towline_link::carrier::CarrierMode;
 use towline_pki::kubelet::KubeletFiles;
-use towline_pki::{CrlPolicy, Files};
+use towline_pki::{CrlPolicy, Files, SharedRoots};
 use towline_proto::id::Role;
 
 use super::ConfigError;
@@ -51,6 +51,11 @@ pub(super) fn own_files(args: &Args) -> Result<Option<Files>, ConfigError> {
             (Role::Client, args.client_crls.clone()),
         ],
         crl_policy: args.crl_policy,
+        // Clusters that come from Konnectivity may have one authority for everything.
+        shared_roots: match args.konnectivity.compatibility {
+            Some(_) => SharedRoots::Taken,
+            None => SharedRoots::Refused,
+        },
     }))
 }
 

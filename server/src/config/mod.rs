@@ -165,6 +165,12 @@ pub struct ProcessConfig {
 }
 
 impl Config {
+    /// What is taken and should not stay so, to be said at the start and by `--check-config`.
+    pub fn warnings(&self, now: SystemTime) -> Vec<String> {
+        let own = self.own.as_ref();
+        own.map_or_else(Vec::new, |own| own.trust.material.warnings(now))
+    }
+
     /// Reads every file and opens no socket.
     pub fn from_args(args: Args) -> Result<Self, ConfigError> {
         Self::new(args, SystemTime::now())

@@ -116,6 +116,7 @@ impl Cluster {
             deny_list: None,
             crls: Vec::new(),
             crl_policy: Default::default(),
+            shared_roots: Default::default(),
         };
         Material::load(&files, role, SystemTime::now()).unwrap()
     }
