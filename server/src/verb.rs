@@ -12,6 +12,7 @@ use crate::args;
 use crate::attest::command as kubelets;
 use crate::audit::command as audit;
 use crate::compat::doctor;
+use crate::doors::command as dial;
 use crate::policy::command as policy;
 
 #[derive(Debug, Parser)]
@@ -24,6 +25,7 @@ struct Verbs {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Audit(audit::AuditArgs),
+    Dial(dial::DialArgs),
     Doctor(doctor::DoctorArgs),
     Kubelets(kubelets::KubeletsArgs),
     Policy(policy::PolicyArgs),
@@ -33,6 +35,7 @@ impl Verb {
     fn run(self) -> ExitCode {
         match self {
             Verb::Audit(args) => audit::run(&args),
+            Verb::Dial(args) => dial::run(&args),
             Verb::Doctor(args) => doctor::run(&args),
             Verb::Kubelets(args) => kubelets::run(&args),
             Verb::Policy(args) => policy::run(&args),

@@ -4,6 +4,7 @@
 //! behind it knows which door a dial came through.
 
 mod alone;
+pub mod command;
 pub mod connect;
 pub mod front_ends;
 pub mod grpc;
