@@ -289,10 +289,7 @@ impl Config {
         let profile = listeners.map_or(HEALTH_BIND, |listeners| listeners.health);
         let health = args.health_bind.unwrap_or(profile);
         check_policy(&args, health)?;
-        let proxy = match args.http_proxy.as_deref() {
-            Some("off") => None,
-            flag => HttpProxy::from_flag_or_env(flag, env)?,
-        };
+        let proxy = proxy(&args, env)?;
         let quic = quic::Options {
             congestion: args.quic_congestion,
             payload: args.quic_payload,
@@ -526,6 +523,18 @@ fn random_id() -> String {
     parts.map(|part| text[part].to_owned()).join("-")
 }
 
+/// For the tls carrier. Of the environment it may be without use: others read it, too.
+fn proxy(
+    args: &Args,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<Option<HttpProxy>, ConfigError> {
+    match args.http_proxy.as_deref() {
+        Some("off") => Ok(None),
+        Some(_) if args.carrier == CarrierMode::Quic => Err(ConfigError::ProxyForQuic),
+        flag => Ok(HttpProxy::from_flag_or_env(flag, env)?),
+    }
+}
+
 fn check_servers(servers: &[Target]) -> Result<(), ConfigError> {
     if servers.is_empty() {
         return Err(ConfigError::NoServer);
@@ -546,13 +555,6 @@ fn check_servers(servers: &[Target]) -> Result<(), ConfigError> {
 }
 
 fn check_policy(args: &Args, health: SocketAddr) -> Result<(), ConfigError> {
-    let proxy = args
-        .http_proxy
-        .as_deref()
-        .is_some_and(|proxy| proxy != "off");
-    if proxy && args.carrier == CarrierMode::Quic {
-        return Err(ConfigError::ProxyForQuic);
-    }
     for (flag, prefixes) in [
         ("service-cidr", &args.service_prefixes),
         ("pod-cidr", &args.pod_prefixes),
@@ -612,6 +614,7 @@ mod tests {
         ];
         let args = Args::try_parse_from(base.iter().chain(more)).unwrap();
         check_servers(&args.servers)?;
+        proxy(&args, &|_| None)?;
         check_policy(&args, args.health_bind.unwrap_or(HEALTH_BIND))
     }
 
