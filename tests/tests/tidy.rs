@@ -401,6 +401,7 @@ fn the_environment_is_read_at_the_door_only() {
             "/args.rs",
             "/config.rs",
             "server/src/config/mod.rs",
+            "agent/src/config/mod.rs",
             "/main.rs",
             "link/src/process/signal.rs",
         ]
