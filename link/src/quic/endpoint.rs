@@ -6,12 +6,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use prometheus_client::registry::Registry;
-use quinn::{AsyncUdpSocket, ConnectionError, Endpoint, Runtime, TokioRuntime};
+use quinn::{AsyncUdpSocket, ConnectionError, Endpoint, Runtime};
 use towline_pki::telling::Telling;
 use towline_pki::{PeerError, PeerVerifier};
 use towline_proto::limits;
 use towline_proto::reason::Reason;
 
+use super::gather::Gathering;
 use super::keys::EndpointKeys;
 use super::link::{QuicLink, Unverified};
 use super::socket::{self, BindError, BoundSocket, DropCounter, UdpBuffers};
@@ -43,7 +44,7 @@ pub(super) fn wrap(
         buffers: bound.buffers,
         drops: bound.drops,
     };
-    let socket = TokioRuntime
+    let socket = Gathering
         .wrap_udp_socket(bound.socket)
         .map_err(|source| BindError::Socket { address, source })?;
     Ok((socket, facts))
@@ -58,7 +59,7 @@ pub(super) fn start(
 ) -> Result<Endpoint, BindError> {
     let address = socket.local_addr().unwrap_or_else(|_| ANY.into());
     let config = transport::endpoint(options, keys);
-    Endpoint::new_with_abstract_socket(config, server, socket, Arc::new(TokioRuntime))
+    Endpoint::new_with_abstract_socket(config, server, socket, Arc::new(Gathering))
         .map_err(|source| BindError::Socket { address, source })
 }
 

@@ -1,6 +1,7 @@
 //! The `quic` carrier: one QUIC connection is one link, one bidirectional stream is one dial.
 
 mod endpoint;
+mod gather;
 mod keys;
 mod link;
 mod listener;
