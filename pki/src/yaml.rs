@@ -2,14 +2,15 @@
 //!
 //! What makes YAML large or ambiguous is refused: anchors and aliases (a few lines of which
 //! expand to gigabytes), merge keys, duplicate keys, several documents, deep nesting, tags that
-//! nobody knows. Unknown keys are refused by the types that are read.
+//! nobody knows. Unknown keys are refused by the types that are read. What has another shape than its
+//! type is told with the path of keys, what is expected there and what was found.
+
+mod shape;
 
 use std::fmt;
 
 use serde::de::DeserializeOwned;
-use serde_saphyr::{
-    DefaultMessageFormatter, DuplicateKeyPolicy, Location, MergeKeyPolicy, MessageFormatter,
-};
+use serde_saphyr::{DuplicateKeyPolicy, Location, MergeKeyPolicy};
 use towline_proto::limits;
 
 /// What is wrong, and where.
@@ -82,7 +83,7 @@ pub fn read<T: DeserializeOwned>(text: &[u8]) -> Result<T, Fault> {
             cause: "the file is empty".to_owned(),
         });
     }
-    serde_saphyr::from_str_with_options(text, options(1)).map_err(|error| fault(&error))
+    serde_saphyr::from_str_with_options(text, options(1)).map_err(|error| fault(&error, text, 1))
 }
 
 /// Nothing but comments and blanks: what a redirection that failed leaves behind.
@@ -93,8 +94,9 @@ fn is_empty(text: &str) -> bool {
 
 /// Reads the documents of a file, as Kubernetes manifests come. Empty ones are left out.
 pub fn read_all<T: DeserializeOwned>(text: &[u8]) -> Result<Vec<T>, Fault> {
-    let options = options(limits::YAML_DOCUMENTS);
-    serde_saphyr::from_multiple_with_options(bounded(text)?, options).map_err(|error| fault(&error))
+    let (text, most) = (bounded(text)?, limits::YAML_DOCUMENTS);
+    serde_saphyr::from_multiple_with_options(text, options(most))
+        .map_err(|error| fault(&error, text, most))
 }
 
 fn bounded(text: &[u8]) -> Result<&str, Fault> {
@@ -132,8 +134,8 @@ fn options(documents: usize) -> serde_saphyr::Options {
     }
 }
 
-fn fault(error: &serde_saphyr::Error) -> Fault {
-    let cause = DefaultMessageFormatter.format_message(error.without_snippet());
+fn fault(error: &serde_saphyr::Error, text: &str, documents: usize) -> Fault {
+    let cause = shape::cause(error, text, options(documents));
     match error.location() {
         Some(place) => Fault::at(place, cause),
         None => Fault::of_all(cause),
@@ -189,6 +191,54 @@ mod tests {
             assert_eq!(line, at.0, "{text:?}: {:?}", read::<Small>(text.as_bytes()));
         }
         assert_eq!(read::<Small>(b"name: a\nlist: \xff").unwrap_err().line, 2);
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[allow(dead_code)]
+    struct Large {
+        version: u64,
+        rules: Vec<serde_saphyr::Spanned<Small>>,
+        #[serde(default)]
+        port: Option<serde_saphyr::Spanned<u16>>,
+        #[serde(default)]
+        on: bool,
+    }
+
+    /// Word by word: these are read by people who look at a file and at nothing else.
+    #[test]
+    fn another_shape_is_told_in_our_words() {
+        let mut told = String::new();
+        for text in [
+            "version: 1\nrules: {}\n",
+            "version: 1\nrules: pods\n",
+            "version: one\nrules: []\n",
+            "version: 1\nrules: []\nport: 70000\n",
+            "version: 1\nrules: []\nport: [80]\n",
+            "version: 1\nrules: []\non: yes\n",
+            "version: 1\nrules:\n  - pods\n",
+            "version: 1\nrules:\n  - name: a\n  - name: [b]\n",
+            "version: 1\nrules:\n  - name:\n",
+            "version: 1\nrules:\n  - name: a\n    list: b\n",
+            "version: 1\nrules:\n  - name: a\n    list: [{x: 1}]\n",
+            "version: 1\nrules:\n  - name: a\n    lits: [b]\n",
+            "version: 1\nrules:\n  - list: [b]\n",
+            "version: 1\nrules:\n  - name: a\n    name: b\n",
+            "version: 1\n",
+            "- version: 1\n",
+            "rules\n",
+            "version: &v 1\nrules: []\n",
+            "version: 1\nrules: []\n<<: {on: true}\n",
+            "version: 1\nrules: []\n---\nversion: 1\n",
+            "version: 1\nrules: [\n",
+            "version: 1\n rules: []\n",
+            "version: 1\nrules: !x []\n",
+        ] {
+            let fault = read::<Large>(text.as_bytes()).unwrap_err();
+            told += &format!("{fault}\n");
+        }
+        let golden = include_str!("yaml/shape.golden");
+        assert_eq!(told, golden, "{told}");
     }
 
     #[test]

@@ -18,10 +18,14 @@ fn a_cluster_file_that_cannot_be_is_one_error_with_its_place() {
     let tool = Tool::new();
     for (text, place, words) in [
         ("version: 1\nclustr: a\n", "2:1", "clustr"),
-        ("version: 1\ncluster: a\ncluster: b\n", "3:1", "duplicate"),
+        ("version: 1\ncluster: a\ncluster: b\n", "3:1", "given twice"),
         ("version: 2\ncluster: a\n", "1:10", "use 1"),
         ("version: 1\ncluster: A\n", "2:10", "lower-case"),
-        ("version: 1\ncluster: a\nnodes: n\n", "3:8", "sequence"),
+        (
+            "version: 1\ncluster: a\nnodes: n\n",
+            "3:8",
+            "nodes: expected a list, found the text \"n\"",
+        ),
         ("version: 1\ncluster: a\n", "2:10", "no machine"),
         (
             "version: 1\ncluster: a\nnodes:\n- {name: ../x, addresses: [10.0.0.1]}\n",

@@ -133,7 +133,7 @@ fn every_mistake_is_one_line_with_its_place() {
         (
             "version: 1\nrules: []\nversion: 1\n".into(),
             "3:1:",
-            "duplicate",
+            "twice",
         ),
         (
             "version: 1\nrules:\n  - action: allow\n".into(),
