@@ -415,6 +415,10 @@ pub const GRPC_HEADER_BYTES: u32 = 32 * 1024;
 pub const LEGACY_CALLS: u32 = 8;
 /// Bytes of one legacy agent that may wait for us in HTTP/2.
 pub const LEGACY_WINDOW: u32 = 2 * 1024 * 1024;
+/// What small frames of one legacy peer that wait for us may cost, as HTTP/2's library counts it:
+/// 256 bytes each, less their own. A whole window of the smallest packets: who is held back for
+/// one dial goes on with the others, and that must not end them all. Overflow: its connection ends.
+pub const LEGACY_FRAMES: usize = LEGACY_WINDOW as usize / 14 * 256;
 /// From an agent's call to our answer: its token is reviewed in this time. Overflow: refused.
 pub const LEGACY_ADMIT: Duration = Duration::from_secs(15);
 /// Bytes of one dial through a legacy agent that wait for a slow front end before the agent is

@@ -162,8 +162,7 @@ impl LegacyAgent {
     /// Says a packet.
     pub async fn send(&mut self, packet: Packet) {
         let (head, data) = frame::put(&packet);
-        self.send_raw(head).await;
-        self.send_raw(data).await;
+        self.send_raw([head, data].concat().into()).await;
     }
 
     /// Says any bytes.

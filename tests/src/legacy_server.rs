@@ -211,7 +211,10 @@ async fn connection(
     if alpn.as_deref() == Some(b"towline/1") {
         return None;
     }
-    let mut connection = h2::server::handshake(stream).await.ok()?;
+    // A test may leave any number of small packets unread.
+    let mut builder = h2::server::Builder::new();
+    builder.data_frame_budget(1 << 30);
+    let mut connection = builder.handshake(stream).await.ok()?;
     while let Some(Ok((request, mut respond))) = connection.accept().await {
         let (head, body) = request.into_parts();
         let script = {
@@ -259,8 +262,7 @@ impl AgentCall {
     /// Says something to the agent.
     pub async fn send(&mut self, packet: Packet) {
         let (head, data) = frame::put(&packet);
-        self.send_raw(head).await;
-        self.send_raw(data).await;
+        self.send_raw([head, data].concat().into()).await;
     }
 
     /// Says any bytes. Fails on a stream that is gone, which shows when it is read.

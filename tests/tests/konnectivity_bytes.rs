@@ -145,7 +145,7 @@ async fn what_was_said_before_a_half_close_arrives_where_the_agent_is_ours() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_real_agent_that_is_stopped_by_one_target_costs_no_other_agent() {
     run("stopped", async {
-        let server = ["--proxy-strategies=destHost", "--backend-dial-timeout=2s"];
+        let server = ["--proxy-strategies=destHost", "--backend-dial-timeout=5s"];
         let here = ["--agent-identifiers=ipv4=127.0.0.1"];
         let pairing = Pairing::with(Makers::OUR_SERVER, Mode::GrpcUnix, &server, &here).await;
         let beside = ["--agent-identifiers=host=localhost"];

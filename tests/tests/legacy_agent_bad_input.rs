@@ -30,15 +30,47 @@ async fn echoes(call: &mut AgentCall, stream: &mut TcpStream) {
     assert_eq!(call.read(1, 4).await, b"ping");
 }
 
-#[tokio::test]
-async fn bytes_that_are_no_packets_end_that_stream_only() {
-    let world = World::new();
-    let script = Script {
+/// One server behind the address at first, then the other, again and again.
+fn good_and_bad() -> Script {
+    Script {
         ids: ["good", "bad"].map(str::to_owned).to_vec(),
         count: "2".to_owned(),
         ..Script::default()
-    };
-    let mut server = world.server(script).await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_asks_much_and_reads_nothing_is_called_anew() {
+    let world = World::new();
+    let mut server = world.server(good_and_bad()).await;
+    let agent = world.agent(server.address(), &[]).await;
+    let target = Target::new().await;
+    let mut good = server.call().await;
+    assert_eq!(good.dial("tcp", &target.address()).await, Ok(1));
+    let mut beside = target.accept().await;
+    let mut bad = server.call().await;
+    // Each is answered with CLOSE_RSP, which waits.
+    let mut said = 0;
+    while server.called().is_none() {
+        for _ in 0..1000 {
+            bad.data(99, &b"x"[..]).await;
+        }
+        said += 1000;
+        echoes(&mut good, &mut beside).await;
+        assert!(said <= 8 * limits::LEGACY_CONTROL, "it may ask for ever");
+    }
+    let metrics = page(&agent, "/metrics").await;
+    assert!(
+        said > limits::LEGACY_CONTROL,
+        "{said} were too many\n{metrics}"
+    );
+    echoes(&mut good, &mut beside).await;
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_packets_end_that_stream_only() {
+    let world = World::new();
+    let mut server = world.server(good_and_bad()).await;
     let agent = world.agent(server.address(), &[]).await;
     let target = Target::new().await;
     let mut good = server.call().await;

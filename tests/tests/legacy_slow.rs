@@ -1,5 +1,5 @@
 //! A legacy agent that reads nothing: its own dials end in time, and neither the server nor the agent beside
-//! it notices.
+//! it notices. And one whose bytes wait for a slow front end, which costs its other dials nothing.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::task::AbortOnDropHandle;
@@ -92,7 +92,7 @@ impl Two {
 
 #[tokio::test]
 async fn an_agent_that_takes_no_request_in_time_loses_its_stream() {
-    let mut two = two(&["--backend-dial-timeout", "300ms"], "ipv4=10.9.0.2").await;
+    let mut two = two(&["--backend-dial-timeout", "1s"], "ipv4=10.9.0.2").await;
     two.nobody_notices().await;
     // The first may have been said before the flood.
     eventually("the end of the stream", || async {
@@ -109,7 +109,7 @@ async fn an_agent_that_takes_no_request_in_time_loses_its_stream() {
 
 #[tokio::test]
 async fn an_agent_that_is_stuck_is_not_asked_until_it_reads_on() {
-    let mut two = two(&["--dial-timeout", "1s"], "ipv4=10.9.0.1&ipv4=10.9.0.2").await;
+    let mut two = two(&["--dial-timeout", "2s"], "ipv4=10.9.0.1&ipv4=10.9.0.2").await;
     assert_eq!(two.stuck(), 0);
     // It is the older one of two that announce the address, so it is asked.
     eventually("an agent that is stuck", || async {
@@ -158,4 +158,44 @@ async fn an_agent_that_asks_much_and_reads_nothing_is_ended() {
     assert!(metric(&two.cluster, stray).await > limits::LEGACY_CONTROL as u64);
     two.nobody_notices().await;
     two.slow_is_ended().await;
+}
+
+/// While the agent is held back for a front end that is slow, small packets of its other dials pile up.
+#[tokio::test]
+async fn small_packets_that_wait_behind_a_slow_front_end_end_nothing() {
+    const BULK: usize = 16 << 20;
+    const SMALL: usize = 40_000;
+    let cluster = alone_with(&[]).await;
+    let mut agent = cluster.legacy("a", "").await;
+    let mut pipes = Vec::new();
+    for (id, target) in [(1, SLOW), (2, GOOD)] {
+        let front = cluster.apiserver();
+        let asking = tokio::spawn(async move { front.pipe(target).await });
+        agent.accept(id).await;
+        pipes.push(asking.await.unwrap());
+    }
+    let (mut small, mut bulk) = (pipes.remove(1), pipes.remove(0));
+    let slowly = tokio::spawn(async move {
+        let (mut read, mut block) = (0, vec![0; 256 * 1024]);
+        while read < BULK {
+            read += bulk.read(&mut block).await.expect("more bytes");
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    });
+    let at_once = tokio::spawn(async move {
+        let mut all = vec![0; SMALL];
+        small.read_exact(&mut all).await.map(|_| all)
+    });
+    let chunk = vec![7; 64 * 1024];
+    for _ in 0..BULK / chunk.len() {
+        agent.send(data(1, chunk.clone())).await;
+    }
+    for _ in 0..SMALL {
+        agent.send(data(2, "x")).await;
+    }
+    let all = expect("the small packets", at_once).await.unwrap();
+    assert!(all.is_ok_and(|all| all.iter().all(|&byte| byte == b'x')));
+    expect("the bulk", slowly).await.unwrap();
+    let held = metric(&cluster, "towline_server_legacy_held_back_total ").await;
+    assert!(held > 0, "the agent was never held back");
 }

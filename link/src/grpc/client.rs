@@ -79,6 +79,7 @@ where
     let (mut sender, connection): (SendRequest<Bytes>, _) = Builder::new()
         .initial_window_size(limits::LEGACY_WINDOW)
         .initial_connection_window_size(limits::LEGACY_WINDOW)
+        .data_frame_budget(limits::LEGACY_FRAMES)
         .max_header_list_size(limits::GRPC_HEADER_BYTES)
         .enable_push(false)
         .handshake(io)

@@ -67,6 +67,7 @@ impl LegacyDoor {
         builder
             .initial_window_size(limits::LEGACY_WINDOW)
             .initial_connection_window_size(limits::LEGACY_WINDOW)
+            .data_frame_budget(limits::LEGACY_FRAMES)
             .max_concurrent_streams(limits::LEGACY_CALLS)
             .max_header_list_size(limits::GRPC_HEADER_BYTES)
             .max_send_buffer_size(limits::MUX_SEND_QUEUE);
