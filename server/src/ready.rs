@@ -1,9 +1,10 @@
 //! When the server is ready: it can take dials now.
 //!
-//! The condition `links` looks at the worst link. It is unmet while no agent is linked, while the
-//! data path of no link has been proved yet, and while some link that should work fails its
-//! probe (for the few seconds until that link is closed or recovers). The condition `new-dials` is
-//! unmet from the first signal on, so that load balancers turn away while live dials finish.
+//! The condition `links` is unmet while no agent is linked and while the data path of no link passes
+//! its probe. It names the worst link: one that fails while others pass is a note, because one
+//! broken or hostile node must not take the control plane of all others out of its load balancer.
+//! The condition `new-dials` is unmet from the first signal on, so that load balancers turn away
+//! while live dials finish.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,10 +42,13 @@ pub async fn keep(
         match judged {
             Err(_) if legacy && agents.links().is_empty() => links.met(),
             Err(why) => links.unmet(why),
-            Ok(()) => match reports(&agents) {
-                Some(note) => links.note(note),
-                None => links.met(),
-            },
+            Ok(failing) => {
+                let notes: Vec<String> = failing.into_iter().chain(reports(&agents)).collect();
+                match notes.is_empty() {
+                    true => links.met(),
+                    false => links.note(notes.join("; ")),
+                }
+            }
         }
         tokio::select! {
             _ = drain.signalled() => break,
@@ -84,7 +88,7 @@ fn reports(agents: &Agents) -> Option<String> {
     ))
 }
 
-fn judge(all: &[Arc<AgentLink>]) -> Result<(), String> {
+fn judge(all: &[Arc<AgentLink>]) -> Result<Option<String>, String> {
     let ready = |entry: &&Arc<AgentLink>| matches!(entry.link.state(), LinkState::Ready);
     let links: Vec<(&str, Probe)> = all
         .iter()
@@ -94,26 +98,23 @@ fn judge(all: &[Arc<AgentLink>]) -> Result<(), String> {
     judge_probes(&links)
 }
 
-fn judge_probes(links: &[(&str, Probe)]) -> Result<(), String> {
+/// Whether a dial can be taken at all; where it can, which link is the worst if one is bad.
+fn judge_probes(links: &[(&str, Probe)]) -> Result<Option<String>, String> {
     if links.is_empty() {
         return Err("no agent is linked".to_owned());
     }
-    let failed: Vec<&str> = links
-        .iter()
-        .filter(|(_, probe)| *probe == Probe::Failed)
-        .map(|(name, _)| *name)
-        .collect();
-    if let Some(first) = failed.first() {
-        return Err(format!(
+    let failed = || links.iter().filter(|(_, probe)| *probe == Probe::Failed);
+    let failing = failed().map(|(name, _)| *name).min().map(|first| {
+        format!(
             "the data path of {} of {} links fails its probe (agent {first})",
-            failed.len(),
+            failed().count(),
             links.len()
-        ));
-    }
+        )
+    });
     if links.iter().any(|(_, probe)| *probe == Probe::Passed) {
-        Ok(())
+        Ok(failing)
     } else {
-        Err("no link has passed its data-path probe yet".to_owned())
+        Err(failing.unwrap_or_else(|| "no link has passed its data-path probe yet".to_owned()))
     }
 }
 
@@ -122,15 +123,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_worst_link_decides() {
+    fn one_link_that_passes_is_ready_and_the_worst_is_named() {
         use Probe::{Failed, None, Passed};
         assert!(judge_probes(&[]).unwrap_err().contains("no agent"));
         assert!(judge_probes(&[("a", None)]).unwrap_err().contains("yet"));
-        assert!(judge_probes(&[("a", None), ("b", Passed)]).is_ok());
-        let error = judge_probes(&[("a", Passed), ("b", Failed)]).unwrap_err();
-        assert!(
-            error.contains("1 of 2 links") && error.contains("agent b"),
-            "{error}"
+        assert_eq!(
+            judge_probes(&[("a", None), ("b", Passed)]),
+            Ok(Option::None)
         );
+        // An agent that heartbeats and answers no probe is its own node's trouble.
+        let note = judge_probes(&[("c", Failed), ("a", Passed), ("b", Failed)]);
+        let note = note.unwrap().unwrap();
+        assert!(
+            note.contains("2 of 3 links") && note.contains("agent b"),
+            "{note}"
+        );
+        for others in [None, Failed] {
+            let error = judge_probes(&[("a", Failed), ("b", others)]).unwrap_err();
+            assert!(error.contains("agent a"), "{error}");
+        }
     }
 }

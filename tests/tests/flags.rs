@@ -147,6 +147,21 @@ fn manifests_and_units_use_only_flags_that_exist() {
     }
 }
 
+/// Nodes come only to a control plane whose pods are ready, and `/readyz` needs a node.
+#[test]
+fn no_pod_of_the_control_plane_waits_for_a_node_to_become_ready() {
+    for file in ["sidecar", "static-pod"] {
+        let text = fs::read_to_string(root().join(format!("server/deploy/{file}.yaml"))).unwrap();
+        let (_, probe) = text.split_once("readinessProbe:").expect("a probe");
+        let get = probe.lines().find(|line| line.contains("httpGet:"));
+        assert!(
+            get.is_some_and(|line| line.contains("path: /healthz")),
+            "{file}: {get:?}"
+        );
+        assert!(!text.contains("path: /readyz"), "{file}");
+    }
+}
+
 #[test]
 fn environment_files_of_the_units_name_only_variables_that_exist() {
     for command in commands() {
