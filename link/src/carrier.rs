@@ -153,6 +153,11 @@ pub trait Carrier: Send + Sync + 'static {
     /// Resolves when the connection has ended, with the reason that the ending side gave.
     async fn closed(&self) -> Reason;
 
+    /// Resolves when nothing of a closed connection is left to wait for: the close was said, or
+    /// [`limits::CLOSE_LINGER`](towline_proto::limits::CLOSE_LINGER) is over. On QUIC at once: there
+    /// the endpoint says it, and is waited for instead. Cancel-safe.
+    async fn gone(&self);
+
     /// Numbers for metrics and status.
     fn stats(&self) -> CarrierStats;
 }

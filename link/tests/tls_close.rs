@@ -1,4 +1,4 @@
-//! Closing a tls link whose peer reads nothing.
+//! Closing a tls link: of a peer that reads nothing, and at the end of the process.
 
 mod pair;
 
@@ -87,4 +87,39 @@ async fn a_peer_that_reads_nothing_does_not_keep_a_closed_connection() {
     let ended = timeout(Duration::from_secs(60), gone).await;
     assert!(ended.expect("the connection is let go").is_err());
     assert!(begun.elapsed() < CLOSE_LINGER + Duration::from_secs(1));
+}
+
+/// One end of a connection, with a runtime of its own that ends behind it as a process does.
+fn in_a_process<T>(what: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = { runtime }.enable_all().build().unwrap();
+    runtime.block_on(what)
+}
+
+#[test]
+fn who_waits_for_a_closed_link_has_said_why() {
+    let cluster = Cluster::new("prod");
+    let agent = cluster.agent_side(&cluster.agent("node-1"));
+    let server = cluster.server_side(&cluster.server("server-1"));
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let agent = std::thread::spawn(move || {
+        in_a_process(async move {
+            let target = "server.example:8091".parse().unwrap();
+            let options = TlsOptions::agent();
+            let met = tls::connect_on(near, LOOPBACK, &target, agent.0, agent.1, &options).await;
+            match met {
+                Ok(link) => link.closed().await,
+                Err(error) => error.reason(),
+            }
+        })
+    });
+    in_a_process(async move {
+        let options = TlsOptions::server();
+        let link = tls::accept_on(far, LOOPBACK, server.0, server.1, &options);
+        let link = link.await.unwrap();
+        link.close(Reason::Shutdown);
+        let gone = timeout(Duration::from_secs(20), link.gone());
+        gone.await.expect("it ends within its time");
+    });
+    assert_eq!(agent.join().unwrap(), Reason::Shutdown);
 }

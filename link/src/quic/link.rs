@@ -152,6 +152,8 @@ impl Carrier for QuicLink {
         self.shared.reason(&error)
     }
 
+    async fn gone(&self) {}
+
     fn stats(&self) -> CarrierStats {
         let stats = self.shared.connection.stats();
         CarrierStats {

@@ -2,8 +2,9 @@
 //!
 //! It runs when the socket can do something or a stream has something to send, moves up to
 //! [`TLS_TURN`] bytes each way, and lets others run. It ends when the connection is over: after
-//! a close of ours it waits up to [`CLOSE_LINGER`] for the peer to have read it. Nobody joins
-//! it; dropping the link closes the connection, and the task ends within that time.
+//! a close of ours it waits up to [`CLOSE_LINGER`] for the peer to have read it. It lives as long as
+//! its link and that time more: dropping the link closes the connection, and who closes one as
+//! the process ends waits for this task ([`Carrier::gone`](crate::carrier::Carrier::gone)).
 
 use std::future::Future;
 use std::io;

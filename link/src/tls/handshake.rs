@@ -11,6 +11,7 @@ use rustls::{AlertDescription, Error as TlsFailure};
 use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake, TlsAcceptor, TlsConnector, TlsStream};
 use towline_pki::tls::server_name;
@@ -363,8 +364,14 @@ where
         ..Config::new(side, options.streams)
     });
     let shared = Shared::new(mux, counters);
-    tokio::spawn(Driver::new(tls, shared.clone()));
+    let driver = Driver::new(tls, shared.clone());
+    let (running, task) = watch::channel(());
+    tokio::spawn(async move {
+        driver.await;
+        drop(running);
+    });
     Ok(TlsLink {
+        task,
         shared,
         peer,
         remote,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 use towline_pki::VerifiedPeer;
 use towline_proto::mux::Side;
 use towline_proto::reason::Reason;
@@ -19,6 +20,8 @@ pub(super) struct TlsLink {
     pub(super) peer: VerifiedPeer,
     pub(super) remote: SocketAddr,
     pub(super) side: Side,
+    /// Ends with the task that owns the connection.
+    pub(super) task: watch::Receiver<()>,
 }
 
 #[async_trait]
@@ -59,6 +62,11 @@ impl Carrier for TlsLink {
 
     async fn closed(&self) -> Reason {
         self.shared.closed().await
+    }
+
+    async fn gone(&self) {
+        // Nothing is ever sent: it fails when the task is over.
+        let _ = self.task.clone().changed().await;
     }
 
     fn stats(&self) -> CarrierStats {

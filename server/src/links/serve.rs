@@ -90,6 +90,10 @@ pub async fn serve(carrier: Arc<dyn Carrier>, greeter: Arc<Greeter>, drain: Drai
         "link ended"
     );
     retire.with(reason);
+    // A process that ends waits for this task, and the agent is told why first.
+    let carrier = Arc::clone(entry.link.carrier());
+    drop(entry);
+    carrier.gone().await;
 }
 
 /// Takes the link out of the table however its task ends.
