@@ -7,6 +7,7 @@ use towline_link::process::daemon::Daemon;
 use towline_link::process::drain::{Drain, DrainView};
 use towline_link::process::ready::Condition;
 use towline_link::process::reload::ReloadHandle;
+use towline_proto::limits;
 
 use crate::konnectivity::servers::LegacyServers;
 use crate::links::Links;
@@ -47,8 +48,7 @@ impl Daemon for AgentDaemon {
     }
 }
 
-/// Ready while there is a line to one server at least; one that is missing shows in status and
-/// metrics.
+/// Ready while there is a line to one server at least that works; a worse one is the note.
 pub(crate) async fn follow_links(
     links: Links,
     legacy: Option<LegacyServers>,
@@ -58,7 +58,11 @@ pub(crate) async fn follow_links(
     let mut streams = legacy.as_ref().map(LegacyServers::watch);
     loop {
         changes.borrow_and_update();
-        condition.set(line(&links, legacy.as_ref()));
+        match line(&links, legacy.as_ref()) {
+            Ok(None) => condition.met(),
+            Ok(Some(note)) => condition.note(note),
+            Err(why) => condition.unmet(why),
+        }
         let stream = async {
             match &mut streams {
                 Some(streams) => streams.changed().await,
@@ -68,6 +72,8 @@ pub(crate) async fn follow_links(
         let changed = tokio::select! {
             changed = changes.changed() => changed,
             changed = stream => changed,
+            // What does not happen has no event.
+            () = tokio::time::sleep(limits::READY_LOOK) => Ok(()),
         };
         if changed.is_err() {
             return;
@@ -75,12 +81,13 @@ pub(crate) async fn follow_links(
     }
 }
 
-fn line(links: &Links, legacy: Option<&LegacyServers>) -> Result<(), String> {
+fn line(links: &Links, legacy: Option<&LegacyServers>) -> Result<Option<String>, String> {
+    let readiness = links.readiness();
     let Some(legacy) = legacy else {
-        return links.readiness();
+        return readiness;
     };
-    if links.ready() > 0 || !legacy.is_empty() {
-        return Ok(());
+    if readiness.is_ok() || !legacy.is_empty() {
+        return Ok(readiness.ok().flatten());
     }
     let cause = legacy.error().or_else(|| links.worst());
     let cause = cause.unwrap_or_else(|| "no attempt has ended yet".to_owned());

@@ -20,6 +20,7 @@ pub mod konnectivity;
 pub mod links;
 pub mod metrics;
 pub mod policy;
+pub mod probed;
 mod probes;
 pub mod reach;
 pub mod reconnect;

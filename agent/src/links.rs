@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tokio::sync::watch;
@@ -13,6 +13,8 @@ use towline_proto::id::Name;
 use towline_proto::limits;
 use towline_proto::reason::Reason;
 use towline_proto::target::Target;
+
+use crate::probed::Probed;
 
 /// The links of one agent.
 #[derive(Clone, Debug)]
@@ -32,6 +34,8 @@ struct Server {
 #[derive(Debug)]
 struct Known {
     current: Option<Link>,
+    /// How the current link's data path does.
+    probed: Option<Arc<Probed>>,
     /// Links that take no new dials, oldest first.
     retired: Vec<Link>,
     /// Since when there is no current link, and why.
@@ -48,6 +52,7 @@ impl Links {
             unused: AtomicBool::new(false),
             known: Mutex::new(Known {
                 current: None,
+                probed: None,
                 retired: Vec::new(),
                 down_since: Instant::now(),
                 error: None,
@@ -117,31 +122,28 @@ impl Links {
         out
     }
 
-    /// Ready while one server is linked; the text names the worst.
-    pub fn readiness(&self) -> Result<(), String> {
-        if self.ready() > 0 {
-            Ok(())
+    /// Ready while the link to one server works; a worse one is named in the note.
+    pub fn readiness(&self) -> Result<Option<String>, String> {
+        if self.servers.iter().any(|server| server.fault().is_none()) {
+            // A server that restarts is no news.
+            Ok(self.worst_since(limits::SERVER_MISSED))
         } else {
             Err(self.worst().unwrap_or_default())
         }
     }
 
-    /// The server that is worst off, in words; `None` when all are linked.
+    /// The server that is worst off, in words; `None` when all are linked and probe us.
     pub fn worst(&self) -> Option<String> {
+        self.worst_since(Duration::ZERO)
+    }
+
+    fn worst_since(&self, least: Duration) -> Option<String> {
         let used = |server: &&Server| !server.unused.load(Ordering::Relaxed);
-        let down = self.servers.iter().filter(used);
-        let down = down.filter(|server| !server.is_ready());
-        let worst = down.min_by_key(|server| server.lock().down_since)?;
-        let known = worst.lock();
-        let seconds = known.down_since.elapsed().as_secs();
-        let cause = match &known.error {
-            Some((reason, text)) => format!("{reason}: {text}"),
-            None => "no attempt has ended yet".to_owned(),
-        };
-        Some(format!(
-            "no link to server {} for {seconds}s, last error {cause}",
-            worst.server
-        ))
+        let used = self.servers.iter().filter(used);
+        let faults = used.filter_map(|server| Some((&server.server, server.fault()?)));
+        let faults = faults.filter(|(_, fault)| fault.lasts() >= least);
+        let (server, fault) = faults.max_by_key(|(_, fault)| fault.clone())?;
+        Some(fault.words(server))
     }
 
     /// Two `--server` flags that lead to the same server, seen by its identity.
@@ -207,8 +209,24 @@ impl Server {
             .is_some_and(|link| link.state() == LinkState::Ready)
     }
 
+    fn fault(&self) -> Option<Fault> {
+        let known = self.lock();
+        let ready = known.current.as_ref();
+        let ready = ready.filter(|link| link.state() == LinkState::Ready);
+        let Some(link) = ready else {
+            let cause = match &known.error {
+                Some((reason, text)) => format!("{reason}: {text}"),
+                None => "no attempt has ended yet".to_owned(),
+            };
+            return Some(Fault::Down(known.down_since.elapsed(), cause));
+        };
+        let probed = known.probed.as_ref()?;
+        Fault::of_probes(probed.unanswered_for(link.dials()))
+    }
+
     fn status(&self) -> ServerStatus {
         let known = self.lock();
+        let probed = known.probed.as_ref();
         let link = |(link, current): (&Link, bool)| {
             let carrier = link.carrier();
             let stats = carrier.stats();
@@ -221,6 +239,10 @@ impl Server {
                 address: carrier.remote_address().to_string(),
                 dials: link.dials(),
                 age_seconds: link.since().elapsed().as_secs(),
+                unprobed_seconds: probed
+                    .filter(|_| current)
+                    .and_then(|probed| probed.unanswered_for(link.dials()))
+                    .map(|time| time.as_secs()),
                 round_trip_ms: link.rtt().or(stats.rtt).map(|rtt| rtt.as_secs_f64() * 1e3),
                 sent_bytes: stats.sent_bytes,
                 received_bytes: stats.received_bytes,
@@ -240,6 +262,40 @@ impl Server {
             reason: known.error.as_ref().map(|(reason, _)| reason.to_string()),
             error: known.error.as_ref().map(|(_, text)| text.clone()),
             links: current.chain(retired).map(link).collect(),
+        }
+    }
+}
+
+/// What is wrong with one server. The later variant is worse, then the longer one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Fault {
+    /// The link is there, and no probe of the server came through of late.
+    Unprobed(Duration),
+    /// There is no link that takes dials, and why.
+    Down(Duration, String),
+}
+
+impl Fault {
+    fn of_probes(unanswered: Option<Duration>) -> Option<Self> {
+        let missed = unanswered.filter(|time| *time > limits::PROBES_MISSED);
+        missed.map(Fault::Unprobed)
+    }
+
+    fn lasts(&self) -> Duration {
+        match self {
+            Fault::Unprobed(time) | Fault::Down(time, _) => *time,
+        }
+    }
+
+    fn words(&self, server: &Target) -> String {
+        let seconds = self.lasts().as_secs();
+        match self {
+            Fault::Unprobed(_) => format!(
+                "no data-path probe of server {server} has come through for {seconds}s, though its link is up"
+            ),
+            Fault::Down(_, cause) => {
+                format!("no link to server {server} for {seconds}s, last error {cause}")
+            }
         }
     }
 }
@@ -267,10 +323,11 @@ impl Slot {
     }
 
     /// This link takes dials from now on; the one before it, if any, is retired.
-    pub fn set_current(&self, link: Link, software: String) {
+    pub fn set_current(&self, link: Link, probed: Arc<Probed>, software: String) {
         self.retire();
         let mut known = self.entry().lock();
         known.current = Some(link);
+        known.probed = Some(probed);
         known.error = None;
         known.software = software;
         drop(known);
@@ -373,6 +430,9 @@ pub struct LinkStatus {
     pub dials: u32,
     /// Since the greeting.
     pub age_seconds: u64,
+    /// Since a probe of the server came through and was answered, or since the greeting; of the
+    /// current link.
+    pub unprobed_seconds: Option<u64>,
     /// Last measured.
     pub round_trip_ms: Option<f64>,
     /// To the network.
@@ -383,4 +443,28 @@ pub struct LinkStatus {
     pub lost_packets: u64,
     /// quic only.
     pub mtu: Option<u16>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_a_server_is_said_and_the_worst_first() {
+        let server: Target = "10.0.0.1:8091".parse().unwrap();
+        let second = Duration::from_secs(1);
+        assert_eq!(Fault::of_probes(None), None);
+        assert_eq!(Fault::of_probes(Some(limits::PROBES_MISSED)), None);
+        let late = Fault::of_probes(Some(limits::PROBES_MISSED + second)).unwrap();
+        assert_eq!(
+            late.words(&server),
+            "no data-path probe of server 10.0.0.1:8091 has come through for 31s, though its link is up"
+        );
+        let down = Fault::Down(7 * second, "unreachable: x".to_owned());
+        assert!(down > late && Fault::Down(8 * second, String::new()) > down);
+        assert_eq!(
+            down.words(&server),
+            "no link to server 10.0.0.1:8091 for 7s, last error unreachable: x"
+        );
+    }
 }

@@ -28,12 +28,14 @@ use towline_pki::{Certificate, PeerError, Serial};
 use towline_proto::limits;
 use towline_proto::reason::Reason;
 use towline_proto::target::Target;
+use towline_proto::version::Capabilities;
 use tracing::{debug, info, warn};
 
 use crate::attempt::{AttemptError, Greeted, Keeping, Purpose, jitter};
 use crate::attempts::Attempts;
 use crate::farewell::farewell;
 use crate::links::Slot;
+use crate::probed::Probed;
 use crate::probes::Probes;
 use crate::trust::Snapshot;
 
@@ -256,7 +258,10 @@ impl Keeper {
             since: now,
             heard: now,
         });
-        self.slot.set_current(link.clone(), welcome.software);
+        let probes = welcome.capabilities.has(Capabilities::PROBE);
+        let probed = Arc::new(Probed::new(probes, self.keeping.serve.max_dials()));
+        self.slot
+            .set_current(link.clone(), Arc::clone(&probed), welcome.software);
         if let Some(old) = old {
             let least = self.keeping.drain_timeout;
             let renewed = purpose == Purpose::Succeed;
@@ -266,9 +271,12 @@ impl Keeper {
             };
             old.link.drain(Reason::Moved, deadline);
         }
-        let serve = Arc::clone(&self.keeping.serve).run(link, self.drain.guard());
+        let carrier = Arc::clone(link.carrier());
+        let serve = Arc::clone(&self.keeping.serve).run(link, probed, self.drain.guard());
         self.links.spawn(async move {
             let (reason, ()) = tokio::join!(run, serve);
+            // Who stops waits for this task, and the server is told why first.
+            carrier.gone().await;
             reason
         });
         self.plan_probe();

@@ -26,6 +26,7 @@ use crate::connect::{Network, connect_first, lookup_reason};
 use crate::judged::{Judged, JudgedDials, JudgedGuard};
 use crate::metrics::Metrics;
 use crate::policy::{Asked, Denial, Facts, Lookup, Permit, Policy, Rules};
+use crate::probed::Probed;
 use crate::reach::Reach;
 
 /// Streams that a link may have beyond its dials: probes, and dials that are being refused.
@@ -143,7 +144,7 @@ impl Serve {
     }
 
     /// Serves the dials of a link until it is closed and the last of them has ended.
-    pub async fn run(self: Arc<Self>, link: Link, work: WorkGuard) {
+    pub async fn run(self: Arc<Self>, link: Link, probed: Arc<Probed>, work: WorkGuard) {
         let carrier = Arc::clone(link.carrier());
         carrier.set_stream_limit(self.max_dials.saturating_add(SPARE_STREAMS));
         let mut dials = JoinSet::new();
@@ -152,7 +153,8 @@ impl Serve {
                 accepted = carrier.accept() => {
                     let Ok(stream) = accepted else { break };
                     let Some(guard) = link.begin_dial(u32::MAX) else { continue };
-                    dials.spawn(Arc::clone(&self).stream(stream, guard, work.clone()));
+                    let held = (guard, work.clone());
+                    dials.spawn(Arc::clone(&self).stream(stream, Arc::clone(&probed), held));
                 }
                 Some(ended) = dials.join_next() => report(ended),
             }
@@ -163,7 +165,12 @@ impl Serve {
         }
     }
 
-    async fn stream(self: Arc<Self>, stream: Stream, guard: DialGuard, work: WorkGuard) {
+    async fn stream(
+        self: Arc<Self>,
+        stream: Stream,
+        probed: Arc<Probed>,
+        held: (DialGuard, WorkGuard),
+    ) {
         let (request, pending) = match dial::accept(stream).await {
             Ok(request) => request,
             Err(error) => {
@@ -174,12 +181,17 @@ impl Serve {
         };
         match request {
             DialRequest::Probe => {
-                pending.accepted_and_done().await;
+                if pending.accepted_and_done().await {
+                    probed.answered();
+                }
                 self.metrics.probe_answered();
             }
-            DialRequest::Dial(dial) => self.dial(&dial, pending).await,
+            DialRequest::Dial(dial) => {
+                drop(probed);
+                self.dial(&dial, pending).await;
+            }
         }
-        drop((guard, work));
+        drop(held);
     }
 
     async fn dial(&self, dial: &Dial, pending: PendingDial) {

@@ -172,17 +172,14 @@ impl PendingDial {
         })
     }
 
-    /// Says yes and ends both directions: the answer to a probe.
-    pub async fn accepted_and_done(mut self) {
-        if self
-            .stream
-            .send
-            .send(Bytes::from_static(&[ACCEPTED]))
-            .await
-            .is_ok()
-        {
+    /// Says yes and ends both directions: the answer to a probe. False when it could not be sent.
+    pub async fn accepted_and_done(mut self) -> bool {
+        let yes = Bytes::from_static(&[ACCEPTED]);
+        let sent = self.stream.send.send(yes).await.is_ok();
+        if sent {
             self.stream.send.finish();
         }
+        sent
     }
 
     /// Says no.

@@ -6,6 +6,7 @@ mod enrol;
 mod kube;
 mod paper;
 mod peers;
+mod readiness;
 mod relations;
 mod signing;
 
@@ -16,6 +17,7 @@ pub use enrol::*;
 pub use kube::*;
 pub use paper::*;
 pub use peers::*;
+pub use readiness::*;
 pub use signing::*;
 
 // ---- session -------------------------------------------------------------------------------

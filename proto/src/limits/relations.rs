@@ -58,6 +58,9 @@ const _: () = {
     assert!(QUIC_PAYLOAD <= QUIC_PAYLOAD_JUMBO);
     assert!(QUIC_PAYLOAD_JUMBO as u32 * QUIC_SEGMENTS <= 65_507);
     assert!(PROBE_TIMEOUT.as_millis() < PROBE_EVERY.as_millis());
+    assert!(
+        PROBES_MISSED.as_millis() > 2 * PROBE_EVERY.as_millis() * 6 / 5 + PROBE_TIMEOUT.as_millis()
+    );
     assert!(LINK_DOUBTED.as_millis() > HEARTBEAT.as_millis());
     assert!(QUIC_SEND_WINDOW >= STREAM_WINDOW as u64);
     assert!(LOCAL_LOOK.as_secs() < LOCAL_GONE.as_secs());

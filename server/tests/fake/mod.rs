@@ -226,7 +226,9 @@ impl FakeAgent {
                 let sender = sender.clone();
                 serving.spawn(async move {
                     match dial::accept(stream).await {
-                        Ok((DialRequest::Probe, pending)) => pending.accepted_and_done().await,
+                        Ok((DialRequest::Probe, pending)) => {
+                            pending.accepted_and_done().await;
+                        }
                         Ok((DialRequest::Dial(dial), pending)) => {
                             let _ = sender.send((dial, pending)).await;
                         }
