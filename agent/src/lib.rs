@@ -12,6 +12,7 @@ mod attempts;
 pub mod config;
 pub mod connect;
 mod daemon;
+pub mod endpoints;
 pub mod enrol;
 mod farewell;
 mod health;

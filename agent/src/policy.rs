@@ -102,6 +102,10 @@ pub trait Facts {
     fn is_local(&self, ip: IpAddr) -> bool;
     /// Whether a server of this tunnel listens there.
     fn is_server(&self, address: SocketAddr) -> bool;
+    /// Whether a server says that one listens there; only its word.
+    fn is_told(&self, address: SocketAddr) -> bool;
+    /// Whether this is a server's name and port.
+    fn is_server_name(&self, name: &str, port: u16) -> bool;
 }
 
 /// Why a dial is not allowed, for the log; only the reason and the address travel.
@@ -261,8 +265,15 @@ impl Policy {
         let ends = || std::iter::once(ip).chain(address::carried(ip));
         // Asks the kernel, so only when it decides something.
         let local = LazyCell::new(|| ends().any(|ip| facts.is_local(ip)));
+        if name.is_some_and(|name| facts.is_server_name(name, port)) {
+            return Err(Denial::Tunnel(address));
+        }
+        // No server's word takes this node's own kubelet away from the others.
+        let any = port == self.0.kubelet_port && self.0.kubelet_addresses.is_empty();
+        let own = || kubelet || (any && *local);
         for end in ends().map(|ip| SocketAddr::new(ip, port)) {
-            if facts.is_server(end) || self.is_health(end, || *local) {
+            let told = facts.is_told(end) && !own();
+            if told || facts.is_server(end) || self.is_health(end, || *local) {
                 return Err(Denial::Tunnel(end));
             }
         }

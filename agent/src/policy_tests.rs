@@ -11,6 +11,8 @@ const OTHER_OF_NODE: &str = "192.168.9.7";
 const BRIDGE: &str = "10.244.7.1";
 const IPVS: &str = "10.96.0.10";
 const SERVER: &str = "10.0.0.1:8091";
+/// What a server says, one of them in order to keep everybody from this node's kubelet.
+const TOLD: [&str; 3] = ["10.0.0.2:8091", "10.0.0.7:10250", "10.244.7.1:10250"];
 
 struct Node;
 
@@ -24,6 +26,14 @@ impl Facts for Node {
 
     fn is_server(&self, address: SocketAddr) -> bool {
         SERVER.parse() == Ok(address)
+    }
+
+    fn is_told(&self, address: SocketAddr) -> bool {
+        TOLD.iter().any(|told| told.parse() == Ok(address))
+    }
+
+    fn is_server_name(&self, name: &str, port: u16) -> bool {
+        (name, port) == ("cp.example", 8091)
     }
 }
 
@@ -98,6 +108,8 @@ fn what_a_node_with_prefixes_reaches() {
         ("8.8.8.8:53", Service, "mismatch"),
         ("10.0.0.1:8091", Other, "tunnel"),
         ("10.0.0.1:8091", Service, "tunnel"),
+        ("10.0.0.2:8091", Other, "tunnel"),
+        ("10.0.0.2:8091", Service, "tunnel"),
         ("10.0.0.7:8093", Node, "tunnel"),
         ("[64:ff9b::a00:1]:8091", Other, "tunnel"),
         ("[2002:a00:1::1]:8091", Service, "tunnel"),
@@ -161,7 +173,8 @@ fn loopback_is_reached_only_as_the_kubelet_that_was_named_there() {
         judge(&rules, "127.0.0.2:10250", Class::Kubelet),
         "forbidden"
     );
-    assert_eq!(judge(&rules, "10.0.0.7:10250", Class::Kubelet), "mismatch");
+    // Then this one is a server's word only.
+    assert_eq!(judge(&rules, "10.0.0.7:10250", Class::Kubelet), "tunnel");
 }
 
 #[test]
@@ -363,4 +376,36 @@ proptest! {
         let open = Rules { rules: classes(&Class::ALL), service_prefixes: Vec::new(), pod_prefixes: Vec::new(), ..rules() };
         prop_assert!(Policy::new(open).check(&[ip.into()], asked(port, said), &Node).is_err());
     }
+}
+
+#[test]
+fn a_server_is_no_target_by_its_name_either() {
+    let policy = Policy::new(rules());
+    for (port, allowed) in [(8091, false), (443, true)] {
+        let asked = Asked {
+            name: Some("cp.example"),
+            port,
+            said: Class::Service,
+        };
+        let judged = policy.check(&ips(&["10.96.0.9"]), asked, &Node);
+        assert_eq!(judged.is_ok(), allowed, "{judged:?}");
+        assert!(allowed || matches!(judged, Err(Denial::Tunnel(_))));
+    }
+}
+
+#[test]
+fn a_servers_word_does_not_take_the_kubelet_away() {
+    assert_eq!(judge(&rules(), "10.0.0.7:10250", Class::Kubelet), "kubelet");
+    // Without a --kubelet-address every address of the node is the kubelet's.
+    let any = Rules {
+        kubelet_addresses: Vec::new(),
+        ..rules()
+    };
+    for address in ["10.0.0.7:10250", "10.244.7.1:10250"] {
+        assert_eq!(judge(&any, address, Class::Kubelet), "kubelet", "{address}");
+    }
+    assert_eq!(
+        judge(&rules(), "10.244.7.1:10250", Class::Kubelet),
+        "tunnel"
+    );
 }

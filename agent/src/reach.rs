@@ -1,21 +1,24 @@
 //! One attempt to reach a server: its name resolved anew, the carriers raced, the peer verified.
 
-use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::pin::pin;
+use std::sync::Arc;
 
+use async_trait::async_trait;
+use rustls::ClientConfig;
 use tokio::task::JoinSet;
 use towline_link::carrier::{Carrier, CarrierKind, CarrierMode};
 use towline_link::connect::{BothFailed, CarrierMemory, Won, connect_auto};
 use towline_link::error::ConnectError;
 use towline_link::quic::{QuicEndpoint, UdpBuffers};
 use towline_link::tls::{self, HttpProxy, TlsOptions};
-use towline_proto::address;
+use towline_pki::PeerVerifier;
 use towline_proto::limits;
 use towline_proto::reason::Reason;
 use towline_proto::target::{Host, Target};
 
+use crate::endpoints::ServerAddresses;
 use crate::trust::Snapshot;
 
 /// Why no carrier led to a server.
@@ -43,29 +46,34 @@ impl ReachError {
     }
 }
 
-/// Where the servers are, as far as is known: no dial may go there.
-#[derive(Debug, Default)]
-pub struct ServerAddresses(Mutex<HashMap<SocketAddr, ()>>);
-
-impl ServerAddresses {
-    /// Remembers one; its number is bounded, the newest are kept.
-    pub fn note(&self, address: SocketAddr) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= limits::SERVERS * limits::SERVER_ADDRESSES {
-            known.clear();
-        }
-        known.insert(canonical(address), ());
-    }
-
-    /// Whether a server listens there.
-    pub fn has(&self, address: SocketAddr) -> bool {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.contains_key(&canonical(address))
-    }
+/// How a server is met over TCP; another one than the kernel's is for simulations.
+#[async_trait]
+pub trait Tcp: Send + Sync {
+    /// A verified tls link, within the time of a handshake.
+    async fn connect(
+        &self,
+        server: &Target,
+        config: Arc<ClientConfig>,
+        verifier: Arc<PeerVerifier>,
+        proxy: Option<&HttpProxy>,
+    ) -> Result<Arc<dyn Carrier>, ConnectError>;
 }
 
-fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address::canonical(address.ip()), address.port())
+/// The kernel's.
+#[derive(Debug)]
+pub struct KernelTcp;
+
+#[async_trait]
+impl Tcp for KernelTcp {
+    async fn connect(
+        &self,
+        server: &Target,
+        config: Arc<ClientConfig>,
+        verifier: Arc<PeerVerifier>,
+        proxy: Option<&HttpProxy>,
+    ) -> Result<Arc<dyn Carrier>, ConnectError> {
+        tls::connect(server, config, verifier, proxy, &TlsOptions::agent()).await
+    }
 }
 
 /// What all attempts have in common.
@@ -75,10 +83,12 @@ pub struct Reach {
     /// The one UDP socket of the agent, where there is one.
     pub quic: Option<Arc<QuicEndpoint>>,
     /// For the tls carrier.
+    pub tcp: Arc<dyn Tcp>,
+    /// For the tls carrier, too.
     pub proxy: Option<HttpProxy>,
     /// What worked last.
     pub memory: CarrierMemory,
-    /// Where attempts went.
+    /// Where the servers are: no dial may go there.
     pub addresses: ServerAddresses,
 }
 
@@ -121,7 +131,7 @@ impl Reach {
                 .as_ref()
                 .is_some_and(|proxy| proxy.applies_to(server))
         {
-            self.addresses.note(carrier.remote_address());
+            self.addresses.reached(server, carrier.remote_address());
         }
         Ok(carrier)
     }
@@ -144,7 +154,15 @@ impl Reach {
     ) -> Result<Arc<dyn Carrier>, ConnectError> {
         let (config, verifier) = (Arc::clone(&trust.client), Arc::clone(&trust.verifier));
         let proxy = self.proxy.as_ref().filter(|proxy| proxy.applies_to(server));
-        tls::connect(server, config, verifier, proxy, &TlsOptions::agent()).await
+        let connecting = self.tcp.connect(server, config, verifier, proxy);
+        // Every address of the server's name is one of the tunnel's ends, also those that are not
+        // tried and those that only the proxy reaches. Nobody waits for a slow resolver.
+        let (mut connecting, lookup) = (pin!(connecting), pin!(self.resolve(server)));
+        tokio::select! {
+            biased;
+            connected = &mut connecting => connected,
+            _ = lookup => connecting.await,
+        }
     }
 
     /// One address after the other, each with a head start; the first verified one wins.
@@ -205,7 +223,7 @@ impl Reach {
             return Err(failed(io::ErrorKind::NotFound.into()));
         }
         for address in &found {
-            self.addresses.note(*address);
+            self.addresses.reached(server, *address);
         }
         Ok(found)
     }
@@ -225,17 +243,5 @@ mod tests {
     #[test]
     fn no_udp_is_a_fault_of_this_machine() {
         assert_eq!(ReachError::NoUdp.reason(), Reason::LocalResources);
-    }
-
-    #[test]
-    fn servers_are_known_in_every_spelling_and_bounded() {
-        let known = ServerAddresses::default();
-        known.note("[::ffff:10.0.0.1]:8091".parse().unwrap());
-        assert!(known.has("10.0.0.1:8091".parse().unwrap()));
-        assert!(!known.has("10.0.0.1:8092".parse().unwrap()));
-        for port in 1..2000 {
-            known.note(SocketAddr::new([10, 0, 0, 2].into(), port));
-        }
-        assert!(known.0.lock().unwrap().len() <= limits::SERVERS * limits::SERVER_ADDRESSES);
     }
 }

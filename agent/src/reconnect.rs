@@ -241,9 +241,8 @@ impl Keeper {
             .servers
             .iter()
             .filter_map(|text| text.parse::<Target>().ok());
-        for address in told.filter_map(|target| target.address()) {
-            self.keeping.reach.addresses.note(address);
-        }
+        let told = told.filter_map(|target| target.address());
+        self.keeping.reach.addresses.told(self.slot.server(), told);
         self.note_quic_end();
         if kind == CarrierKind::Tls {
             self.probes.fell_back();

@@ -33,6 +33,7 @@ use crate::attempt::{Keeping, instance};
 use crate::config::{Config, ReachConfig};
 use crate::connect::Network;
 use crate::daemon::{AgentDaemon, follow_links, follow_stage};
+use crate::endpoints::ServerAddresses;
 use crate::health::Health;
 use crate::konnectivity::auto::Towline;
 use crate::konnectivity::health;
@@ -41,7 +42,7 @@ use crate::konnectivity::servers::LegacyServers;
 use crate::konnectivity::sync::{Legacy, LegacyParts};
 use crate::links::Links;
 use crate::metrics::Metrics;
-use crate::reach::{Reach, ServerAddresses};
+use crate::reach::{KernelTcp, Reach};
 use crate::reconnect::Keeper;
 use crate::reload::{self, PolicyReload, Reload};
 use crate::serve::Serve;
@@ -147,9 +148,10 @@ impl Agent {
         let reach = Arc::new(Reach {
             mode: reach.carrier,
             quic: quic.clone(),
+            tcp: Arc::new(KernelTcp),
             proxy: reach.proxy,
             memory: CarrierMemory::default(),
-            addresses: ServerAddresses::default(),
+            addresses: ServerAddresses::new(&listed),
         });
         if let Some(enrolling) = &enrolling {
             enrolling.metrics().register(&mut registry);

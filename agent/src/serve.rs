@@ -342,6 +342,14 @@ impl Facts for Serve {
     fn is_server(&self, address: SocketAddr) -> bool {
         self.reach.addresses.has(address)
     }
+
+    fn is_told(&self, address: SocketAddr) -> bool {
+        self.reach.addresses.has_told(address)
+    }
+
+    fn is_server_name(&self, name: &str, port: u16) -> bool {
+        self.reach.addresses.has_name(name, port)
+    }
 }
 
 fn report(ended: Result<(), tokio::task::JoinError>) {

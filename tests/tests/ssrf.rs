@@ -1,8 +1,10 @@
 //! What no dial may reach, at both ends: the server refuses what it can see, the agent judges
 //! the resolved address whatever the server calls it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
+use towline_agent::run::Agent;
+use towline_link::carrier::CarrierKind;
 use towline_proto::id::Role;
 use towline_proto::reason::Reason;
 use towline_proto::target::Class;
@@ -182,13 +184,45 @@ scenarios! {
             assert!(expect("the answer", rogue::ask(&link, target, Class::Kubelet)).await.is_err(), "{target}");
         }
     }
+
+    async fn a_server_is_never_a_target_linked_or_not(carrier) {
+        let cluster = Plan::on(carrier).agents(0).start().await;
+        // The kubelet's port on loopback is the one address there that a server could be at.
+        let (rogue, _agent) = hostile_with(&cluster, carrier, |server| {
+            let port = server.port();
+            let words = format!(
+                "--kubelet-port {port} --kubelet-address 127.0.0.1 --kubelet-address 127.0.0.9 \
+                 --server 127.0.0.9:{port} --server localhost:{port}"
+            );
+            words.split(' ').map(str::to_owned).collect()
+        }).await;
+        let link = expect("the link", rogue.link()).await;
+        let port = rogue.address().port();
+        cluster.wire.name("localhost", &[&[[10, 96, 0, 9].into()]]);
+        for (host, class) in [("127.0.0.1", Class::Kubelet), ("127.0.0.9", Class::Kubelet), ("localhost", Class::Service)] {
+            let target = format!("{host}:{port}");
+            let asked = rogue::ask(&link, &target, class);
+            let refused = expect("the agent's answer", asked).await.err();
+            assert_eq!(refused.map(|error| error.reason), Some(Reason::ForbiddenAddress), "{host}");
+        }
+        assert!(cluster.wire.tried().is_empty(), "{:?}", cluster.wire.tried());
+        // The same name at another port is a service like any other.
+        let _service = cluster.target("10.96.0.9:443", Behaviour::Echo).await;
+        assert!(expect("the answer", rogue::ask(&link, "localhost:443", Class::Service)).await.is_ok());
+    }
 }
 
 /// An agent whose one server asks for whatever it likes.
-async fn hostile(
+async fn hostile(cluster: &Cluster, carrier: CarrierKind) -> (RogueServer, Agent) {
+    hostile_with(cluster, carrier, |_| Vec::new()).await
+}
+
+/// The same with more flags, made of the server's address.
+async fn hostile_with(
     cluster: &Cluster,
-    carrier: towline_link::carrier::CarrierKind,
-) -> (RogueServer, towline_agent::run::Agent) {
+    carrier: CarrierKind,
+    more: impl FnOnce(SocketAddr) -> Vec<String>,
+) -> (RogueServer, Agent) {
     let pair = cluster.authority.leaf(Role::Server, "s9").sign();
     let rogue = RogueServer::start(carrier, &cluster.authority, &pair)
         .await
@@ -200,6 +234,7 @@ async fn hostile(
     let mut args = cluster.agent_args(&files);
     let at = args.iter().position(|arg| arg == "--server").unwrap();
     args[at + 1] = rogue.address().to_string();
+    args.extend(more(rogue.address()));
     let network = MappedNetwork::new(&cluster.wire, &[node_ip(1)]);
     let agent = start_agent(&args, network).await.unwrap();
     (rogue, agent)

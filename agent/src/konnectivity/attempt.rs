@@ -163,7 +163,7 @@ impl Attempts {
         let proxy = proxy.filter(|proxy| proxy.applies_to(server));
         let met = tls::meet(server, self.config.name.clone(), config, proxy).await?;
         if proxy.is_none() {
-            self.reach.addresses.note(met.remote);
+            self.reach.addresses.reached(server, met.remote);
         }
         let now = SystemTime::now();
         match &trust {

@@ -8,6 +8,9 @@ pub const HANDSHAKES_PER_ADDRESS: usize = 64;
 /// TCP connections of one address that have proved nothing yet, silent ones included: twice all
 /// handshakes, for agents behind one NAT that come back together. Overflow: closed at once.
 pub const UNPROVEN_PER_ADDRESS: usize = 512;
+/// Addresses of one server that an agent has found or reached and keeps dials away from. Overflow:
+/// the one that was seen longest ago is forgotten.
+pub const REACHED_ADDRESSES: usize = 64;
 /// Links of one agent at once: two carriers, and instances that died without a word within
 /// [`super::PEER_SILENT`]. Overflow: the new one is refused with `overloaded`.
 pub const LINKS_PER_AGENT: usize = 32;
