@@ -202,7 +202,7 @@ scenarios! {
         assert!(begun.elapsed() > Duration::from_secs(5) && begun.elapsed() < NOISE * Duration::from_secs(14), "{:?}", begun.elapsed());
     }
 
-    async fn a_cut_of_forty_seconds_heals_within_five(carrier) {
+    async fn a_cut_of_forty_seconds_heals_soon(carrier) {
         let cluster = Plan::on(carrier).path().start().await;
         let _echo = cluster.target(POD, Behaviour::Echo).await;
         echoes(&mut cluster.apiserver().pipe(POD).await).await;
@@ -214,7 +214,9 @@ scenarios! {
         let front = cluster.apiserver();
         let mut pipe = eventually("a dial", || async { front.dial(POD).await.ok()?.ok() }).await;
         echoes(&mut pipe).await;
-        assert!(healed.elapsed() < NOISE * Duration::from_secs(5), "{:?}", healed.elapsed());
+        // The five seconds are proved on a paused clock, in simulation/heal.rs; here a machine's
+        // noise comes on top, and everything that is not simulated.
+        assert!(healed.elapsed() < Duration::from_secs(10), "{:?}", healed.elapsed());
     }
 }
 

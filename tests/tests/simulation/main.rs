@@ -8,10 +8,14 @@
 //! 4. once the network is fair, the link is back and carries dials;
 //! 5. nothing is left behind: no live dial, no open stream in the link's count.
 //!
+//! Beside the stories `heal.rs` has the agent's own keeper on the same network: a link is back within
+//! five seconds of the end of a cut.
+//!
 //! A failure prints its seed: `TOWLINE_SEED=7 cargo test --test simulation` runs only that one;
 //! `TOWLINE_SEEDS=2000` runs so many.
 
 mod chance;
+mod heal;
 mod local;
 mod network;
 mod process;

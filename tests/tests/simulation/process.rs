@@ -1,6 +1,7 @@
-//! The two processes of a simulation, made of the same parts as the daemons: carriers, driver,
-//! dial streams, splice. Only routing and policy are left out. Each can be killed and started
-//! again.
+//! The two processes of a story, made of the same parts as the daemons: carriers, driver, dial
+//! streams, splice. Routing and policy are left out, and the agent's reconnecting is a loop of its
+//! own here, with the daemons' back-off and nothing beside it: the agent's keeper itself is what
+//! `heal.rs` runs. Each process can be killed and started again.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -34,6 +35,7 @@ pub(crate) const SERVER: ([u8; 4], u16) = ([10, 0, 0, 1], 8091);
 
 /// What both processes know of each other, made once for all seeds.
 pub(crate) struct Trust {
+    pub(crate) authority: Authority,
     pub(crate) server: Arc<rustls::ServerConfig>,
     pub(crate) agents: Arc<PeerVerifier>,
     pub(crate) agent: Arc<rustls::ClientConfig>,
@@ -60,6 +62,7 @@ impl Trust {
                 .unwrap(),
             agents,
             servers,
+            authority,
         }
     }
 }
