@@ -17,6 +17,7 @@ use towline_link::process::admin::AdminError;
 use towline_link::process::exit::Exit;
 use towline_link::process::runtime::{self, Workers};
 use towline_link::process::signal::{ServiceManager, Signals, until_ended};
+use towline_link::process::telemetry::Logs;
 use towline_link::process::{panics, telemetry, usage};
 use tracing::{error, info, warn};
 
@@ -73,12 +74,10 @@ fn serve(args: Args) -> Exit {
         Ok(runtime) => runtime,
         Err(error) => return fail(Exit::Runtime, &error),
     };
-    let exit = runtime.block_on(Box::pin(run(config, manager)));
-    drop(logs);
-    exit
+    runtime.block_on(Box::pin(run(config, manager, &logs)))
 }
 
-async fn run(mut config: Config, manager: ServiceManager) -> Exit {
+async fn run(mut config: Config, manager: ServiceManager, logs: &Logs) -> Exit {
     let mut signals = match Signals::install() {
         Ok(signals) => signals,
         Err(error) => return fail(Exit::Runtime, &error),
@@ -87,7 +86,7 @@ async fn run(mut config: Config, manager: ServiceManager) -> Exit {
     for note in config.compatible.iter().flat_map(|profile| &profile.notes) {
         warn!("{note}");
     }
-    match enrolled(&mut config, &mut signals, &manager).await {
+    match enrolled(&mut config, &mut signals, &manager, logs).await {
         Ok(true) => {}
         Ok(false) => {
             info!("stopped before there was a certificate");
@@ -102,7 +101,9 @@ async fn run(mut config: Config, manager: ServiceManager) -> Exit {
     for warning in config.warnings(SystemTime::now()) {
         warn!("{warning}");
     }
-    let agent = match Agent::start(config, Arc::new(KernelNetwork::default())).await {
+    let network = Arc::new(KernelNetwork::default());
+    let starting = Agent::start_with(config, network, |registry| logs.register(registry));
+    let agent = match Box::pin(starting).await {
         Ok(agent) => agent,
         Err(error) => {
             error!(%error, "cannot start");
@@ -118,7 +119,9 @@ async fn run(mut config: Config, manager: ServiceManager) -> Exit {
         agent.stage(),
         agent.wait(),
     );
-    match ended.await {
+    let ended = ended.await;
+    agent.close().await;
+    match ended {
         Ok(()) => {
             info!("stopped");
             Exit::Success
@@ -135,8 +138,9 @@ async fn enrolled(
     config: &mut Config,
     signals: &mut Signals,
     manager: &ServiceManager,
+    logs: &Logs,
 ) -> Result<bool, AdminError> {
-    let Some(waiting) = Waiting::begin(config)? else {
+    let Some(waiting) = Waiting::begin(config, |registry| logs.register(registry))? else {
         return Ok(true);
     };
     info!("no certificate yet, enrolling");

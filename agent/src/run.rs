@@ -95,6 +95,15 @@ pub struct Agent {
 impl Agent {
     /// Starts everything and returns; links come up in the background.
     pub async fn start(config: Config, network: Arc<dyn Network>) -> Result<Self, StartError> {
+        Box::pin(Self::start_with(config, network, |_| ())).await
+    }
+
+    /// The same, with more metrics than its own.
+    pub async fn start_with(
+        config: Config,
+        network: Arc<dyn Network>,
+        more: impl FnOnce(&mut Registry),
+    ) -> Result<Self, StartError> {
         let Config {
             identity,
             enrolling,
@@ -109,6 +118,7 @@ impl Agent {
         let profile = compatible.is_some();
         let drain = Drain::new();
         let mut registry = Registry::default();
+        more(&mut registry);
         panics::register(&mut registry);
 
         // What can fail comes first: sockets.
@@ -411,6 +421,12 @@ impl Agent {
             }
             Outcome::Cut { .. } | Outcome::Abandoned { .. } => Err(RunError::Cut { dials }),
         }
+    }
+
+    /// The last step: health and admin answered until now, and finish what they are writing.
+    pub async fn close(self) {
+        let Self { admin, _tasks, .. } = self;
+        admin.stop().await;
     }
 }
 

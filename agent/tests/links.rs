@@ -5,6 +5,8 @@ mod fake;
 use std::time::Duration;
 
 use fake::{Cluster, FakeServer, Listen, agent, echoes, ends, open};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use towline_link::carrier::CarrierKind;
 use towline_link::dial;
 use towline_link::driver::LinkState;
@@ -353,4 +355,32 @@ async fn one_linked_server_is_ready_and_the_worst_is_named() {
         changes.changed().await.unwrap();
     }
     assert!(links.worst().unwrap().contains("127.0.0.1:1"));
+}
+
+#[tokio::test]
+async fn a_health_answer_that_is_being_asked_for_is_given_by_the_last_step() {
+    let cluster = Cluster::new();
+    let server = FakeServer::start(&cluster, ANY.parse().unwrap(), Listen::Both).await;
+    let agent = agent(cluster.config(server.address, &[])).await;
+    let mut asking = TcpStream::connect(agent.health_address()).await.unwrap();
+    asking
+        .write_all(b"GET /metrics HTTP/1.1\r\n")
+        .await
+        .unwrap();
+    // Its answer says that the first one has been accepted.
+    let mut other = TcpStream::connect(agent.health_address()).await.unwrap();
+    let whole = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n";
+    other.write_all(whole).await.unwrap();
+    let mut page = String::new();
+    other.read_to_string(&mut page).await.unwrap();
+    agent.stop_now();
+    let _ = agent.wait().await;
+    let finished = async {
+        asking.write_all(b"Host: x\r\n\r\n").await.unwrap();
+        let mut page = String::new();
+        asking.read_to_string(&mut page).await.unwrap();
+        page
+    };
+    let ((), page) = tokio::join!(agent.close(), finished);
+    assert!(page.ends_with("# EOF\n"), "{page}");
 }

@@ -108,7 +108,9 @@ async fn run(config: Config, manager: ServiceManager, logs: &Logs) -> Exit {
         server.stage(),
         server.wait(),
     );
-    match ended.await {
+    let ended = ended.await;
+    server.close().await;
+    match ended {
         Ok(()) => {
             info!("stopped");
             Exit::Success

@@ -414,7 +414,7 @@ impl EnrolWorld {
     pub async fn agent(&self, number: u8, args: &[String]) -> Agent {
         let args = towline_agent::args::Args::try_parse_from(args).expect("flags");
         let mut config = towline_agent::config::Config::from_args(args).expect("a configuration");
-        if let Some(waiting) = Waiting::begin(&config).expect("a port") {
+        if let Some(waiting) = Waiting::begin(&config, |_| ()).expect("a port") {
             config.identity = waiting.certificate().await;
         }
         let network: Arc<MappedNetwork> = MappedNetwork::new(&self.wire, &[node_ip(number)]);

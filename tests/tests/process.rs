@@ -267,6 +267,8 @@ scenarios! {
             eventually("readiness", || async { (world.page(of, "/readyz").await?.0 == 200).then_some(()) }).await;
             let (_, metrics) = world.page(of, "/metrics").await.unwrap();
             assert!(metrics.contains("# TYPE towline_") && metrics.trim_end().ends_with("# EOF"), "{metrics}");
+            // What only the program knows, beside what its library does.
+            assert!(metrics.contains("towline_log_lines_dropped_total 0\n"), "{metrics}");
         }
         agent.kill().await.unwrap();
         eventually("the loss of readiness", || async { (world.page(0, "/readyz").await?.0 == 503).then_some(()) }).await;

@@ -63,8 +63,12 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    /// Serves health and metrics; `None` when there is nothing to wait for.
-    pub fn begin(config: &Config) -> Result<Option<Self>, AdminError> {
+    /// Serves health and metrics, with more of them than its own; `None` when there is nothing to
+    /// wait for.
+    pub fn begin(
+        config: &Config,
+        more: impl FnOnce(&mut Registry),
+    ) -> Result<Option<Self>, AdminError> {
         let Some(enrolling) = config
             .enrolling
             .as_ref()
@@ -73,6 +77,7 @@ impl Waiting {
             return Ok(None);
         };
         let mut registry = Registry::default();
+        more(&mut registry);
         panics::register(&mut registry);
         enrolling.metrics().register(&mut registry);
         let readiness = Readiness::new();

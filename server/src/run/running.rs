@@ -111,4 +111,10 @@ impl Server {
         let in_profile = self.control.status.compat.is_some();
         ended::judge(outcome, self.drain.was_forced(), in_profile)
     }
+
+    /// The last step: health and admin answered until now, and finish what they are writing.
+    pub async fn close(self) {
+        let Self { admin, _tasks, .. } = self;
+        admin.stop().await;
+    }
 }
