@@ -277,6 +277,23 @@ scenarios! {
 }
 
 #[tokio::test]
+async fn an_agent_that_misses_one_of_its_servers_is_ready_and_says_which() {
+    let world = World::new(CarrierKind::Tls).await;
+    let _server = world.server();
+    let mut flags = world.agent_flags();
+    let missed = format!("127.0.0.1:{}", free_port());
+    flags.extend(["--server".to_owned(), missed.clone()]);
+    let _agent = world.start("towline-agent", &flags);
+    let noted = format!("[!]links no link to server {missed} for ");
+    let page = eventually("the note", || async {
+        let (status, page) = world.page(1, "/readyz?verbose").await?;
+        (status == 200 && page.contains("[!]links")).then_some(page)
+    })
+    .await;
+    assert!(page.contains(&noted), "{page}");
+}
+
+#[tokio::test]
 async fn the_trust_file_of_another_role_is_named_at_the_start() {
     let scratch = Scratch::new().unwrap();
     let run = |name: &'static str, line: &'static str| {
