@@ -144,6 +144,46 @@ fn dependencies() -> BTreeMap<String, Vec<(String, bool)>> {
         .collect()
 }
 
+/// What is built for these targets: names of packages, by the features that are really on.
+fn built_for(target: &str) -> Vec<String> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let words = "tree --workspace --all-features --edges normal,build,dev --prefix none --format {p} --offline --locked --target";
+    let output = Command::new(cargo)
+        .args(words.split(' ').chain([target]))
+        .current_dir(root())
+        .output()
+        .expect("cargo runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let text = String::from_utf8(output.stdout).expect("names");
+    let names = text.lines().filter_map(|line| line.split(' ').next());
+    names.map(str::to_owned).collect()
+}
+
+/// The bans of deny.toml, kept where nobody runs cargo-deny.
+#[test]
+fn nothing_banned_is_built() {
+    let text = fs::read_to_string(root().join("deny.toml")).expect("deny.toml");
+    let quoted = |part: &str| part.split('"').nth(1).map(str::to_owned);
+    let banned: Vec<_> = text.split("crate = ").skip(1).filter_map(quoted).collect();
+    for name in ["ring", "webpki-roots", "openssl-sys", "native-tls"] {
+        assert!(banned.iter().any(|one| one == name), "{name} is not banned");
+    }
+    let targets = text.split_once("targets = [").expect("targets").1;
+    let targets = targets.split(']').next().unwrap_or_default();
+    let targets: Vec<_> = targets.split(',').filter_map(quoted).collect();
+    assert!(targets.len() >= 2, "{targets:?}");
+    for target in targets {
+        let built = built_for(&target);
+        assert!(built.iter().any(|name| name == "aws-lc-rs"), "{target}");
+        let wrong: Vec<_> = built
+            .into_iter()
+            .filter(|name| banned.contains(name))
+            .collect();
+        none(&format!("banned by deny.toml, built for {target}"), &wrong);
+    }
+}
+
 #[test]
 fn crates_depend_one_way() {
     let all = dependencies();
