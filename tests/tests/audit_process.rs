@@ -238,6 +238,7 @@ scenarios! {
         assert!(findings.notes.iter().any(|note| note.contains("a crash tore")), "{:?}", findings.notes);
     }
 
+    #[ignore = "needs root"]
     async fn a_full_disk_refuses_new_dials_with_a_reason_until_there_is_room(carrier) {
         let world = World::new(carrier).await;
         let mut server = world.server_on_small_disk("128k");
@@ -251,10 +252,7 @@ scenarios! {
             }
             true
         }).await;
-        if !started {
-            println!("SKIPPED: needs root, to mount a small disk");
-            return;
-        }
+        assert!(started, "the server needs root, to mount a small disk");
         let mut live = world.pipe().await;
         echoes(&mut live).await;
         let folder = seen_by(&server, &world.folder);
