@@ -54,7 +54,7 @@ pub struct Args {
     )]
     pub cert: Option<PathBuf>,
 
-    /// The key of the certificate (PEM, readable by the owner only)
+    /// The key of the certificate (PEM, readable by its owner and at most its group)
     #[arg(
         long,
         env = "TOWLINE_KEY",

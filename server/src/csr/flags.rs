@@ -49,7 +49,7 @@ pub struct SigningArgs {
     )]
     pub kubelet_serving_signer_certificate: Option<PathBuf>,
 
-    /// The key of that authority (PEM, readable by the owner only)
+    /// The key of that authority (PEM, readable by its owner and at most its group)
     #[arg(long, env = "TOWLINE_KUBELET_SERVING_SIGNER_KEY", value_name = "FILE")]
     pub kubelet_serving_signer_key: Option<PathBuf>,
 }

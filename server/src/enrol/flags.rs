@@ -45,7 +45,7 @@ pub struct EnrolArgs {
     #[arg(long, env = "TOWLINE_ENROL_ISSUER_CERTIFICATE", value_name = "FILE")]
     pub enrol_issuer_certificate: Option<PathBuf>,
 
-    /// The key of that authority (PEM, readable by the owner only)
+    /// The key of that authority (PEM, readable by its owner and at most its group)
     #[arg(long, env = "TOWLINE_ENROL_ISSUER_KEY", value_name = "FILE")]
     pub enrol_issuer_key: Option<PathBuf>,
 

@@ -43,7 +43,7 @@ pub struct GatewayArgs {
     #[arg(long, env = "TOWLINE_KUBELET_GATEWAY_CA_CERT", value_name = "FILE")]
     pub kubelet_gateway_ca_cert: Option<PathBuf>,
 
-    /// The key of that authority (PEM, readable by the owner only)
+    /// The key of that authority (PEM, readable by its owner and at most its group)
     #[arg(long, env = "TOWLINE_KUBELET_GATEWAY_CA_KEY", value_name = "FILE")]
     pub kubelet_gateway_ca_key: Option<PathBuf>,
 
@@ -51,7 +51,7 @@ pub struct GatewayArgs {
     #[arg(long, env = "TOWLINE_KUBELET_GATEWAY_CERT", value_name = "FILE")]
     pub kubelet_gateway_cert: Option<PathBuf>,
 
-    /// The key of that certificate (PEM, readable by the owner only)
+    /// The key of that certificate (PEM, readable by its owner and at most its group)
     #[arg(long, env = "TOWLINE_KUBELET_GATEWAY_KEY", value_name = "FILE")]
     pub kubelet_gateway_key: Option<PathBuf>,
 
@@ -59,7 +59,7 @@ pub struct GatewayArgs {
     #[arg(long, env = "TOWLINE_KUBELET_CLIENT_CERTIFICATE", value_name = "FILE")]
     pub kubelet_client_certificate: Option<PathBuf>,
 
-    /// The key of that certificate (PEM, readable by the owner only)
+    /// The key of that certificate (PEM, readable by its owner and at most its group)
     #[arg(long, env = "TOWLINE_KUBELET_CLIENT_KEY", value_name = "FILE")]
     pub kubelet_client_key: Option<PathBuf>,
 }
