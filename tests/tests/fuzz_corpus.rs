@@ -198,6 +198,88 @@ fn request_heads() {
 }
 
 #[test]
+fn proxies_of_the_environment() {
+    use towline_link::tls::HttpProxy;
+    const SECRET: &str = "hunter2";
+    let settings = [
+        "http://proxy.example:3128\n10.0.0.0/8,.internal,cp.example:8091",
+        "http://user:hunter2@[fd00::1]:3128/\n*",
+        "proxy.example\n[fd00::1]:8091, cp.example.",
+        "HTTP://us%65r:hunter2%40@10.0.0.1\n::1/128 10.0.0.1:99999",
+    ];
+    let servers = ["10.1.2.3:8091", "[fd00::1]:8091", "cp.example:8091"];
+    over(
+        "proxy",
+        &settings.map(|text| text.as_bytes().to_vec()),
+        |data| {
+            let text = String::from_utf8_lossy(data);
+            let (url, without) = text.split_once('\n').unwrap_or((&text, ""));
+            let set = |name: &str| match name {
+                "https_proxy" => Some(url.to_owned()),
+                "no_proxy" => Some(without.to_owned()),
+                _ => None,
+            };
+            for read in [
+                HttpProxy::from_flag_or_env(Some(url), &set),
+                HttpProxy::from_flag_or_env(None, &set),
+            ] {
+                // Whatever is wrong with it, a password goes nowhere.
+                assert!(!format!("{read:?}").contains(SECRET));
+                match read {
+                    Ok(Some(proxy)) => {
+                        for server in servers {
+                            proxy.applies_to(&server.parse().expect("a target"));
+                        }
+                    }
+                    Ok(None) => assert!(url.trim().is_empty()),
+                    Err(error) => assert!(!error.to_string().contains(SECRET), "{error}"),
+                }
+            }
+        },
+    );
+}
+
+#[test]
+fn values_of_flags() {
+    use towline_link::process::values::{ByteSize, TimeSpan, listen_address, prefix};
+    let values = [
+        "1h30m0.5s",
+        "300ms",
+        "90",
+        "512MiB",
+        "64k",
+        "0",
+        "[::]:8091",
+        "127.0.0.1:0",
+        ":8091",
+        "10.96.0.0/12",
+        "fd00:96::/108",
+        "10.0.0.1",
+    ];
+    over(
+        "flag",
+        &values.map(|text| text.as_bytes().to_vec()),
+        |data| {
+            let text = String::from_utf8_lossy(data);
+            if let Ok(span) = text.parse::<TimeSpan>() {
+                let again = span.to_string().parse::<TimeSpan>();
+                assert_eq!(again.ok().map(|again| again.0), Some(span.0), "{text}");
+            }
+            if let Ok(size) = text.parse::<ByteSize>() {
+                let again = size.to_string().parse::<ByteSize>();
+                assert_eq!(again.ok().map(|again| again.0), Some(size.0), "{text}");
+            }
+            if let Ok(net) = prefix(&text) {
+                assert_eq!(prefix(&net.to_string()).ok(), Some(net));
+            }
+            if let Ok(address) = listen_address(&text) {
+                assert_eq!(listen_address(&address.to_string()).ok(), Some(address));
+            }
+        },
+    );
+}
+
+#[test]
 fn grants_files() {
     over("grants", &[], towline_server::grants::fuzz_grants);
 }

@@ -97,22 +97,32 @@ async fn read_whole<S: AsyncRead + Unpin>(stream: &mut S) -> Result<First, HeadE
             Ok(0) | Err(_) => return Err(HeadError::Gone),
             Ok(_) => {}
         }
-        if bytes.starts_with(HTTP2) {
-            return Ok(First::Http2(bytes.freeze()));
+        if let Some(first) = take(&mut bytes, &mut searched)? {
+            return Ok(first);
         }
-        check_start(&bytes)?;
-        if let Some(end) = find_end(&bytes, searched) {
-            if end > limits::CONNECT_HEAD_BYTES {
-                return Err(HeadError::TooLarge);
-            }
-            let head = bytes.split_to(end);
-            return parse(&head, bytes.freeze()).map(First::Connect);
-        }
-        if bytes.len() > limits::CONNECT_HEAD_BYTES {
+    }
+}
+
+/// What the bytes so far are; `None` when there have to be more. `searched` is how far they were
+/// looked at before.
+fn take(bytes: &mut BytesMut, searched: &mut usize) -> Result<Option<First>, HeadError> {
+    if bytes.starts_with(HTTP2) {
+        return Ok(Some(First::Http2(bytes.split().freeze())));
+    }
+    check_start(bytes)?;
+    if let Some(end) = find_end(bytes, *searched) {
+        if end > limits::CONNECT_HEAD_BYTES {
             return Err(HeadError::TooLarge);
         }
-        searched = bytes.len().saturating_sub(3);
+        let head = bytes.split_to(end);
+        let connect = parse(&head, bytes.split().freeze())?;
+        return Ok(Some(First::Connect(connect)));
     }
+    if bytes.len() > limits::CONNECT_HEAD_BYTES {
+        return Err(HeadError::TooLarge);
+    }
+    *searched = bytes.len().saturating_sub(3);
+    Ok(None)
 }
 
 /// The beginning of HTTP/2's preface; no method of HTTP/1 is called so.
@@ -206,16 +216,32 @@ fn hex<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
     Some(out)
 }
 
-/// Fuzz body: any bytes, whole or in two pieces, are a request or one error, the same both ways.
+/// Fuzz body: any bytes, whole or in two pieces, are a request, one error, or not enough: the same
+/// each way, down to the bytes that are left for the target.
 pub fn fuzz_head(data: &[u8]) {
-    let whole = find_end(data, 0).map(|end| {
-        let (head, rest) = data.split_at(end);
-        parse(head, Bytes::copy_from_slice(rest))
-    });
-    let half = data.len() / 2;
-    let later = find_end(&data[..half], 0).or_else(|| find_end(data, half.saturating_sub(3)));
-    assert_eq!(whole.is_some(), later.is_some());
-    let _ = check_start(data);
+    let whole = in_pieces(&[data]);
+    let middle = (1..data.len()).step_by(data.len() / 8 + 1);
+    for cut in middle.chain([data.len().saturating_sub(1)]) {
+        let (one, other) = data.split_at(cut);
+        assert_eq!(in_pieces(&[one, other]), whole, "cut at {cut}");
+    }
+}
+
+/// What a reader that gets these pieces makes of them, with what it did not read any more behind it.
+fn in_pieces(pieces: &[&[u8]]) -> Result<Option<First>, HeadError> {
+    let (mut bytes, mut searched) = (BytesMut::new(), 0);
+    let mut pieces = pieces.iter().filter(|piece| !piece.is_empty());
+    while let Some(piece) = pieces.next() {
+        bytes.extend_from_slice(piece);
+        let Some(mut first) = take(&mut bytes, &mut searched)? else {
+            continue;
+        };
+        let (First::Connect(Head { rest, .. }) | First::Http2(rest)) = &mut first;
+        let unread = pieces.flat_map(|piece| piece.iter());
+        *rest = rest.iter().chain(unread).copied().collect();
+        return Ok(Some(first));
+    }
+    Ok(None)
 }
 
 #[cfg(test)]
