@@ -1,11 +1,14 @@
 //! Who gets in and who does not, at the server and at the agent, on every connection anew.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use towline_link::carrier::CarrierKind;
 use towline_proto::id::Role;
+use towline_proto::reason::Reason;
 use towline_tests::apiserver::client_config;
 use towline_tests::authority::Flaw;
 use towline_tests::cluster::{Cluster, Plan, node_ip};
@@ -37,6 +40,63 @@ async fn as_agent(
     expect("the server's verdict", entering).await
 }
 
+/// What the server counts a handshake with this flaw as, and what the agent says of such a server.
+/// On quic a failed handshake is told apart by its reason alone, on tls by the finding.
+const fn words(flaw: Flaw) -> (&'static str, &'static str) {
+    match flaw {
+        Flaw::WrongCa | Flaw::WrongIssuer => {
+            ("unknown-issuer", "signed by none of the authorities")
+        }
+        Flaw::WrongCluster => ("wrong-cluster", "is not of our cluster"),
+        Flaw::WrongRole => ("wrong-role", "is not of role server"),
+        Flaw::Expired => ("expired", "expired at"),
+        Flaw::NotYetValid => ("not-yet-valid", "is not valid before"),
+        Flaw::TwoIdentities => ("many-identities", "has 2 URI SANs"),
+        Flaw::NoIdentity => ("no-identity", "has no identity"),
+        Flaw::WrongUsage => ("wrong-usage", "is not for"),
+    }
+}
+
+const fn reason(flaw: Flaw) -> Reason {
+    match flaw {
+        Flaw::Expired => Reason::CertificateEnded,
+        _ => Reason::BadCertificate,
+    }
+}
+
+/// What the server counted failed handshakes on this carrier as, and how many of each.
+async fn failed(cluster: &Cluster, carrier: CarrierKind) -> BTreeMap<String, u64> {
+    let mut stream = TcpStream::connect(cluster.server(0).health_address())
+        .await
+        .unwrap();
+    let request = b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    let mut page = String::new();
+    stream.read_to_string(&mut page).await.unwrap();
+    let series = match carrier {
+        CarrierKind::Quic => "towline_quic_handshake_failures_total{reason=\"",
+        CarrierKind::Tls => "towline_server_tls_handshakes_failed_total{reason=\"",
+    };
+    let lines = page.lines().filter_map(|line| line.strip_prefix(series));
+    let pairs = lines.filter_map(|line| line.split_once("\"} "));
+    let counts = pairs.map(|(word, count)| (word.to_owned(), count.parse().unwrap()));
+    counts.collect()
+}
+
+/// Waits until one more handshake is counted than `before`, and gives as what.
+async fn counted_as(
+    cluster: &Cluster,
+    carrier: CarrierKind,
+    before: &BTreeMap<String, u64>,
+) -> String {
+    eventually("a failed handshake in the metrics", || async {
+        let now = failed(cluster, carrier).await;
+        let more = |word: &&String| now.get(*word) != before.get(*word);
+        now.keys().find(more).cloned()
+    })
+    .await
+}
+
 /// Whether the server has ever listed an agent of this name.
 fn listed(cluster: &Cluster, name: &str) -> bool {
     cluster
@@ -57,8 +117,18 @@ scenarios! {
     async fn an_agent_with_a_bad_certificate_does_not_get_in(carrier) {
         let cluster = Plan::on(carrier).start().await;
         for flaw in Flaw::ALL {
+            let before = failed(&cluster, carrier).await;
             let verdict = as_agent(&cluster, carrier, Some(flaw)).await;
             assert!(verdict.is_err(), "{flaw:?} got in");
+            let counted = counted_as(&cluster, carrier, &before).await;
+            match carrier {
+                // Quic knows the alert that was sent, and TLS has one for both.
+                CarrierKind::Quic if flaw == Flaw::NotYetValid => {
+                    assert_eq!(counted, Reason::CertificateEnded.as_str());
+                }
+                CarrierKind::Quic => assert_eq!(counted, reason(flaw).as_str(), "{flaw:?}"),
+                CarrierKind::Tls => assert_eq!(counted, words(flaw).0, "{flaw:?}"),
+            }
             assert!(!listed(&cluster, "n9"), "{flaw:?} was listed");
         }
         cluster.linked().await;
@@ -69,6 +139,12 @@ scenarios! {
         let server = cluster.server(0).link_address();
         let entering = rogue::enter(carrier, server, &cluster.authority, None, rogue::hello("n9"));
         assert!(expect("the server's verdict", entering).await.is_err());
+        let counted = counted_as(&cluster, carrier, &BTreeMap::new()).await;
+        let words = match carrier {
+            CarrierKind::Quic => Reason::BadCertificate.as_str(),
+            CarrierKind::Tls => "no-certificate",
+        };
+        assert_eq!(counted, words);
         assert!(!listed(&cluster, "n9"));
     }
 
@@ -77,8 +153,17 @@ scenarios! {
         let server = cluster.server(0).link_address();
         for role in [Role::Client, Role::Operator, Role::Server] {
             let pair = cluster.authority.leaf(role, "n9").sign();
+            let before = failed(&cluster, carrier).await;
             let entering = rogue::enter(carrier, server, &cluster.authority, Some(&pair), rogue::hello("n9"));
             assert!(expect("the server's verdict", entering).await.is_err(), "{role} got in");
+            let counted = counted_as(&cluster, carrier, &before).await;
+            let words = match carrier {
+                CarrierKind::Quic => Reason::BadCertificate.as_str(),
+                // The other issuer's; a server's certificate is not for a client either.
+                CarrierKind::Tls if role == Role::Server => "wrong-usage",
+                CarrierKind::Tls => "unknown-issuer",
+            };
+            assert_eq!(counted, words, "{role}");
         }
     }
 
@@ -87,7 +172,8 @@ scenarios! {
         let pair = cluster.authority.leaf(Role::Agent, "n9").ips(&[node_ip(9)]).sign();
         let server = cluster.server(0).link_address();
         let entering = rogue::enter(carrier, server, &cluster.authority, Some(&pair), rogue::hello("n1"));
-        assert!(expect("the server's verdict", entering).await.is_err());
+        let why = expect("the server's verdict", entering).await.unwrap_err();
+        assert!(why.contains("excess-claim"), "{why}");
     }
 
     async fn an_agent_that_claims_too_much_is_refused(carrier) {
@@ -106,7 +192,8 @@ scenarios! {
         let pair = cluster.authority.leaf(Role::Agent, "n9").ips(&[node_ip(1)]).sign();
         let server = cluster.server(0).link_address();
         let entering = rogue::enter(carrier, server, &cluster.authority, Some(&pair), rogue::hello("n9"));
-        assert!(expect("the server's verdict", entering).await.is_err());
+        let why = expect("the server's verdict", entering).await.unwrap_err();
+        assert!(why.contains("excess-claim"), "{why}");
         cluster.linked().await;
     }
 
@@ -122,6 +209,9 @@ scenarios! {
             }).await;
             assert_eq!(agent.links().ready(), 0, "{flaw:?}: {status:?}");
             assert!(status.links.is_empty(), "{flaw:?}: {status:?}");
+            assert_eq!(status.reason.as_deref(), Some(reason(flaw).as_str()), "{flaw:?}: {status:?}");
+            let said = status.error.as_deref().unwrap_or_default();
+            assert!(said.contains(words(flaw).1), "{flaw:?}: {said}");
         }
     }
 
