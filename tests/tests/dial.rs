@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 use towline_tests::cluster::Plan;
 use towline_tests::pattern::Check;
-use towline_tests::scenario::{NOISE, expect};
+use towline_tests::scenario::{NOISE, eventually, expect};
 use towline_tests::scenarios;
 use towline_tests::target::{Behaviour, End, read_all, refusing_address, send_pattern};
 
@@ -220,6 +220,10 @@ scenarios! {
                 // Never read: its windows fill up and stay full.
                 stalled.push(front.pipe("10.244.0.6:80").await);
             }
+            // Before that their windows may have room, and nothing would be proved.
+            eventually("that all of them stand still", || async {
+                (cluster.server(0).status().stalled_dials == wanted).then_some(())
+            }).await;
             for _ in 0..20 {
                 let mut pipe = front.pipe(POD).await;
                 let mut echo = [0; 4];
