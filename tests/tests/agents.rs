@@ -1,7 +1,9 @@
 //! Which agent gets a dial, and what shows when agents replace each other: whole servers and
 //! agents, a grants file as an operator writes it.
 
+use std::io;
 use std::net::SocketAddr;
+use std::sync::{Mutex, Once};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -58,6 +60,38 @@ async fn carried_by_n1(cluster: &Cluster) -> usize {
     let mut echo = [0; 4];
     let read = expect("the echo", pipe.read_exact(&mut echo)).await;
     read.expect("an echo")
+}
+
+static ERRORS: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+
+/// Where the log's errors of all scenarios of this file go.
+struct Errors;
+
+impl io::Write for Errors {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        ERRORS.lock().expect("no panic inside").extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn listen_to_errors() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::ERROR)
+            .with_ansi(false)
+            .with_writer(|| Errors)
+            .init();
+    });
+}
+
+fn errors() -> String {
+    let bytes = ERRORS.lock().expect("no panic inside").clone();
+    String::from_utf8(bytes).expect("the log is text")
 }
 
 fn grants(gateway: &str) -> String {
@@ -157,7 +191,16 @@ scenarios! {
     }
 
     async fn more_than_three_replacements_a_minute_raise_an_alarm(carrier) {
+        listen_to_errors();
         let cluster = Plan::on(carrier).start().await;
+        // Two machines that hold a certificate of one name each.
+        let other = cluster.agent_pair("n1").write(cluster.scratch(), "other").expect("files");
+        let newest = || {
+            let agents = cluster.server(0).status().agents;
+            let link = agents.into_iter().flat_map(|agent| agent.links).next().expect("a link");
+            (link.serial, link.address)
+        };
+        let mut came = Vec::new();
         let page = || metrics(cluster.server(0).health_address());
         let count = |page: &str| {
             ["towline_server_agent_replacements_total", "towline_server_agent_replacement_alarms_total"]
@@ -165,7 +208,8 @@ scenarios! {
         };
         let mut instances = Vec::new();
         for newer in 1..=4 {
-            let instance = cluster.second_agent("n1", cluster.files("n1")).await;
+            let files = if newer % 2 == 0 { &other } else { cluster.files("n1") };
+            let instance = cluster.second_agent("n1", files).await;
             expect("the newer instance's link", links_of(&instance, 1)).await;
             // One that merely drains is still connected: kept, as on a second machine.
             instances.push(instance);
@@ -173,6 +217,17 @@ scenarios! {
             eventually("the replacement", || async {
                 (count(&page().await) == [newer, alarms]).then_some(())
             }).await;
+            came.push(newest());
         }
+        let ((serial_before, before), (serial, address)) = (&came[2], &came[3]);
+        assert_ne!(serial, serial_before);
+        let told = [
+            format!("serial={serial} address={address} "),
+            format!("serial_before={serial_before} address_before={before} "),
+        ];
+        let said = errors();
+        let alarm = said.lines().find(|line| told.iter().all(|words| line.contains(words)));
+        let alarm = alarm.unwrap_or_else(|| panic!("no alarm with {told:?} in:\n{said}"));
+        assert!(alarm.contains("agent=n1 ") && alarm.contains("hold the same key"), "{alarm}");
     }
 }
