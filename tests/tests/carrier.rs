@@ -10,6 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 use towline_link::carrier::CarrierKind;
+use towline_proto::limits;
 use towline_tests::apiserver::Pipe;
 use towline_tests::cluster::{Cluster, Plan};
 use towline_tests::scenario::{self, NOISE, eventually, expect};
@@ -17,6 +18,15 @@ use towline_tests::scenarios;
 use towline_tests::target::Behaviour;
 
 const POD: &str = "10.244.0.5:8080";
+
+async fn metrics(address: std::net::SocketAddr) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    let mut page = String::new();
+    stream.read_to_string(&mut page).await.unwrap();
+    page
+}
 
 async fn echoes(pipe: &mut Pipe) {
     let mut echo = [0; 4];
@@ -123,6 +133,28 @@ async fn streams_survive_a_change_of_the_agents_address_on_quic() {
         link,
         "it is another link"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_with_small_udp_buffers_links_on_tls_and_stays_there() {
+    let flags = ["--udp-buffer", "256KiB", "--carrier-probe", "100ms"];
+    let cluster = Plan::on_auto().agent_flags(&flags).start().await;
+    assert_eq!(ready_on(&cluster), ["tls"]);
+    let page = metrics(cluster.agent("n1").health_address()).await;
+    for direction in ["receive", "send"] {
+        let name = format!("towline_udp_buffer_bytes{{direction=\"{direction}\"}} ");
+        let granted = page.lines().find_map(|line| line.strip_prefix(&name));
+        let granted: usize = granted.and_then(|text| text.parse().ok()).expect("a gauge");
+        assert!(granted < limits::UDP_BUFFER_LOW, "{granted}");
+    }
+    // Where quic is wanted, this would have been time for twenty probes.
+    let probes = "towline_agent_carrier_probes_total{";
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(ready_on(&cluster), ["tls"]);
+    }
+    let page = metrics(cluster.agent("n1").health_address()).await;
+    assert!(!page.contains(probes), "{page}");
 }
 
 /// A proxy that opens tunnels, and counts them.
