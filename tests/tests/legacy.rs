@@ -7,7 +7,7 @@ use towline_link::grpc::Code;
 use towline_proto::id::Role;
 use towline_proto::konnectivity::{Packet, SERVER_COUNT, SERVER_ID};
 use towline_tests::apiserver::Pipe;
-use towline_tests::cluster::{Plan, node_ip};
+use towline_tests::cluster::{Cluster, Plan, node_ip};
 use towline_tests::grpc::{GrpcFrontEnd, Pings};
 use towline_tests::legacy::{alone, alone_with, data, listed, metric};
 use towline_tests::pattern::Check;
@@ -30,6 +30,17 @@ async fn all_of(pipe: &mut Pipe) -> Check {
     let end = read_all(pipe, &mut seen, u64::MAX);
     assert_eq!(expect("the end", end).await, End::Closed);
     seen
+}
+
+/// The whole answer to a CONNECT that is refused.
+async fn answer(cluster: &Cluster, target: &str) -> String {
+    let mut door = cluster.apiserver().connect().await.unwrap();
+    let request = format!("CONNECT {target} HTTP/1.1\r\n\r\n");
+    door.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    let reading = door.read_to_string(&mut answer);
+    expect("the answer", reading).await.unwrap();
+    answer
 }
 
 #[tokio::test]
@@ -96,8 +107,14 @@ async fn words_of_the_agent_reach_the_front_end() {
 #[tokio::test]
 async fn without_an_agent_the_dial_fails_at_once_and_with_its_stream_a_pending_one() {
     let cluster = alone().await;
+    assert!(answer(&cluster, "10.9.0.1:1").await.ends_with(
+        "\r\nContent-Type: text/plain\r\nContent-Length: 50\r\nConnection: close\r\n\r\n\
+         currently no tunnels available: No agent available"
+    ));
     let refused = cluster.apiserver().refusal("10.9.0.1:1").await;
-    assert_eq!(refused.status, 503, "{refused:?}");
+    assert_eq!(refused.status, 500, "{refused:?}");
+    let grpc = GrpcFrontEnd::connect(&cluster.apiserver()).await.unwrap();
+    assert_eq!(grpc.refusal("10.9.0.1:1").await, "No agent available");
     let mut agent = cluster.legacy("a", "").await;
     let front = cluster.apiserver();
     let asking = tokio::spawn(async move { front.refusal("10.9.0.1:1").await });
@@ -108,6 +125,9 @@ async fn without_an_agent_the_dial_fails_at_once_and_with_its_stream_a_pending_o
     drop(agent);
     let refused = expect("the end of the pending dial", asking).await.unwrap();
     assert_eq!(refused.status, 502, "{refused:?}");
+    let port = answer(&cluster, "10.9.0.1").await;
+    let said = "\r\n\r\ndial tcp: address 10.9.0.1: missing port in address";
+    assert!(port.starts_with("HTTP/1.1 502 ") && port.ends_with(said));
     listed(&cluster, 0).await;
 }
 

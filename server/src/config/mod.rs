@@ -320,7 +320,7 @@ impl Config {
                     address,
                     allow: args.door_allow,
                 }),
-                speaks: speaks(args.mode),
+                speaks: speaks(args.mode, profile.is_some()),
                 keep_alive: front_end_keep_alive,
                 max_connections: args.max_door_connections as usize,
             },
@@ -438,10 +438,11 @@ fn unix_door(args: &Args, compat: Option<&Profile>) -> Result<Option<UnixDoor>, 
 }
 
 /// `--mode` restricts what doors take.
-fn speaks(mode: Option<DoorMode>) -> Speaks {
+fn speaks(mode: Option<DoorMode>, as_konnectivity: bool) -> Speaks {
     Speaks {
         connect: mode != Some(DoorMode::Grpc),
         grpc: mode != Some(DoorMode::HttpConnect),
+        as_konnectivity,
     }
 }
 

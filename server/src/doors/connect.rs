@@ -22,13 +22,13 @@ use towline_link::splice::{Early, LocalEnd, LocalSide, splice};
 use towline_proto::limits;
 use towline_proto::reason::Reason;
 
-use super::Speaks;
 use super::front_ends::FrontEndGuard;
 use super::grpc::connection;
 use super::head::{self, First, Head, HeadError};
 use super::rewound::Rewound;
 use super::status::{self, Answer};
 use super::turned_away::TurnedAway;
+use super::{Speaks, as_konnectivity};
 use crate::caller::Caller;
 use crate::dial::{Ask, Detail, Dialer, Door, OpenDial};
 use crate::gateway::{self, Gateway};
@@ -105,6 +105,11 @@ impl Desk {
     /// Through which kubelets are reached, if that is asked for.
     pub fn gateway(&self) -> Option<&Arc<Gateway>> {
         self.gateway.as_ref()
+    }
+
+    /// What doors take, and in whose words they refuse.
+    pub(super) fn speaks(&self) -> Speaks {
+        self.speaks
     }
 
     /// Silence after which a gRPC front end is pinged.
@@ -282,7 +287,10 @@ async fn greet<S: FrontEnd>(stream: &mut S, desk: &Desk, visit: &mut Visit) -> O
             return None;
         }
         Err(error) => {
-            let answer = status::of_dial(&error);
+            let answer = match desk.speaks.as_konnectivity {
+                true => as_konnectivity::of_dial(&error),
+                false => status::of_dial(&error),
+            };
             desk.refused(
                 visit.door,
                 &visit.caller,
@@ -388,7 +396,10 @@ async fn refuse_head<S: FrontEnd>(stream: &mut S, desk: &Desk, visit: &Visit, er
     }
     let audit = desk.dialer.audit();
     audit.bad_request(visit.door, &visit.caller, error.as_str());
-    let answer = status::of_head(error);
+    let answer = match desk.speaks.as_konnectivity {
+        true => as_konnectivity::of_head(error),
+        false => status::of_head(error),
+    };
     desk.refused(visit.door, &visit.caller, error.as_str(), &answer.phrase);
     tell(stream, &answer).await;
 }

@@ -4,6 +4,7 @@
 //! behind it knows which door a dial came through.
 
 mod alone;
+mod as_konnectivity;
 pub mod command;
 pub mod connect;
 pub mod front_ends;
@@ -23,12 +24,15 @@ pub struct Speaks {
     pub connect: bool,
     /// Konnectivity's gRPC.
     pub grpc: bool,
+    /// Refusals in the words of Konnectivity's proxy-server, to the letter.
+    pub as_konnectivity: bool,
 }
 
 impl Speaks {
-    /// Both.
+    /// Both, in our words.
     pub const BOTH: Self = Self {
         connect: true,
         grpc: true,
+        as_konnectivity: false,
     };
 }

@@ -20,29 +20,58 @@ pub struct Answer {
     pub status: u16,
     /// The words behind it.
     pub phrase: String,
+    /// What kind of text the body is.
+    pub kind: &'static str,
+    /// The body, when it is other words than these.
+    pub body: Option<String>,
 }
+
+/// Text, as HTTP has it.
+pub const TEXT: &str = "text/plain; charset=utf-8";
+/// The same without a charset.
+pub const PLAIN: &str = "text/plain";
 
 impl Answer {
     fn new(status: u16, phrase: impl AsRef<str>) -> Self {
         Self {
             status,
             phrase: clean(phrase.as_ref()),
+            kind: TEXT,
+            body: None,
+        }
+    }
+
+    /// The same with another number and another body.
+    pub(super) fn with(self, status: u16, body: String) -> Self {
+        Self {
+            status,
+            body: Some(body),
+            ..self
         }
     }
 
     /// The whole answer: status line, headers, and the phrase again as a body for people with
     /// curl.
     pub fn bytes(&self) -> Vec<u8> {
-        let Answer { status, phrase } = self;
-        let length = phrase.len() + 1;
+        let Answer {
+            status,
+            phrase,
+            kind,
+            body,
+        } = self;
+        let (body, end) = match body {
+            Some(body) => (body, ""),
+            None => (phrase, "\n"),
+        };
+        let length = body.len() + end.len();
         let allow = if *status == 405 {
             "Allow: CONNECT\r\n"
         } else {
             ""
         };
         format!(
-            "HTTP/1.1 {status} {phrase}\r\n{allow}Content-Type: text/plain\r\n\
-             Content-Length: {length}\r\nConnection: close\r\n\r\n{phrase}\n"
+            "HTTP/1.1 {status} {phrase}\r\n{allow}Content-Type: {kind}\r\n\
+             Content-Length: {length}\r\nConnection: close\r\n\r\n{body}{end}"
         )
         .into_bytes()
     }
@@ -292,6 +321,13 @@ mod tests {
             let text = String::from_utf8(bytes).unwrap();
             assert!(text.starts_with(line), "{text}");
             assert!(text.contains("Connection: close\r\n"), "{text}");
+            assert!(
+                text.contains("Content-Type: text/plain; charset=utf-8\r\n"),
+                "{text}"
+            );
+            let body = text.split_once("\r\n\r\n").map(|(_, body)| body.len());
+            let length = format!("Content-Length: {}\r\n", body.unwrap());
+            assert!(text.contains(&length), "{text}");
         }
     }
 

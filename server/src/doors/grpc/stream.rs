@@ -27,6 +27,7 @@ use towline_proto::target::Target;
 
 use super::super::connect::Desk;
 use super::super::front_ends::FrontEndGuard;
+use super::super::status;
 use super::piece::Piece;
 use super::text;
 use super::tunnel::{Event, Tunnel};
@@ -361,8 +362,12 @@ async fn greet(
             None
         }
         Err(error) => {
-            let text = text::of_dial(&error);
-            desk.refused(caller.door, &caller.who, error.reason.as_str(), &text);
+            let text = match desk.speaks().as_konnectivity {
+                true => text::exactly(&error),
+                false => text::of_dial(&error),
+            };
+            let ours = status::of_dial(&error).phrase;
+            desk.refused(caller.door, &caller.who, error.reason.as_str(), &ours);
             tunnel.dial_failed(&text);
             None
         }

@@ -30,6 +30,14 @@ pub fn of_dial(error: &DialError) -> String {
     }
 }
 
+/// The same to the letter, for the compatibility profile: what we know beyond it is in the log.
+pub fn exactly(error: &DialError) -> String {
+    match error.reason {
+        Reason::NoAgent | Reason::NoRoute => NO_AGENT.to_owned(),
+        _ => of_dial(error),
+    }
+}
+
 /// For an address that is none.
 pub fn of_target(address: &str, error: &TargetError) -> String {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
@@ -74,16 +82,30 @@ mod tests {
             (Reason::TargetReset, "connection reset by peer"),
             (Reason::LocalResources, "too many open files"),
         ] {
-            let text = of_dial(&DialError {
-                reason,
-                target: "10.0.0.7:10250".parse().unwrap(),
-                class: Some(Class::Kubelet),
-                agent: None,
-                detail: Detail::None,
-                said: None,
-            });
+            let text = of_dial(&error(reason));
             assert!(text.contains(words), "{text}");
         }
+    }
+
+    fn error(reason: Reason) -> DialError {
+        DialError {
+            reason,
+            target: "10.0.0.7:10250".parse().unwrap(),
+            class: Some(Class::Kubelet),
+            agent: None,
+            detail: Detail::None,
+            said: None,
+        }
+    }
+
+    #[test]
+    fn in_the_profile_nothing_stands_behind_its_words() {
+        for reason in [Reason::NoAgent, Reason::NoRoute] {
+            assert_eq!(exactly(&error(reason)), "No agent available");
+            assert_ne!(of_dial(&error(reason)), "No agent available");
+        }
+        let timeout = "timed out waiting for backend dial";
+        assert_eq!(exactly(&error(Reason::DialTimeout)), timeout);
     }
 
     #[test]
