@@ -364,6 +364,7 @@ async fn a_dial_that_is_given_up_is_closed_when_the_answer_comes() {
         (metric(&cluster, line).await == 1).then_some(())
     })
     .await;
+    assert_eq!(agent.next().await, Some(Packet::CloseDial { random }));
     let (error, connect_id) = (String::new(), 5);
     agent
         .send(Packet::DialResponse {

@@ -457,7 +457,8 @@ impl AgentStream {
     }
 }
 
-/// A dial under way; dropping it takes it off the stream's list.
+/// A dial under way; dropping it takes it off the stream's list, and an agent that was asked is
+/// told that nobody waits for its answer.
 struct Asking<'a> {
     stream: &'a AgentStream,
     random: i64,
@@ -473,7 +474,17 @@ impl Asking<'_> {
 
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
-        self.stream.lock().pending.remove(&self.random);
+        let random = self.random;
+        let mut state = self.stream.lock();
+        let asked = state.pending.remove(&random).is_some_and(|dial| dial.sent);
+        // The answer to a dial that is not pending is a CLOSE_REQ anyhow: for an agent that reads
+        // nothing this is not worth its stream.
+        if !asked || state.control.len() >= limits::LEGACY_CONTROL {
+            return;
+        }
+        state.control.push_back(Packet::CloseDial { random });
+        drop(state);
+        self.stream.wake.notify_one();
     }
 }
 
@@ -492,15 +503,71 @@ impl Drop for Place {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn an_agent_that_reads_nothing_is_asked_so_often_and_no_more() {
+    fn stream() -> Arc<AgentStream> {
         let announced = Announced {
             id: "a".into(),
             identifiers: Identifiers::default(),
             proof: Proof::Certificate(Vec::new()),
             address: ([127, 0, 0, 1], 1).into(),
         };
-        let stream = AgentStream::new(1, announced, LiveDials::new(0));
+        AgentStream::new(1, announced, LiveDials::new(0))
+    }
+
+    /// Asks until `deadline` while the agent takes `packets`.
+    async fn ask(stream: &Arc<AgentStream>, packets: usize) -> Vec<Packet> {
+        let target = "10.0.0.1:1".parse().unwrap();
+        let asking = stream.dial(&target, usize::MAX, Instant::now() + LATER);
+        let taking = async {
+            let mut taken = Vec::new();
+            for _ in 0..packets {
+                taken.push(stream.next_packet().await);
+            }
+            taken
+        };
+        let (asked, taken) = tokio::join!(asking, taking);
+        assert!(asked.is_err_and(|failure| failure.reason == Reason::DialTimeout));
+        taken
+    }
+
+    const LATER: std::time::Duration = std::time::Duration::from_secs(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_was_asked_is_told_that_nobody_waits() {
+        let stream = stream();
+        assert_eq!(ask(&stream, 0).await, []);
+        // The first was never said, and neither is its end.
+        let taken = ask(&stream, 2).await;
+        let Packet::DialRequest { random, .. } = &taken[0] else {
+            panic!("{taken:?}");
+        };
+        assert_eq!(taken[1], Packet::CloseDial { random: *random });
+        assert!(stream.take_packet().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answered_dial_is_not_taken_back() {
+        let stream = stream();
+        let target = "10.0.0.1:1".parse().unwrap();
+        let answering = async {
+            let Packet::DialRequest { random, .. } = stream.next_packet().await else {
+                panic!("no dial");
+            };
+            let (error, connect_id) = ("no".to_owned(), 0);
+            stream.handle(Packet::DialResponse {
+                error,
+                connect_id,
+                random,
+            });
+        };
+        let asking = stream.dial(&target, usize::MAX, Instant::now() + LATER);
+        let (asked, ()) = tokio::join!(asking, answering);
+        assert!(asked.is_err());
+        assert!(stream.take_packet().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_reads_nothing_is_asked_so_often_and_no_more() {
+        let stream = stream();
         let target = "10.0.0.1:1".parse().unwrap();
         let mut busy = 0;
         for _ in 0..limits::LEGACY_CONTROL + 10 {
