@@ -451,9 +451,10 @@ pub const LEGACY_CLOSING: usize = 4096;
 pub const LEGACY_LINGER: Duration = Duration::from_secs(5);
 /// How long a legacy agent may take to confirm a close. Overflow: the dial ends without it.
 pub const LEGACY_CLOSE: Duration = Duration::from_secs(10);
-/// Shortest time between two HTTP/2 pings of ours, whatever `--keepalive-time` says: the other
-/// program takes more for an attack.
-pub const GRPC_PING_LEAST: Duration = Duration::from_secs(10);
+/// Shortest time between two HTTP/2 pings of ours, whatever `--keepalive-time` says: it is the
+/// shortest that Konnectivity's server takes; for the third ping that comes sooner it closes the
+/// connection (`too_many_pings`).
+pub const GRPC_PING_LEAST: Duration = Duration::from_secs(30);
 /// How long the Lease of a server counts without being renewed, seconds.
 pub const LEASE_SECONDS: i32 = 30;
 /// How often it is renewed, and those of servers that are gone are looked for.

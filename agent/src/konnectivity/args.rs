@@ -105,7 +105,7 @@ pub struct KonnectivityArgs {
     #[arg(long, env = "TOWLINE_PROBE_INTERVAL", hide = true)]
     pub probe_interval: Option<TimeSpan>,
 
-    /// How often a legacy server is pinged; without an answer in 20 s its stream ends [default: 1h]
+    /// How often a legacy server is pinged, 30s at least; without an answer in 20 s its stream ends [default: 1h]
     #[arg(long, env = "TOWLINE_KEEPALIVE_TIME", value_name = "TIME")]
     pub keepalive_time: Option<TimeSpan>,
 
