@@ -4,6 +4,7 @@
 //! moment of the question. While the API is not reached, the last known Leases count on.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -13,6 +14,7 @@ use tracing::{debug, warn};
 
 use super::error::KubeError;
 use super::lease::{Lease, Leases};
+use super::retry::Retry;
 use super::watch::Event;
 
 /// What was asked of the API, for metrics.
@@ -104,18 +106,18 @@ impl LeaseCount {
 
     /// Keeps the Leases with these labels up to date. Never ends by itself.
     pub async fn follow(&self, leases: Leases, selector: String, told: impl Fn(Called<'_>)) {
-        let (first, longest) = limits::KUBE_RETRY;
-        let mut pause = first;
+        let mut retry = Retry::new();
         loop {
-            match self.once(&leases, &selector, &told).await {
-                Ok(()) => pause = first,
-                Err(error @ KubeError::Gone { .. }) => debug!(%error, "listing leases again"),
-                Err(error) => {
+            let begun = Instant::now();
+            let Err(error) = self.once(&leases, &selector, &told).await;
+            let pause = retry.after(begun.elapsed());
+            match error {
+                KubeError::Gone { .. } => debug!(%error, retry_in = ?pause, "listing leases again"),
+                error => {
                     warn!(%error, retry_in = ?pause, "leases are not known, the last known ones count");
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(longest);
                 }
             }
+            tokio::time::sleep(pause).await;
         }
     }
 
@@ -125,14 +127,14 @@ impl LeaseCount {
         leases: &Leases,
         selector: &str,
         told: &impl Fn(Called<'_>),
-    ) -> Result<(), KubeError> {
+    ) -> Result<Infallible, KubeError> {
         let list = call(Verb::List, told, leases.list(selector)).await?;
         let mut version = list.metadata.resource_version;
         self.replace(list.items);
         loop {
             let begun = Instant::now();
             let mut watch = call(Verb::Watch, told, leases.watch(selector, &version)).await?;
-            while let Some(event) = watch.next().await? {
+            while let Some(event) = watch.next_in_time().await? {
                 let (Event::Is(lease) | Event::Was(lease)) = &event;
                 version.clone_from(&lease.metadata.resource_version);
                 self.apply(event);

@@ -13,6 +13,7 @@ use towline_proto::limits;
 
 use super::client::{Client, escape};
 use super::error::KubeError;
+use super::retry::Retry;
 use super::watch::Event;
 
 /// An object of which there are lists.
@@ -75,18 +76,13 @@ impl Collection {
 
     /// Tells what there is, and what happens to it. Never ends by itself.
     pub async fn follow<T: Listed>(&self, mut tell: impl FnMut(Told<'_, T>)) {
-        let (first, longest) = limits::KUBE_RETRY;
-        let mut pause = first;
+        let mut retry = Retry::new();
         loop {
             let begun = Instant::now();
             let Err(error) = self.once(&mut tell).await;
-            // What went well for a while failed for another cause than the time before.
-            if begun.elapsed() > longest {
-                pause = first;
-            }
+            let pause = retry.after(begun.elapsed());
             tell(Told::Failed(&error, pause));
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(longest);
         }
     }
 
@@ -105,7 +101,7 @@ impl Collection {
                 escape(&version)
             );
             let mut watch = self.client.watch::<T>(&path).await?;
-            while let Some(event) = self.next(&mut watch).await? {
+            while let Some(event) = watch.next_in_time().await? {
                 let (Event::Is(object) | Event::Was(object)) = &event;
                 version = object.version().to_owned();
                 tell(match event {
@@ -117,22 +113,6 @@ impl Collection {
             let least = limits::KUBE_RETRY.0;
             tokio::time::sleep(least.saturating_sub(begun.elapsed())).await;
         }
-    }
-
-    /// The API server ends a watch in time; one that it does not end is a connection that broke
-    /// without a word.
-    async fn next<T: Listed>(
-        &self,
-        watch: &mut super::watch::Watch<T>,
-    ) -> Result<Option<Event<T>>, KubeError> {
-        let silent = limits::KUBE_WATCH + limits::KUBE_REQUEST;
-        tokio::time::timeout(silent, watch.next())
-            .await
-            .unwrap_or_else(|_| {
-                Err(KubeError::Timeout {
-                    server: self.client.server().to_owned(),
-                })
-            })
     }
 
     /// Every page; the version from which to watch.

@@ -24,6 +24,7 @@ pub mod lease;
 pub mod moment;
 pub mod node;
 pub mod pod;
+mod retry;
 pub mod review;
 pub mod watch;
 

@@ -76,6 +76,19 @@ impl<T: DeserializeOwned> Watch<T> {
         }
     }
 
+    /// The same. The API server ends a watch in time; one that it does not end is a connection
+    /// that broke without a word.
+    pub async fn next_in_time(&mut self) -> Result<Option<Event<T>>, KubeError> {
+        let silent = limits::KUBE_WATCH + limits::KUBE_REQUEST;
+        tokio::time::timeout(silent, self.next())
+            .await
+            .unwrap_or_else(|_| {
+                Err(KubeError::Timeout {
+                    server: self.server.clone(),
+                })
+            })
+    }
+
     fn event(&self, line: &[u8]) -> Result<Option<Event<T>>, KubeError> {
         let wrong = |source| KubeError::Body {
             server: self.server.clone(),
