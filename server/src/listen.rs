@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use towline_link::process::admin::{AdminConfig, AdminError, AdminSockets};
-use towline_link::process::unix::{AllowedUids, UnixSocket, UnixSocketError};
+use towline_link::process::unix::{self, AllowedUids, UnixSocket, UnixSocketError};
 use towline_proto::id::Name;
 
 use crate::config::{DoorConfig, LinkConfig, ProcessConfig};
@@ -29,8 +29,13 @@ pub enum StartError {
     #[error(transparent)]
     Keys(ListenError),
     /// The Unix door.
-    #[error("--door-unix: {0}")]
-    DoorUnix(#[from] UnixSocketError),
+    #[error("{flag}: {source}")]
+    DoorUnix {
+        /// What said where.
+        flag: &'static str,
+        /// Why not there.
+        source: UnixSocketError,
+    },
     /// Health and admin.
     #[error(transparent)]
     Admin(#[from] AdminError),
@@ -101,7 +106,14 @@ impl Listening {
         };
         let door_unix = match doors.unix {
             Some(door) => {
-                let socket = UnixSocket::bind(&door.path, door.mode)?;
+                let flag = door.flag;
+                let cleared = match door.clears {
+                    true => unix::clear(&door.path),
+                    false => Ok(()),
+                };
+                let socket = cleared
+                    .and_then(|()| UnixSocket::bind(&door.path, door.mode))
+                    .map_err(|source| StartError::DoorUnix { flag, source })?;
                 addresses.door_unix = Some(door.path);
                 Some((socket, door.allowed))
             }

@@ -151,6 +151,27 @@ pub(super) fn bind(
     Ok((socket.into(), file))
 }
 
+/// Removes what lies in the place of a socket and holds nothing: an empty file or directory, as
+/// container runtimes make them for a mount, or a symbolic link, whatever it leads to. What holds
+/// something stays, and [`UnixSocket::bind`] says so.
+pub fn clear(path: &Path) -> Result<(), UnixSocketError> {
+    let Ok(found) = std::fs::symlink_metadata(path) else {
+        return Ok(());
+    };
+    let kind = found.file_type();
+    let removed = match () {
+        () if kind.is_symlink() || (kind.is_file() && found.len() == 0) => {
+            std::fs::remove_file(path)
+        }
+        () if kind.is_dir() => match std::fs::remove_dir(path) {
+            Err(e) if e.kind() == ErrorKind::DirectoryNotEmpty => Ok(()),
+            removed => removed,
+        },
+        () => Ok(()),
+    };
+    removed.map_err(failed(path, "remove what lies there"))
+}
+
 /// Removes what a dead process left; refuses to touch anything else.
 fn remove_stale(path: &Path, address: &SockAddr) -> Result<(), UnixSocketError> {
     match std::fs::symlink_metadata(path) {
@@ -378,6 +399,45 @@ mod tests {
         assert!(matches!(
             UnixSocket::bind(&long, 0o600),
             Err(UnixSocketError::PathTooLong(_))
+        ));
+    }
+
+    #[tokio::test]
+    async fn what_holds_nothing_is_cleared_and_nothing_else() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("door.sock");
+        let precious = folder.path().join("precious");
+        std::fs::write(&precious, "kept").expect("written");
+        clear(&path).expect("nothing is there");
+        let make: [fn(&Path, &Path); 4] = [
+            |path, _| std::fs::write(path, "").expect("a file"),
+            |path, _| std::fs::create_dir(path).expect("a directory"),
+            |path, precious| std::os::unix::fs::symlink(precious, path).expect("a link"),
+            |path, _| std::os::unix::fs::symlink("/no/such", path).expect("a link"),
+        ];
+        for make in make {
+            make(&path, &precious);
+            clear(&path).expect("cleared");
+            drop(UnixSocket::bind(&path, 0o600).expect("bound"));
+        }
+        assert_eq!(std::fs::read_to_string(&precious).expect("kept"), "kept");
+
+        std::fs::write(&path, "precious").expect("written");
+        clear(&path).expect("left alone");
+        assert_eq!(std::fs::read_to_string(&path).expect("kept"), "precious");
+        std::fs::remove_file(&path).expect("removed");
+        std::fs::create_dir_all(path.join("full")).expect("a directory");
+        clear(&path).expect("left alone");
+        assert!(matches!(
+            UnixSocket::bind(&path, 0o600),
+            Err(UnixSocketError::NotASocket(_))
+        ));
+        std::fs::remove_dir_all(&path).expect("removed");
+        let _live = UnixSocket::bind(&path, 0o600).expect("bound");
+        clear(&path).expect("left alone");
+        assert!(matches!(
+            UnixSocket::bind(&path, 0o600),
+            Err(UnixSocketError::Live(_))
         ));
     }
 

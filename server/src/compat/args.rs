@@ -92,7 +92,7 @@ pub struct KonnectivityArgs {
     #[arg(long, env = "TOWLINE_UDS_NAME", value_name = "PATH", value_parser = path)]
     pub uds_name: Option<PathBuf>,
 
-    /// Remove a file that lies in the socket's place [default: true]
+    /// Remove what lies in the socket's place: a dead socket, an empty file or directory, a link; what holds something and a socket that somebody serves are left, with an error [default: true]
     #[arg(long, env = "TOWLINE_DELETE_EXISTING_UDS_FILE", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
     pub delete_existing_uds_file: Option<bool>,
 

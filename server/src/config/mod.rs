@@ -130,6 +130,10 @@ pub struct DoorConfig {
 /// The Unix socket.
 #[derive(Clone, Debug)]
 pub struct UnixDoor {
+    /// What said where.
+    pub flag: &'static str,
+    /// Whether what holds nothing is removed from its place.
+    pub clears: bool,
     /// Where.
     pub path: PathBuf,
     /// Its mode.
@@ -414,27 +418,27 @@ fn compatibility(args: &Args) -> Result<Option<Profile>, ConfigError> {
 /// Konnectivity's socket is for whoever its mode lets in.
 fn unix_door(args: &Args, compat: Option<&Profile>) -> Result<Option<UnixDoor>, ConfigError> {
     let theirs = compat.and_then(|profile| profile.socket.clone());
-    let (path, mode, allowed) = match (&args.door_unix, theirs) {
+    Ok(match (&args.door_unix, theirs) {
         (Some(_), Some(_)) => return Err(ConfigError::TwoSockets),
-        (Some(path), None) => (
-            path.clone(),
-            args.door_unix_mode,
-            AllowedUids::from_flags(&args.door_unix_uids)?,
-        ),
-        (None, Some(path)) => {
-            let allowed = match args.door_unix_uids.is_empty() {
+        (Some(path), None) => Some(UnixDoor {
+            flag: "--door-unix",
+            clears: false,
+            path: path.clone(),
+            mode: args.door_unix_mode,
+            allowed: AllowedUids::from_flags(&args.door_unix_uids)?,
+        }),
+        (None, Some(path)) => Some(UnixDoor {
+            flag: "--uds-name",
+            clears: args.konnectivity.delete_existing_uds_file != Some(false),
+            path,
+            mode: KONNECTIVITY_SOCKET_MODE,
+            allowed: match args.door_unix_uids.is_empty() {
                 true => AllowedUids::everybody(),
                 false => AllowedUids::from_flags(&args.door_unix_uids)?,
-            };
-            (path, KONNECTIVITY_SOCKET_MODE, allowed)
-        }
-        (None, None) => return Ok(None),
-    };
-    Ok(Some(UnixDoor {
-        path,
-        mode,
-        allowed,
-    }))
+            },
+        }),
+        (None, None) => None,
+    })
 }
 
 /// `--mode` restricts what doors take.
