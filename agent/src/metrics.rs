@@ -69,6 +69,7 @@ pub struct Metrics {
     bad_requests: Counter,
     legacy_attempts: Family<Outcome, Counter>,
     legacy_streams: Gauge,
+    legacy_strays: Family<Why, Counter>,
 }
 
 /// See [`Metrics::legacy_stream`].
@@ -102,6 +103,7 @@ impl Default for Metrics {
             bad_requests: Counter::default(),
             legacy_attempts: Family::default(),
             legacy_streams: Gauge::default(),
+            legacy_strays: Family::default(),
         }
     }
 }
@@ -124,6 +126,7 @@ impl Metrics {
             bad_requests,
             legacy_attempts,
             legacy_streams,
+            legacy_strays,
         } = self;
         registry.register(
             "towline_agent_dials",
@@ -195,7 +198,17 @@ impl Metrics {
             "Streams to legacy servers, which are known by name alone",
             legacy_streams.clone(),
         );
+        registry.register(
+            "towline_agent_legacy_stray_packets",
+            "Packets of legacy servers that fit nothing they may speak of, by reason",
+            legacy_strays.clone(),
+        );
         registry.register_collector(Box::new(Now { links, live }));
+    }
+
+    /// A packet of a legacy server fits nothing.
+    pub fn legacy_stray(&self, reason: &'static str) {
+        self.legacy_strays.get_or_create(&Why { reason }).inc();
     }
 
     /// An attempt of the legacy mode ended.

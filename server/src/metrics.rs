@@ -15,6 +15,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use towline_link::carrier::CarrierKind;
 use towline_link::live::LiveDials;
+use towline_proto::konnectivity::front_end::Misuse;
 use towline_proto::notes::Notes;
 use towline_proto::reason::Reason;
 use towline_proto::target::Class;
@@ -95,6 +96,7 @@ pub struct Metrics {
     legacy_streams: Gauge,
     legacy_refused: Family<Why, Counter>,
     legacy_strays: Family<Why, Counter>,
+    front_end_strays: Family<Why, Counter>,
     legacy_held_back: Counter,
     policy_decisions: Family<Decided, Counter>,
     policy_dials_ended: Family<Why, Counter>,
@@ -128,6 +130,7 @@ impl Default for Metrics {
             legacy_streams: Gauge::default(),
             legacy_refused: Family::default(),
             legacy_strays: Family::default(),
+            front_end_strays: Family::default(),
             legacy_held_back: Counter::default(),
             policy_decisions: Family::default(),
             policy_dials_ended: Family::default(),
@@ -224,6 +227,11 @@ impl Metrics {
             "towline_server_legacy_stray_packets",
             "Packets of legacy agents that fit nothing they may speak of, by reason",
             self.legacy_strays.clone(),
+        );
+        registry.register(
+            "towline_server_front_end_stray_packets",
+            "Packets of gRPC front ends that fit nothing they may say at that moment, by reason",
+            self.front_end_strays.clone(),
         );
         registry.register(
             "towline_server_legacy_held_back",
@@ -347,6 +355,11 @@ impl Metrics {
         self.legacy_strays.get_or_create(&Why { reason }).inc();
     }
 
+    /// For a stream of a front end, which is too small for all of this.
+    pub(crate) fn front_end_strays(&self) -> Strays {
+        Strays(self.front_end_strays.clone())
+    }
+
     pub(crate) fn legacy_held_back(&self) {
         self.legacy_held_back.inc();
     }
@@ -373,6 +386,16 @@ impl Metrics {
 
     pub(crate) fn probed(&self, result: &'static str) {
         self.probes.get_or_create(&Outcome { result }).inc();
+    }
+}
+
+/// Counts what a gRPC front end should not have sent.
+pub struct Strays(Family<Why, Counter>);
+
+impl Strays {
+    pub(crate) fn saw(&self, what: Misuse) {
+        let reason = what.as_str();
+        self.0.get_or_create(&Why { reason }).inc();
     }
 }
 

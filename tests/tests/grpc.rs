@@ -365,6 +365,22 @@ async fn packets_out_of_place_get_the_reference_s_words() {
     );
     let outcome = expect("the thief's target", sink.outcome()).await;
     assert_eq!(outcome.end, End::Reset);
+    for (what, count) in [
+        ("close-before-dial", 1),
+        ("data-before-dial", 1),
+        ("unknown-type", 1),
+        ("packet-of-an-agent", 1),
+        ("data-without-connection", 1),
+        ("close-of-another-connection", 1),
+        ("data-of-another-connection", 1),
+    ] {
+        let line = format!("towline_server_front_end_stray_packets_total{{reason=\"{what}\"}}");
+        assert_eq!(
+            towline_tests::legacy::metric(&cluster, &line).await,
+            count,
+            "{what}"
+        );
+    }
     let mut negative = front.pipe(POD).await;
     negative.call.send(&data(-1));
     let answer = said(expect("CLOSE_RSP", negative.call.packet()).await.unwrap());

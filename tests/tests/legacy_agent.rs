@@ -272,7 +272,7 @@ async fn failed_dials_are_told_in_gos_words() {
 async fn packets_about_nothing_are_answered_and_disturb_nobody() {
     let world = World::new();
     let mut server = world.server(Script::default()).await;
-    let _agent = world.agent(server.address(), &[]).await;
+    let agent = world.agent(server.address(), &[]).await;
     let mut call = server.call().await;
     let target = Target::new().await;
     let id = call.dial("tcp", &target.address()).await.unwrap();
@@ -304,6 +304,16 @@ async fn packets_about_nothing_are_answered_and_disturb_nobody() {
     let mut ten = [0; 10];
     stream.read_exact(&mut ten).await.unwrap();
     assert_eq!(&ten, b"still here");
+    let page = page(&agent, "/metrics").await;
+    for (what, count) in [
+        ("data-of-unknown-connection", 1),
+        ("data-without-connection", 1),
+        ("drain-by-a-server", 1),
+        ("unknown-type", 1),
+    ] {
+        let line = format!("towline_agent_legacy_stray_packets_total{{reason=\"{what}\"}} {count}");
+        assert!(page.lines().any(|one| one == line), "{line}\n{page}");
+    }
 }
 
 #[tokio::test]

@@ -160,6 +160,7 @@ async fn read(
                 stream.dialling(random, handle);
             }
             Handled::Stray(what) => {
+                common.serve.metrics().legacy_stray(what);
                 if let Some(suppressed) = common.strays.allow(what) {
                     debug!(server = ?stream.server_id(), what, suppressed, "a packet that fits nothing");
                 }

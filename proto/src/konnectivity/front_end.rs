@@ -63,6 +63,52 @@ pub enum Room {
     Never,
 }
 
+/// A packet that fits nothing a front end may say at that moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Misuse {
+    /// CLOSE_REQ before any DIAL_REQ.
+    CloseBeforeDial,
+    /// CLOSE_REQ of a connection that is not this stream's.
+    CloseOfAnother,
+    /// DATA before any DIAL_REQ.
+    DataBeforeDial,
+    /// DATA of a connection that is not this stream's.
+    DataOfAnother,
+    /// DATA of connection 0, which is none.
+    DataOfNone,
+    /// A dial id below 0.
+    DialId,
+    /// DATA without data.
+    EmptyData,
+    /// A packet that only agents send.
+    OfAnAgent,
+    /// A dial by another protocol than TCP.
+    Protocol,
+    /// A second DIAL_REQ.
+    SecondDial,
+    /// A type that nobody knows.
+    UnknownType,
+}
+
+impl Misuse {
+    /// The word for metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Misuse::CloseBeforeDial => "close-before-dial",
+            Misuse::CloseOfAnother => "close-of-another-connection",
+            Misuse::DataBeforeDial => "data-before-dial",
+            Misuse::DataOfAnother => "data-of-another-connection",
+            Misuse::DataOfNone => "data-without-connection",
+            Misuse::DialId => "dial-id",
+            Misuse::EmptyData => "empty-data",
+            Misuse::OfAnAgent => "packet-of-an-agent",
+            Misuse::Protocol => "protocol",
+            Misuse::SecondDial => "second-dial",
+            Misuse::UnknownType => "unknown-type",
+        }
+    }
+}
+
 /// How sure we are that the front end knows the connection.
 #[derive(Debug)]
 enum Proof {
@@ -113,6 +159,7 @@ pub struct FrontEnd {
     answers: VecDeque<Packet>,
     /// Packets that meant nothing.
     senseless: u32,
+    misuse: Option<Misuse>,
     /// The target has ended.
     ending: bool,
 }
@@ -133,6 +180,7 @@ impl FrontEnd {
             state: State::Idle,
             answers: VecDeque::new(),
             senseless: 0,
+            misuse: None,
             ending: false,
         }
     }
@@ -155,10 +203,10 @@ impl FrontEnd {
                 // It crossed our answer.
                 _ => Step::None,
             },
-            Packet::DialResponse { .. }
-            | Packet::CloseResponse { .. }
-            | Packet::Drain
-            | Packet::Unknown(_) => self.senseless(Step::None),
+            Packet::DialResponse { .. } | Packet::CloseResponse { .. } | Packet::Drain => {
+                self.senseless(Misuse::OfAnAgent)
+            }
+            Packet::Unknown(_) => self.senseless(Misuse::UnknownType),
         }
     }
 
@@ -170,10 +218,12 @@ impl FrontEnd {
         };
         match self.state {
             State::Idle if random < 0 => {
+                self.misuse = Some(Misuse::DialId);
                 self.end_with(refuse("dial id is out of range"));
                 Step::Refused
             }
             State::Idle if protocol != TCP => {
+                self.misuse = Some(Misuse::Protocol);
                 self.end_with(refuse("protocol not supported"));
                 Step::Refused
             }
@@ -184,22 +234,23 @@ impl FrontEnd {
             State::Over => Step::None,
             State::Dialling { .. } | State::Open { .. } => {
                 self.answers.push_back(refuse("this stream has its dial"));
-                self.senseless(Step::None)
+                self.senseless(Misuse::SecondDial)
             }
         }
     }
 
     fn data(&mut self, now: Instant, connect_id: i64, data: Bytes) -> Step {
         match &mut self.state {
-            _ if connect_id == 0 => self.senseless(Step::None),
+            _ if connect_id == 0 => self.senseless(Misuse::DataOfNone),
             State::Idle => {
+                self.misuse = Some(Misuse::DataBeforeDial);
                 self.end_with(close_response(connect_id, DATA_BEFORE_DIAL));
                 Step::Refused
             }
             State::Dialling { .. } => {
                 let answer = close_response(connect_id, DATA_UNKNOWN);
                 self.answers.push_back(answer);
-                self.senseless(Step::None)
+                self.senseless(Misuse::DataOfAnother)
             }
             State::Open { id, proof } if *id == connect_id => {
                 let id = *id;
@@ -223,12 +274,13 @@ impl FrontEnd {
                 }
                 self.settle();
                 match data.is_empty() {
-                    true => self.senseless(Step::None),
+                    true => self.senseless(Misuse::EmptyData),
                     false => Step::Bytes(data),
                 }
             }
             State::Open { id, .. } => {
                 let ours = *id;
+                self.misuse = Some(Misuse::DataOfAnother);
                 self.answers
                     .push_back(close_response(connect_id, MISMATCHED));
                 self.end_with(close_response(ours, MISMATCHED));
@@ -243,7 +295,7 @@ impl FrontEnd {
             State::Idle => {
                 let answer = close_response(connect_id, CLOSE_BEFORE_DIAL);
                 self.answers.push_back(answer);
-                self.senseless(Step::None)
+                self.senseless(Misuse::CloseBeforeDial)
             }
             State::Open { id, proof } if *id == connect_id => match proof {
                 Proof::Asked(question) if !question.refused => {
@@ -256,7 +308,7 @@ impl FrontEnd {
             State::Open { .. } | State::Dialling { .. } => {
                 let answer = close_response(connect_id, CLOSE_UNKNOWN);
                 self.answers.push_back(answer);
-                self.senseless(Step::None)
+                self.senseless(Misuse::CloseOfAnother)
             }
             State::Over => Step::None,
         }
@@ -500,10 +552,16 @@ impl FrontEnd {
         self.state = State::Over;
     }
 
-    fn senseless(&mut self, step: Step) -> Step {
+    /// What the last packet was, if it fits nothing; once.
+    pub fn misused(&mut self) -> Option<Misuse> {
+        self.misuse.take()
+    }
+
+    fn senseless(&mut self, what: Misuse) -> Step {
+        self.misuse = Some(what);
         self.senseless += 1;
         if self.senseless <= limits::GRPC_SENSELESS {
-            return step;
+            return Step::None;
         }
         self.broke("too many packets without sense");
         self.state = State::Over;

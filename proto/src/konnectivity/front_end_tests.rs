@@ -47,6 +47,40 @@ fn answers(stream: &mut FrontEnd) -> Vec<Packet> {
 }
 
 #[test]
+fn what_fits_nothing_has_a_name_once() {
+    let other = || FrontEnd::new();
+    let dialled = || open(now());
+    let by = |protocol: &str, random| Packet::DialRequest {
+        protocol: protocol.to_owned(),
+        address: "a:1".to_owned(),
+        random,
+    };
+    for (mut stream, packet, name) in [
+        (other(), close(3), "close-before-dial"),
+        (other(), data(3, "x"), "data-before-dial"),
+        (other(), by("tcp", -1), "dial-id"),
+        (other(), by("udp", 1), "protocol"),
+        (dialled(), close(3), "close-of-another-connection"),
+        (dialled(), data(3, "x"), "data-of-another-connection"),
+        (dialled(), data(0, "x"), "data-without-connection"),
+        (dialled(), data(ID, ""), "empty-data"),
+        (dialled(), Packet::Drain, "packet-of-an-agent"),
+        (dialled(), request(6), "second-dial"),
+        (dialled(), Packet::Unknown(9), "unknown-type"),
+    ] {
+        stream.receive(now(), packet);
+        assert_eq!(stream.misused().map(Misuse::as_str), Some(name));
+        assert_eq!(stream.misused(), None);
+    }
+    // And what does, has none.
+    let mut stream = dialled();
+    for packet in [data(ID, "x"), close(NOBODY), close(ID)] {
+        stream.receive(now(), packet);
+        assert_eq!(stream.misused(), None);
+    }
+}
+
+#[test]
 fn a_front_end_that_speaks_first_is_never_held_up() {
     let at = now();
     let mut stream = open(at);

@@ -210,7 +210,9 @@ fn take_call(
         }
     };
     let send = respond.send_response(head(), false).ok()?;
-    let tunnel = Tunnel::new(request.into_body(), send, Arc::clone(desk.counted()));
+    let strays = desk.metrics().front_end_strays();
+    let counted = Arc::clone(desk.counted());
+    let tunnel = Tunnel::new(request.into_body(), send, counted, strays);
     Some((tunnel, deadline))
 }
 

@@ -29,7 +29,8 @@ use towline_proto::queue::Queue;
 use towline_proto::reason::Reason;
 
 use super::piece::{Piece, take};
-use crate::konnectivity::{Counted, Segment};
+use crate::konnectivity::{Counted, DialFailure, Segment};
+use crate::metrics::Strays;
 use towline_link::grpc::{Code, Status};
 
 /// How the front end's direction ended.
@@ -57,6 +58,9 @@ pub struct Tunnel {
     messages: Messages,
     machine: FrontEnd,
     counted: Arc<Counted>,
+    strays: Strays,
+    /// Bytes of the target wait for the front end since.
+    since: Option<Instant>,
     /// Taken from the stream ahead of the target; packed, because the front end chooses how much
     /// each packet holds.
     ahead: Queue,
@@ -72,13 +76,20 @@ pub struct Tunnel {
 
 impl Tunnel {
     /// A stream whose headers were answered.
-    pub fn new(recv: RecvStream, send: SendStream<Piece>, counted: Arc<Counted>) -> Self {
+    pub fn new(
+        recv: RecvStream,
+        send: SendStream<Piece>,
+        counted: Arc<Counted>,
+        strays: Strays,
+    ) -> Self {
         Self {
             recv,
             send,
             messages: Messages::new(limits::GRPC_MESSAGE_BYTES),
             machine: FrontEnd::new(),
             counted,
+            strays,
+            since: None,
             ahead: Queue::default(),
             ended: None,
             told: false,
@@ -147,6 +158,9 @@ impl Tunnel {
             };
             self.counted.packet(Segment::FromClient, packet.kind());
             let step = self.machine.receive(now(), packet);
+            if let Some(what) = self.machine.misused() {
+                self.strays.saw(what);
+            }
             self.say();
             self.stir(cx);
             match step {
