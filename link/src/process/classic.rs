@@ -156,30 +156,31 @@ impl Series for Gauge {
     }
 }
 
-/// Durations, in buckets.
+/// Durations, in buckets. Nobody waits for another: every packet may be observed.
 #[derive(Debug)]
-pub struct Histogram(Mutex<Observed>);
-
-#[derive(Debug)]
-struct Observed {
+pub struct Histogram {
     bounds: &'static [f64],
-    /// One for each bound; what is above all of them only shows in `count`.
-    counts: Vec<u64>,
-    count: u64,
-    sum: f64,
+    /// One for each bound, and one for what is above all of them.
+    counts: Vec<AtomicU64>,
+    nanoseconds: AtomicU64,
 }
 
 impl Histogram {
     /// One more of this length.
     pub fn observe(&self, length: Duration) {
         let seconds = length.as_secs_f64();
-        let mut observed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        observed.count += 1;
-        observed.sum += seconds;
-        let place = observed.bounds.iter().position(|bound| seconds <= *bound);
-        if let Some(count) = place.and_then(|place| observed.counts.get_mut(place)) {
-            *count += 1;
+        let place = self.bounds.iter().position(|bound| seconds <= *bound);
+        if let Some(count) = self.counts.get(place.unwrap_or(self.bounds.len())) {
+            count.fetch_add(1, Ordering::Relaxed);
         }
+        let nanoseconds = u64::try_from(length.as_nanos()).unwrap_or(u64::MAX);
+        self.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
+    }
+
+    fn counts(&self) -> impl Iterator<Item = u64> {
+        self.counts
+            .iter()
+            .map(|count| count.load(Ordering::Relaxed))
     }
 }
 
@@ -187,37 +188,31 @@ impl Series for Histogram {
     const KIND: &'static str = "histogram";
 
     fn new(description: &Description) -> Self {
-        Self(Mutex::new(Observed {
+        let all = 0..=description.buckets.len();
+        Self {
             bounds: description.buckets,
-            counts: vec![0; description.buckets.len()],
-            count: 0,
-            sum: 0.0,
-        }))
+            counts: all.map(|_| AtomicU64::new(0)).collect(),
+            nanoseconds: AtomicU64::new(0),
+        }
     }
 
     fn is_used(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).count > 0
+        self.counts().any(|count| count > 0)
     }
 
     fn write(&self, description: &Description, labels: &Labels<'_>, out: &mut String) {
-        let observed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let name = description.name;
         let mut below = 0;
-        for (bound, count) in observed.bounds.iter().zip(&observed.counts) {
+        let bounds = self.bounds.iter().copied().chain([f64::INFINITY]);
+        for (bound, count) in bounds.zip(self.counts()) {
             below += count;
-            let labels = labels.text(Some(("le", &number(*bound))));
+            let labels = labels.text(Some(("le", &number(bound))));
             line(out, &format!("{name}_bucket"), &labels, below as f64);
         }
-        let all = labels.text(Some(("le", "+Inf")));
-        line(out, &format!("{name}_bucket"), &all, observed.count as f64);
         let labels = labels.text(None);
-        line(out, &format!("{name}_sum"), &labels, observed.sum);
-        line(
-            out,
-            &format!("{name}_count"),
-            &labels,
-            observed.count as f64,
-        );
+        let sum = Duration::from_nanos(self.nanoseconds.load(Ordering::Relaxed));
+        line(out, &format!("{name}_sum"), &labels, sum.as_secs_f64());
+        line(out, &format!("{name}_count"), &labels, below as f64);
     }
 }
 

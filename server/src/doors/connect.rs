@@ -27,6 +27,7 @@ use super::grpc::connection;
 use super::head::{self, First, Head, HeadError};
 use super::rewound::Rewound;
 use super::status::{self, Answer};
+use super::timed::Timed;
 use super::turned_away::TurnedAway;
 use super::{Speaks, as_konnectivity};
 use crate::caller::Caller;
@@ -200,6 +201,8 @@ pub async fn serve<S: FrontEnd + 'static>(mut stream: S, desk: Arc<Desk>, mut vi
         to_local: early,
     };
     let established = desk.counted().established();
+    let timing = desk.speaks.as_konnectivity;
+    let stream = Timed::new(stream, timing.then(|| Arc::clone(desk.counted())));
     let end = match kubelet {
         Some((gateway, request)) => {
             Box::pin(gateway.serve(stream, pipe, request, early, &live)).await

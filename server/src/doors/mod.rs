@@ -14,6 +14,7 @@ pub mod rewound;
 pub mod signed;
 pub mod status;
 pub mod tcp;
+mod timed;
 mod turned_away;
 pub mod unix;
 

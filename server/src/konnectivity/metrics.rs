@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use towline_link::grpc::Code;
 use towline_link::process::classic::{Counter, Description, Families, Family, Gauge, Histogram};
 use towline_proto::konnectivity::PacketKind;
 use towline_proto::reason::Reason;
@@ -348,9 +349,9 @@ impl Counted {
         self.packets[segment as usize][kind as usize].inc();
     }
 
-    /// A stream failed while it was read.
-    pub fn stream_error(&self, segment: Segment, code: &str) {
-        let values = [segment.as_str(), code, PacketKind::Unknown.as_str()];
+    /// A stream failed: while it was read (no packet is known then), or under this packet.
+    pub fn stream_error(&self, segment: Segment, code: Code, kind: PacketKind) {
+        let values = [segment.as_str(), code.as_str(), kind.as_str()];
         self.errors.with(&values).inc();
     }
 
@@ -366,10 +367,11 @@ impl Counted {
         self.backends.set(agents);
     }
 
-    /// A stream has begun, or ceased, to be blocked by a full queue.
-    pub fn full(&self, method: Method, blocked: bool) {
-        let change = if blocked { 1 } else { -1 };
-        self.full.with(&[method.as_str()]).add(change);
+    /// A stream is not read because a queue is full, until the guard is dropped.
+    pub fn full(&self, method: Method) -> Pending {
+        let gauge = self.full.with(&[method.as_str()]);
+        gauge.add(1);
+        Pending(gauge)
     }
 
     /// An expired lease was deleted.

@@ -19,7 +19,9 @@ use towline_link::live::LiveDials;
 use towline_link::process::drain::{DrainWatch, Stage};
 use towline_link::process::ratelimit::RateLimited;
 use towline_link::process::shares::Share;
-use towline_proto::konnectivity::{CONNECT_METHOD, CONTENT_TYPE, Packet, SERVER_COUNT, SERVER_ID};
+use towline_proto::konnectivity::{
+    CONNECT_METHOD, CONTENT_TYPE, Packet, PacketKind, SERVER_COUNT, SERVER_ID,
+};
 use towline_proto::limits;
 use towline_proto::reason::Reason;
 
@@ -256,7 +258,7 @@ async fn read(
             Ok(None) => return Status::new(Code::Ok, "the agent ended the stream"),
             Err(error) => {
                 let status = error.status();
-                counted.stream_error(Segment::FromAgent, status.code.as_str());
+                counted.stream_error(Segment::FromAgent, status.code, PacketKind::Unknown);
                 return status;
             }
         };
@@ -274,6 +276,7 @@ async fn read(
             Handled::Wait(connection) if since_pause >= limits::LEGACY_TURN => {
                 since_pause = 0;
                 reception.metrics.legacy_held_back();
+                let _full = counted.full(Method::Connect);
                 hold_back(&connection).await;
             }
             Handled::Wait(_) => {}
@@ -308,7 +311,7 @@ async fn write(stream: &AgentStream, sink: &mut PacketSink, reception: &Receptio
             reason = stream.ended() => return Status::new(Code::Unavailable, reason.as_str()),
         };
         if let Err(error) = sent {
-            counted.stream_error(Segment::ToAgent, Code::Unavailable.as_str());
+            counted.stream_error(Segment::ToAgent, Code::Unavailable, packet.kind());
             return Status::new(Code::Unavailable, error.to_string());
         }
         stream.moved();

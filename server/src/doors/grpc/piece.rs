@@ -18,10 +18,10 @@ pub struct Piece {
 
 impl Piece {
     /// Several packets that are not bulk, so that they arrive together.
-    pub fn packets(packets: impl Iterator<Item = Packet>) -> Self {
+    pub fn packets<'a>(packets: impl Iterator<Item = &'a Packet>) -> Self {
         let mut chunks = VecDeque::new();
         for packet in packets {
-            let (head, data) = frame::put(&packet);
+            let (head, data) = frame::put(packet);
             chunks.push_back(head);
             chunks.extend((!data.is_empty()).then_some(data));
         }
@@ -118,10 +118,11 @@ mod tests {
                 let mut left = chunks();
                 let mut piece = Piece::data(7, len, &mut left);
                 let sent = text.slice(..len.min(text.len()));
-                let whole = Piece::packets(std::iter::once(Packet::Data {
+                let packet = Packet::Data {
                     connect_id: 7,
                     data: sent.clone(),
-                }));
+                };
+                let whole = Piece::packets(std::iter::once(&packet));
                 assert_eq!(
                     left.iter().map(Bytes::len).sum::<usize>(),
                     text.len() - sent.len()

@@ -104,10 +104,13 @@ impl Tunnel {
         std::future::poll_fn(|cx| self.poll_event(cx)).await
     }
 
-    /// The dial worked.
+    /// The dial worked. When the front end cannot be told, what follows finds the stream broken and
+    /// ends the dial.
     pub fn dialled(&mut self, id: i64) {
         self.machine.dialled(now(), id);
-        self.say();
+        if !self.say() {
+            self.counted.dial_failed(DialFailure::SendResponse);
+        }
     }
 
     /// The dial did not work; the stream ends.
@@ -177,8 +180,7 @@ impl Tunnel {
 
     /// The stream was reset, or the connection is lost.
     fn left(&self) -> Ended {
-        let code = Code::Canceled.as_str();
-        self.counted.stream_error(Segment::FromClient, code);
+        self.lost(Segment::FromClient, PacketKind::Unknown);
         match self.machine.left_in_order() {
             true => Ended::Closed,
             false => Ended::Broken,
@@ -205,31 +207,39 @@ impl Tunnel {
     }
 
     fn refuse(&mut self, code: Code, text: String) -> Ended {
-        self.counted
-            .stream_error(Segment::FromClient, code.as_str());
+        let kind = PacketKind::Unknown;
+        self.counted.stream_error(Segment::FromClient, code, kind);
         self.machine.broke(&text);
         self.say();
         self.finish(&Status::new(code, text));
         Ended::Broken
     }
 
+    /// The front end has left: this is what it was about.
+    fn lost(&self, segment: Segment, kind: PacketKind) {
+        self.counted.stream_error(segment, Code::Canceled, kind);
+    }
+
     /// Sends what the machine has to say. These packets are small and bounded in number, so they
-    /// need not wait for the window. What is said together arrives together.
-    fn say(&mut self) {
-        let (machine, counted) = (&mut self.machine, &self.counted);
-        let mut said = std::iter::from_fn(|| {
-            let packet = machine.answer()?;
-            counted.packet(Segment::ToClient, packet.kind());
-            Some(packet)
-        })
-        .peekable();
-        if self.finished {
-            said.for_each(drop);
-        } else if said.peek().is_some() {
-            let begun = Instant::now();
-            let _ = self.send.send_data(Piece::packets(said), false);
-            self.counted.front_end_took(begun.elapsed());
+    /// need not wait for the window. What is said together arrives together. False when the front
+    /// end is gone, or was told the end.
+    fn say(&mut self) -> bool {
+        let said: Vec<Packet> = std::iter::from_fn(|| self.machine.answer()).collect();
+        if said.is_empty() || self.finished {
+            return !self.finished;
         }
+        let begun = Instant::now();
+        for packet in &said {
+            self.counted.packet(Segment::ToClient, packet.kind());
+        }
+        let sent = self.send.send_data(Piece::packets(said.iter()), false);
+        self.counted.front_end_took(begun.elapsed());
+        if sent.is_err() {
+            for packet in &said {
+                self.lost(Segment::ToClient, packet.kind());
+            }
+        }
+        sent.is_ok()
     }
 
     /// Reads ahead of the target until `limit` bytes wait for it. Ready when there are any, or
@@ -395,6 +405,7 @@ impl Edge for Tunnel {
         let Some(id) = self.machine.id() else {
             return self.unheard(chunks);
         };
+        let begun = *self.since.get_or_insert_with(Instant::now);
         let all: usize = chunks.iter().map(Bytes::len).sum();
         let wanted = all.min(limits::GRPC_DATA_BYTES - DATA_HEAD);
         let room = loop {
@@ -406,6 +417,7 @@ impl Edge for Tunnel {
             match ready!(self.send.poll_capacity(cx)) {
                 Some(Ok(_)) => {}
                 Some(Err(_)) | None => {
+                    self.lost(Segment::ToClient, PacketKind::Data);
                     self.gone(cx);
                     return self.unheard(chunks);
                 }
@@ -413,7 +425,11 @@ impl Edge for Tunnel {
         };
         self.counted.packet(Segment::ToClient, PacketKind::Data);
         let piece = Piece::data(id, room, chunks);
-        if self.send.send_data(piece, false).is_err() {
+        let sent = self.send.send_data(piece, false);
+        self.since = None;
+        self.counted.front_end_took(begun.elapsed());
+        if sent.is_err() {
+            self.lost(Segment::ToClient, PacketKind::Data);
             self.gone(cx);
         }
         Poll::Ready(Ok(room))
@@ -463,3 +479,7 @@ impl Edge for Tunnel {
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
+
+#[cfg(test)]
+#[path = "tunnel_tests.rs"]
+mod tests;
