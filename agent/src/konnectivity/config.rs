@@ -2,7 +2,7 @@
 //! refuses at its start is refused here too.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use rustls::pki_types::ServerName;
 use towline_link::kube::lease::Leases;
 use towline_link::kube::{Access, Client, KubeError};
 use towline_link::process::compat::{MetricsAt, Second};
-use towline_link::process::values::TimeSpan;
+use towline_link::process::values::{TimeSpan, bind_address};
 use towline_pki::store::StoreError;
 use towline_pki::web::{public_key_file, server_name};
 use towline_pki::{WebError, WebPair, WebRoots};
@@ -45,13 +45,16 @@ pub enum LegacyConfigError {
         value: i64,
     },
     /// An address that is none.
-    #[error("{flag} {text:?} is not an IP address")]
+    #[error("{flag} {text:?} is not an IP address, nor localhost")]
     Address {
         /// Which.
         flag: &'static str,
         /// Its value.
         text: String,
     },
+    /// A file that is not there.
+    #[error("--kubeconfig {0}: no such file")]
+    NoKubeconfig(String),
     /// A host that is none.
     #[error("--proxy-server-host {0:?} is neither a name nor an address")]
     ServerHost(String),
@@ -218,17 +221,10 @@ fn socket(
     default_port: u16,
 ) -> Result<SocketAddr, LegacyConfigError> {
     let text = host.unwrap_or(default_host);
-    let ip = match text {
-        "" => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        "localhost" => IpAddr::from([127, 0, 0, 1]),
-        text => {
-            let bare = text.trim_start_matches('[').trim_end_matches(']');
-            bare.parse().map_err(|_| LegacyConfigError::Address {
-                flag: host_flag,
-                text: text.chars().take(limits::HOST_BYTES).collect(),
-            })?
-        }
-    };
+    let ip = bind_address(text).ok_or_else(|| LegacyConfigError::Address {
+        flag: host_flag,
+        text: text.chars().take(limits::HOST_BYTES).collect(),
+    })?;
     Ok(SocketAddr::new(ip, port_of(port_flag, port, default_port)?))
 }
 
@@ -252,6 +248,7 @@ impl LegacyConfig {
         random: impl FnOnce() -> String,
     ) -> Result<Self, LegacyConfigError> {
         let (server, name) = server(&args)?;
+        let kubeconfig = kubeconfig(&args)?;
         let files = files(&args)?;
         check_small(&args)?;
         let sync = sync(&args)?;
@@ -275,7 +272,6 @@ impl LegacyConfig {
         let leases = match args.count_server_leases.unwrap_or(false) {
             true => {
                 check_selector(&selector)?;
-                let kubeconfig = args.kubeconfig.filter(|path| !path.as_os_str().is_empty());
                 let client = Client::new(Access::load(kubeconfig.as_deref(), env)?);
                 let namespace = args.lease_namespace.as_deref().unwrap_or("kube-system");
                 Some((Leases::new(client, namespace), selector))
@@ -309,6 +305,18 @@ fn server(args: &KonnectivityArgs) -> Result<(Target, ServerName<'static>), Lega
     let host: Host = bare.parse().map_err(|_| wrong())?;
     let target = Target::new(host, port).ok_or_else(wrong)?;
     Ok((target, server_name(bare)?))
+}
+
+/// It must be there whether it is needed or not.
+fn kubeconfig(args: &KonnectivityArgs) -> Result<Option<PathBuf>, LegacyConfigError> {
+    let given = args.kubeconfig.clone();
+    let given = given.filter(|path| !path.as_os_str().is_empty());
+    match given {
+        Some(path) if !path.exists() => {
+            Err(LegacyConfigError::NoKubeconfig(path.display().to_string()))
+        }
+        given => Ok(given),
+    }
 }
 
 fn files(args: &KonnectivityArgs) -> Result<LegacyFiles, LegacyConfigError> {
@@ -382,5 +390,39 @@ impl LegacyConfig {
             ));
         }
         lines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kubeconfig_that_is_not_there_is_refused_although_nobody_needs_it() {
+        let with = |path: &str| {
+            let args = KonnectivityArgs {
+                kubeconfig: Some(path.into()),
+                ..KonnectivityArgs::default()
+            };
+            LegacyConfig::new(args, None, &|_| None, String::new).unwrap_err()
+        };
+        let error = with("/none");
+        assert_eq!(error.to_string(), "--kubeconfig /none: no such file");
+        // Empty is not given, as with all paths.
+        assert!(matches!(with(""), LegacyConfigError::NoRoots));
+    }
+
+    #[test]
+    fn listeners_may_be_at_localhost() {
+        let at = |host: &str| {
+            let args = KonnectivityArgs {
+                health_server_host: Some(host.to_owned()),
+                ..KonnectivityArgs::default()
+            };
+            Listeners::new(&args).map(|both| both.health.to_string())
+        };
+        assert_eq!(at("localhost").unwrap(), "127.0.0.1:8093");
+        assert_eq!(at("").unwrap(), "[::]:8093");
+        at("cp.example").unwrap_err();
     }
 }

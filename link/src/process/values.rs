@@ -5,7 +5,7 @@
 //! range, so that a value that was parsed is a value that may be used.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
@@ -72,6 +72,21 @@ pub fn listen_address(text: &str) -> Result<SocketAddr, ValueError> {
     check_length(text)?;
     text.parse()
         .map_err(|_| ValueError::ListenAddress(text.to_owned()))
+}
+
+/// An address to listen at as Konnectivity's flags have it, without a port: empty for every address,
+/// `localhost` for 127.0.0.1, IPv6 with brackets or without. No other name is resolved.
+pub fn bind_address(text: &str) -> Option<IpAddr> {
+    match text {
+        "" => Some(Ipv6Addr::UNSPECIFIED.into()),
+        "localhost" => Some(Ipv4Addr::LOCALHOST.into()),
+        text => {
+            let bare = text
+                .strip_prefix('[')
+                .and_then(|rest| rest.strip_suffix(']'));
+            bare.unwrap_or(text).parse().ok()
+        }
+    }
 }
 
 /// A prefix as a flag's value; for clap. One with bits behind its length is a slip of somebody who
@@ -452,5 +467,21 @@ mod tests {
             prefix("10.96.0.1/12").expect_err("host bits").to_string(),
             "10.96.0.1/12 has bits behind its length: is 10.96.0.0/12 meant?"
         );
+    }
+
+    #[test]
+    fn an_address_to_bind_may_be_empty_or_localhost() {
+        for (text, address) in [
+            ("", "::"),
+            ("localhost", "127.0.0.1"),
+            ("10.0.0.7", "10.0.0.7"),
+            ("fd00::7", "fd00::7"),
+            ("[::1]", "::1"),
+        ] {
+            assert_eq!(bind_address(text), address.parse().ok(), "{text}");
+        }
+        for text in ["cp.example", "10.0.0.7:1", "[::1", "::1]", "Localhost"] {
+            assert_eq!(bind_address(text), None, "{text}");
+        }
     }
 }

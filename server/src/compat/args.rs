@@ -140,7 +140,7 @@ pub struct KonnectivityArgs {
     #[arg(long, env = "TOWLINE_ADMIN_PORT", value_name = "PORT")]
     pub admin_port: Option<u16>,
 
-    /// Address of metrics for administrators [default: 127.0.0.1]
+    /// Address of metrics for administrators, empty for every address [default: 127.0.0.1]
     #[arg(long, env = "TOWLINE_ADMIN_BIND_ADDRESS", value_name = "IP")]
     pub admin_bind_address: Option<String>,
 
@@ -265,7 +265,7 @@ pub struct KonnectivityArgs {
     #[arg(long, env = "TOWLINE_GRACEFUL_SHUTDOWN_TIMEOUT", value_name = "TIME")]
     pub graceful_shutdown_timeout: Option<TimeSpan>,
 
-    /// How long a legacy agent may take to answer a dial; 0 is --dial-timeout [default: 0s]
+    /// How long a legacy agent may take to answer a dial, 30s at most; 0 is --dial-timeout, which is raised to it where it is not given [default: 0s]
     #[arg(long, env = "TOWLINE_BACKEND_DIAL_TIMEOUT", value_name = "TIME")]
     pub backend_dial_timeout: Option<TimeSpan>,
 

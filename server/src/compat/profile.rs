@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use towline_link::kube::{Access, Client, KubeError};
+use towline_link::process::values::bind_address;
 use towline_proto::limits;
 
 use super::args::KonnectivityArgs;
+use super::{patience, words};
 use crate::legacy::strategy::{Strategies, StrategyError};
 use crate::legacy::token::TokenRule;
 use crate::legacy::trust::{DoorFiles, LegacyFiles, LegacySnapshot, LegacyTrustError};
@@ -27,7 +29,7 @@ pub enum ProfileError {
         port: u16,
     },
     /// An address that is none.
-    #[error("{flag} {text:?} is not an IP address")]
+    #[error("{flag} {text:?} is not an IP address, nor localhost")]
     Address {
         /// Which.
         flag: &'static str,
@@ -130,6 +132,10 @@ pub struct Profile {
     pub keep_alive: Duration,
     /// For a legacy agent's answer to a dial.
     pub answer_within: Option<Duration>,
+    /// For every dial.
+    pub dial_timeout: Duration,
+    /// What an operator should know at the start, one line each.
+    pub notes: Vec<String>,
     /// Whether targets of verified agents may go back.
     pub downgrade: bool,
     /// The Lease.
@@ -158,29 +164,23 @@ const AGENT_PORT: u16 = 8091;
 const HEALTH_PORT: u16 = 8092;
 const ADMIN_PORT: u16 = 8095;
 
-/// What `--tls-min-version` takes, as Konnectivity does.
-const TLS_VERSIONS: [&str; 4] = [
-    "VersionTLS10",
-    "VersionTLS11",
-    "VersionTLS12",
-    "VersionTLS13",
-];
-
 /// gRPC's pause between pings, and the shortest that makes sense.
 const KEEP_ALIVE: Duration = Duration::from_secs(3600);
 const KEEP_ALIVE_LEAST: Duration = Duration::from_secs(1);
 
 impl Profile {
     /// Checks the flags and reads the files. `own` is whether we have an identity of our own, so
-    /// that there are other agents than legacy ones. `env` is asked for names that Kubernetes and
+    /// that there are other agents than legacy ones; `dial_timeout` is our own flag. `env` is asked for names that Kubernetes and
     /// Konnectivity's manifests set.
     pub fn new(
         args: KonnectivityArgs,
         own: bool,
+        dial_timeout: Duration,
         env: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Self, ProfileError> {
         let without_effect = args.without_effect();
-        check_words(&args)?;
+        words::check(&args)?;
+        existing("--kubeconfig", args.kubeconfig.as_deref())?;
         let socket = given(args.uds_name.clone());
         if args.delete_existing_uds_file == Some(false)
             && let Some(path) = socket.clone().filter(|path| path.exists())
@@ -207,7 +207,7 @@ impl Profile {
                 let file = given(args.kubeconfig.clone());
                 Some(Client::new(Access::load(file.as_deref(), env)?))
             }
-            false => existing("--kubeconfig", args.kubeconfig.as_deref()).map(|()| None)?,
+            false => None,
         };
         let files = LegacyFiles {
             agents: agent_files,
@@ -215,10 +215,8 @@ impl Profile {
         };
         let positive = |span: Duration| (!span.is_zero()).then_some(span);
         let keep_alive = args.keepalive_time.map_or(KEEP_ALIVE, |span| span.0);
-        let strategies = match given_text(&args.proxy_strategies) {
-            Some(list) => list.parse()?,
-            None => Strategies::default(),
-        };
+        let answer_within = args.backend_dial_timeout.and_then(|span| positive(span.0));
+        let (dial_timeout, late) = patience::settle(dial_timeout, answer_within);
         let place = |flag, ip: &Option<String>, port_flag, port: Option<u16>, default| {
             if ip.is_none() && port.is_none() {
                 return Ok(None);
@@ -226,7 +224,7 @@ impl Profile {
             let port = in_range(port_flag, port.unwrap_or(default))?;
             Ok::<_, ProfileError>(Some(SocketAddr::new(address(flag, ip)?, port)))
         };
-        let admin_ip = match given_text(&args.admin_bind_address) {
+        let admin_ip = match &args.admin_bind_address {
             Some(_) => address("--admin-bind-address", &args.admin_bind_address)?,
             None => [127, 0, 0, 1].into(),
         };
@@ -236,11 +234,13 @@ impl Profile {
             trust: LegacySnapshot::load(&files)?,
             files,
             tokens: rule.zip(client.clone()),
-            strategies,
+            strategies: words::strategies(&args)?,
             server_id: server_id(&args, env)?,
             server_count: args.server_count.unwrap_or(1),
             keep_alive: keep_alive.max(KEEP_ALIVE_LEAST),
-            answer_within: args.backend_dial_timeout.and_then(|span| positive(span.0)),
+            answer_within,
+            dial_timeout,
+            notes: late.into_iter().collect(),
             downgrade: args.allow_downgrade == Some(true),
             lease: match client.filter(|_| lease) {
                 Some(client) => Some(LeaseConfig {
@@ -347,13 +347,11 @@ fn in_range(flag: &'static str, port: u16) -> Result<u16, ProfileError> {
 }
 
 fn address(flag: &'static str, text: &Option<String>) -> Result<IpAddr, ProfileError> {
-    match given_text(text) {
-        None => Ok(Ipv6Addr::UNSPECIFIED.into()),
-        Some(text) => text.parse().map_err(|_| ProfileError::Address {
-            flag,
-            text: text.chars().take(limits::FLAG_VALUE_BYTES).collect(),
-        }),
-    }
+    let text = text.as_deref().unwrap_or_default();
+    bind_address(text).ok_or_else(|| ProfileError::Address {
+        flag,
+        text: text.chars().take(limits::FLAG_VALUE_BYTES).collect(),
+    })
 }
 
 /// A pair that is whole or not there.
@@ -455,45 +453,6 @@ fn token_rule(args: &KonnectivityArgs) -> Result<Option<TokenRule>, ProfileError
     }
 }
 
-/// Flags whose value is looked at and then not needed.
-fn check_words(args: &KonnectivityArgs) -> Result<(), ProfileError> {
-    if args.enable_contention_profiling == Some(true) && args.enable_profiling != Some(true) {
-        return Err(ProfileError::Needs {
-            given: "--enable-contention-profiling",
-            missing: "--enable-profiling",
-        });
-    }
-    let wrong = |flag, value: String, allowed| {
-        Err(ProfileError::Value {
-            flag,
-            value: value.chars().take(limits::FLAG_VALUE_BYTES).collect(),
-            allowed,
-        })
-    };
-    if let Some(size) = args.xfr_channel_size.filter(|size| *size <= 0) {
-        return wrong("--xfr-channel-size", size.to_string(), "it must be above 0");
-    }
-    if let Some(size) = args.frontend_write_channel_size.filter(|size| *size < 0) {
-        let allowed = "it must not be below 0";
-        return wrong("--frontend-write-channel-size", size.to_string(), allowed);
-    }
-    if let Some(version) = given_text(&args.tls_min_version)
-        && !TLS_VERSIONS.contains(&version)
-    {
-        let allowed =
-            "use VersionTLS10, VersionTLS11, VersionTLS12 or VersionTLS13; it is TLS 1.3 always";
-        return wrong("--tls-min-version", version.to_owned(), allowed);
-    }
-    if let Some(list) = given_text(&args.cipher_suites) {
-        let bad = list.split(',').find(|name| !name.starts_with("TLS_"));
-        if let Some(bad) = bad {
-            let allowed = "use names such as TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256";
-            return wrong("--cipher-suites", bad.to_owned(), allowed);
-        }
-    }
-    existing("--kubeconfig", args.kubeconfig.as_deref())
-}
-
 fn server_id(
     args: &KonnectivityArgs,
     env: &dyn Fn(&str) -> Option<String>,
@@ -542,4 +501,23 @@ fn labels(text: &str) -> Result<BTreeMap<String, String>, ProfileError> {
         }),
     });
     read.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_as_the_agent_reads_them() {
+        let at = |text: Option<&str>| address("--x", &text.map(str::to_owned));
+        assert_eq!(at(Some("localhost")).unwrap().to_string(), "127.0.0.1");
+        for everywhere in [None, Some("")] {
+            assert_eq!(at(everywhere).unwrap(), Ipv6Addr::UNSPECIFIED);
+        }
+        let error = at(Some("cp.example")).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "--x \"cp.example\" is not an IP address, nor localhost"
+        );
+    }
 }

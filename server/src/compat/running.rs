@@ -49,6 +49,7 @@ pub struct Running {
     told: Told,
     lease: Option<(LeaseConfig, String)>,
     without_effect: Vec<&'static str>,
+    notes: Vec<String>,
 }
 
 impl Running {
@@ -97,6 +98,7 @@ impl Running {
             told,
             lease,
             without_effect: profile.without_effect,
+            notes: profile.notes,
         }
     }
 
@@ -148,10 +150,13 @@ impl Running {
         }
     }
 
-    /// Says what is not verified, and which flags do nothing.
+    /// Says what is not verified, and which flags do less than they say, or nothing.
     pub fn shout(&self) {
         for line in &self.told.unverified {
             tracing::warn!("NOT VERIFIED (--compatibility=konnectivity): {line}");
+        }
+        for note in &self.notes {
+            tracing::warn!("{note}");
         }
         if !self.without_effect.is_empty() {
             let flags = self.without_effect.join(" ");

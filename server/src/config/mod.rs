@@ -337,7 +337,10 @@ impl Config {
             grants,
             signing,
             dials: DialOptions {
-                timeout: args.dial_timeout.into(),
+                timeout: match profile {
+                    Some(profile) => profile.dial_timeout,
+                    None => args.dial_timeout.into(),
+                },
                 per_link: args.max_dials,
                 gateway: gateway.is_some(),
             },
@@ -412,7 +415,8 @@ fn compatibility(args: &Args) -> Result<Option<Profile>, ConfigError> {
     }
     let own = args.cert.is_some();
     let env = |name: &str| std::env::var(name).ok();
-    Ok(Some(Profile::new(flags.clone(), own, &env)?))
+    let dial_timeout = args.dial_timeout.into();
+    Ok(Some(Profile::new(flags.clone(), own, dial_timeout, &env)?))
 }
 
 /// Konnectivity's socket is for whoever its mode lets in.
