@@ -15,7 +15,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use towline_link::carrier::CarrierKind;
 use towline_link::live::LiveDials;
-use towline_proto::konnectivity::front_end::Misuse;
+use towline_proto::konnectivity::misuse::Misuse;
 use towline_proto::notes::Notes;
 use towline_proto::reason::Reason;
 use towline_proto::target::Class;

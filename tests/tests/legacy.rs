@@ -245,7 +245,7 @@ async fn strategies_choose_by_what_was_announced() {
     drop(far);
     listed(&cluster, 3).await;
     let refused = cluster.apiserver().refusal("10.9.0.3:1").await;
-    assert_eq!(refused.status, 503);
+    assert_eq!(refused.status, 500);
     nobody.send(Packet::Drain).await;
     let status = nobody.end().await;
     assert_eq!(status.map(|status| status.code), Some(Code::Ok));
@@ -504,7 +504,7 @@ scenarios! {
             agents.iter().all(|agent| agent.links.is_empty()).then_some(())
         }).await;
         let refused = cluster.apiserver().refusal(&kubelet).await;
-        assert_eq!(refused.status, 503, "{refused:?}");
+        assert_eq!(refused.status, 500, "{refused:?}");
         // What nobody verified owns is for it, and the first thing that it hears of.
         let front = cluster.apiserver();
         let asking = tokio::spawn(async move { front.pipe("10.9.0.1:1").await });

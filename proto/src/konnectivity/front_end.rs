@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::misuse::Misuse;
 use super::{
     CLOSE_BEFORE_DIAL, CLOSE_UNKNOWN, DATA_BEFORE_DIAL, DATA_UNKNOWN, MISMATCHED, Packet, TCP,
 };
@@ -61,52 +62,6 @@ pub enum Room {
     Until(Instant),
     /// The connection is over.
     Never,
-}
-
-/// A packet that fits nothing a front end may say at that moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Misuse {
-    /// CLOSE_REQ before any DIAL_REQ.
-    CloseBeforeDial,
-    /// CLOSE_REQ of a connection that is not this stream's.
-    CloseOfAnother,
-    /// DATA before any DIAL_REQ.
-    DataBeforeDial,
-    /// DATA of a connection that is not this stream's.
-    DataOfAnother,
-    /// DATA of connection 0, which is none.
-    DataOfNone,
-    /// A dial id below 0.
-    DialId,
-    /// DATA without data.
-    EmptyData,
-    /// A packet that only agents send.
-    OfAnAgent,
-    /// A dial by another protocol than TCP.
-    Protocol,
-    /// A second DIAL_REQ.
-    SecondDial,
-    /// A type that nobody knows.
-    UnknownType,
-}
-
-impl Misuse {
-    /// The word for metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Misuse::CloseBeforeDial => "close-before-dial",
-            Misuse::CloseOfAnother => "close-of-another-connection",
-            Misuse::DataBeforeDial => "data-before-dial",
-            Misuse::DataOfAnother => "data-of-another-connection",
-            Misuse::DataOfNone => "data-without-connection",
-            Misuse::DialId => "dial-id",
-            Misuse::EmptyData => "empty-data",
-            Misuse::OfAnAgent => "packet-of-an-agent",
-            Misuse::Protocol => "protocol",
-            Misuse::SecondDial => "second-dial",
-            Misuse::UnknownType => "unknown-type",
-        }
-    }
 }
 
 /// How sure we are that the front end knows the connection.
@@ -578,74 +533,6 @@ fn close_response(connect_id: i64, error: &str) -> Packet {
 
 fn bytes(connect_id: i64, data: Bytes) -> Packet {
     Packet::Data { connect_id, data }
-}
-
-/// Fuzz body: whatever packets come, in whatever state, a stream dials once, hands bytes on only
-/// while its connection is open, and says a bounded number of things.
-pub fn fuzz_front_end(begun: Instant, input: &[u8]) {
-    let mut stream = FrontEnd::new();
-    let (mut dials, mut said) = (0, 0usize);
-    for (at, pair) in input.chunks(2).enumerate() {
-        let now = begun + Duration::from_millis(at as u64);
-        let [what, id] = [pair[0], *pair.last().unwrap_or(&0)];
-        let id = [0, 7, 8, NOBODY, -1][usize::from(id % 5)];
-        let (over, open) = (stream.is_over(), stream.id());
-        let packet = match what % 16 {
-            0 => Packet::DialRequest {
-                protocol: TCP.to_owned(),
-                address: "a:1".to_owned(),
-                random: id,
-            },
-            1 | 2 => bytes(id, Bytes::from_static(b"x")),
-            3 => Packet::CloseRequest { connect_id: id },
-            4 => Packet::CloseDial { random: id },
-            5 => Packet::Drain,
-            6 => Packet::Unknown(9),
-            7 => {
-                stream.dialled(now, 7);
-                continue;
-            }
-            8 => {
-                stream.target_ended(now);
-                continue;
-            }
-            9 => {
-                if stream.room(now) == Room::First {
-                    stream.first(now, Bytes::from_static(b"first"));
-                }
-                continue;
-            }
-            10 => {
-                if stream.on_time(now) == Step::Closed {
-                    stream.closed();
-                }
-                continue;
-            }
-            11 => {
-                stream.dial_failed("no");
-                continue;
-            }
-            _ => {
-                while stream.answer().is_some() {
-                    said += 1;
-                }
-                continue;
-            }
-        };
-        match stream.receive(now, packet) {
-            Step::Dial(_) => dials += 1,
-            Step::Bytes(_) => assert!(open == Some(7)),
-            Step::Closed => stream.closed(),
-            Step::Refused | Step::GivenUp | Step::Flooded => assert!(stream.is_over()),
-            Step::None => {}
-        }
-        assert!(dials <= 1);
-        assert!(!over || stream.is_over());
-    }
-    while stream.answer().is_some() {
-        said += 1;
-    }
-    assert!(said <= 2 * input.len() + limits::GRPC_SENSELESS as usize);
 }
 
 #[cfg(test)]

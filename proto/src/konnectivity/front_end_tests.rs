@@ -422,3 +422,71 @@ fn a_front_end_that_drops_the_first_bytes_for_ever_makes_us_say_them_so_often() 
     stream.closed();
     assert_eq!(answers(&mut stream), [close_response(ID, "")]);
 }
+
+/// Fuzz body: whatever packets come, in whatever state, a stream dials once, hands bytes on only
+/// while its connection is open, and says a bounded number of things.
+fn fuzz_front_end(begun: Instant, input: &[u8]) {
+    let mut stream = FrontEnd::new();
+    let (mut dials, mut said) = (0, 0usize);
+    for (at, pair) in input.chunks(2).enumerate() {
+        let now = begun + Duration::from_millis(at as u64);
+        let [what, id] = [pair[0], *pair.last().unwrap_or(&0)];
+        let id = [0, 7, 8, NOBODY, -1][usize::from(id % 5)];
+        let (over, open) = (stream.is_over(), stream.id());
+        let packet = match what % 16 {
+            0 => Packet::DialRequest {
+                protocol: TCP.to_owned(),
+                address: "a:1".to_owned(),
+                random: id,
+            },
+            1 | 2 => bytes(id, Bytes::from_static(b"x")),
+            3 => Packet::CloseRequest { connect_id: id },
+            4 => Packet::CloseDial { random: id },
+            5 => Packet::Drain,
+            6 => Packet::Unknown(9),
+            7 => {
+                stream.dialled(now, 7);
+                continue;
+            }
+            8 => {
+                stream.target_ended(now);
+                continue;
+            }
+            9 => {
+                if stream.room(now) == Room::First {
+                    stream.first(now, Bytes::from_static(b"first"));
+                }
+                continue;
+            }
+            10 => {
+                if stream.on_time(now) == Step::Closed {
+                    stream.closed();
+                }
+                continue;
+            }
+            11 => {
+                stream.dial_failed("no");
+                continue;
+            }
+            _ => {
+                while stream.answer().is_some() {
+                    said += 1;
+                }
+                continue;
+            }
+        };
+        match stream.receive(now, packet) {
+            Step::Dial(_) => dials += 1,
+            Step::Bytes(_) => assert!(open == Some(7)),
+            Step::Closed => stream.closed(),
+            Step::Refused | Step::GivenUp | Step::Flooded => assert!(stream.is_over()),
+            Step::None => {}
+        }
+        assert!(dials <= 1);
+        assert!(!over || stream.is_over());
+    }
+    while stream.answer().is_some() {
+        said += 1;
+    }
+    assert!(said <= 2 * input.len() + limits::GRPC_SENSELESS as usize);
+}

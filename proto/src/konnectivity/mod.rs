@@ -8,6 +8,7 @@ mod fields;
 pub mod frame;
 pub mod front_end;
 pub mod identifiers;
+pub mod misuse;
 pub mod packet;
 
 pub use identifiers::{Identifiers, IdentifiersError};

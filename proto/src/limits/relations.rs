@@ -34,6 +34,7 @@ const _: () = {
     assert!(ATTESTATION_IN_USE.as_secs() >= ATTESTATION_LIFE.as_secs());
     assert!(GRPC_WINDOW as u64 * (GRPC_STREAMS as u64 + 1) < 1 << 31); // HTTP/2's largest window
     assert!(GRPC_DATA_BYTES < GRPC_MESSAGE_BYTES);
+    assert!(GRPC_PING_LEAST.as_secs() >= 30); // what Konnectivity's server takes
     assert!(KUBE_REQUEST.as_secs() < KUBE_WATCH.as_secs());
     assert!(KUBE_HEAD_BYTES >= 8192); // hyper's smallest buffer
     assert!(PEER_SILENT.as_secs() >= 3 * HEARTBEAT.as_secs());
