@@ -172,39 +172,60 @@ fn dials(page: &Page) -> f64 {
     page.sum(name, &[]).unwrap_or(0.0)
 }
 
-/// Every family that the real server and agent show after the same work, ours show too, with the same
-/// type and help.
+/// Every family that the real server and agent show after the same work, ours show too: type, help, names of
+/// labels, bounds of buckets, and what failed how often.
+async fn the_same_is_counted(mode: Mode) {
+    let pages = |makers| async move {
+        let mut pairing = Pairing::start(makers, mode).await;
+        let (_echo, echo) = target(Behaviour::Echo).await;
+        pairing.front_end.fine(Verb::ask(&echo, "question")).await;
+        let nobody = refusing_address().await.unwrap().to_string();
+        pairing.front_end.refused(Verb::dial(&nobody)).await;
+        pairing.quiet().await;
+        let agent = pairing.agent.metrics().await;
+        pairing.front_end.fine(Verb::open("held", &echo)).await;
+        pairing.agent.end().await;
+        pairing.front_end.fine(Verb::rest("held")).await;
+        pairing.quiet().await;
+        pairing.front_end.refused(Verb::dial(&echo)).await;
+        (pairing.server.metrics().await, agent)
+    };
+    let (theirs, ours) = (pages(Makers::THEIRS).await, pages(Makers::OURS).await);
+    let failures = "konnectivity_network_proxy_server_dial_failure_count";
+    let failed = |page: &Page| page.by(failures, "reason");
+    let mut expected = failed(&theirs.0);
+    if !mode.is_grpc() {
+        // The reference does not count it here, only behind gRPC: a slip that is not repeated.
+        assert_eq!(expected.insert("no_agent".to_owned(), 1.0), None);
+    }
+    assert_eq!(failed(&ours.0), expected, "{mode:?}");
+    for (theirs, ours) in [(theirs.0, ours.0), (theirs.1, ours.1)] {
+        let families = ours.families();
+        for family in theirs.families() {
+            let name = family.name.as_str();
+            // The reference counts a front end that leaves after its last answer as an error;
+            // here the family appears with the first real one.
+            let leaving = name.ends_with("_server_stream_errors_total");
+            if !name.starts_with("konnectivity_network_proxy_")
+                || leaving && !families.contains(&family)
+            {
+                continue;
+            }
+            assert!(
+                families.contains(&family),
+                "{mode:?}: {family:?} is missing"
+            );
+            assert_eq!(ours.shape(name), theirs.shape(name), "{mode:?}: {name}");
+        }
+    }
+}
+
 #[ignore = "needs Go"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn metrics_have_the_same_names_types_and_texts() {
-    run("metrics", async {
-        let pages = |makers| async move {
-            let pairing = Pairing::start(makers, Mode::GrpcUnix).await;
-            let (_echo, echo) = target(Behaviour::Echo).await;
-            pairing.front_end.fine(Verb::ask(&echo, "question")).await;
-            let nobody = refusing_address().await.unwrap().to_string();
-            pairing.front_end.refused(Verb::dial(&nobody)).await;
-            pairing.quiet().await;
-            let server = pairing.server.metrics().await;
-            (server, pairing.agent.metrics().await)
-        };
-        let (theirs, ours) = (pages(Makers::THEIRS).await, pages(Makers::OURS).await);
-        for (theirs, ours) in [(theirs.0, ours.0), (theirs.1, ours.1)] {
-            let ours = ours.families();
-            let mut missing = Vec::new();
-            for family in theirs.families() {
-                let konnectivity = family.name.starts_with("konnectivity_network_proxy_");
-                // The reference counts a front end that leaves after its last answer as an error;
-                // here the family appears with the first real one.
-                let leaving = family.name.ends_with("_server_stream_errors_total");
-                if konnectivity && !leaving && !ours.contains(&family) {
-                    missing.push(family);
-                }
-            }
-            assert!(missing.is_empty(), "{missing:#?}");
-        }
-    })
-    .await;
+async fn metrics_have_the_same_names_types_texts_labels_and_buckets() {
+    for mode in Mode::ALL {
+        run("metrics", Box::pin(the_same_is_counted(mode))).await;
+    }
 }
 
 #[ignore = "needs Go"]

@@ -154,7 +154,7 @@ async fn an_agent_finds_as_many_servers_as_there_are_leases() {
             let balancer = balancer.expect("a balancer");
             let plan = AgentPlan::new(makers.agent, "pa", balancer.address());
             let count = [world.kubeconfig.as_str(), "--count-server-leases"];
-            let _agent = plan.flags(&count).start(&files, &world.scratch).await;
+            let agent = plan.flags(&count).start(&files, &world.scratch).await;
             for server in [&first, &second] {
                 eventually("the agent at both servers", || async {
                     server.ready().await.then_some(())
@@ -162,6 +162,10 @@ async fn an_agent_finds_as_many_servers_as_there_are_leases() {
                 .await;
                 world.ask(server, "by lease").await;
             }
+            let lists = "konnectivity_network_proxy_agent_lease_lists_total";
+            let good = [("http_response_code", "200"), ("reason", "")];
+            let lists = agent.metrics().await.sum(lists, &good);
+            assert!(lists >= Some(1.0), "{makers:?} {mode:?}: {lists:?}");
             second.terminate();
             let held = eventually("one Lease", || async {
                 let leases = world.kube.leases("kube-system");

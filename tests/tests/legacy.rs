@@ -59,6 +59,14 @@ async fn an_agent_is_told_who_we_are_and_serves_dials() {
     echoes(&mut cluster.apiserver().pipe(&here).await).await;
     drop(pipe);
     assert_eq!(target.outcome().await.end, End::Closed);
+    eventually("both connections in the histogram", || async {
+        let counted = "konnectivity_network_proxy_server_connection_duration_seconds_count";
+        (metric(&cluster, counted).await == 2).then_some(())
+    })
+    .await;
+    // Nobody stayed for a second, or not for an hour.
+    let short = "konnectivity_network_proxy_server_connection_duration_seconds_bucket{le=\"3600\"}";
+    assert_eq!(metric(&cluster, short).await, 2);
 }
 
 #[tokio::test]
@@ -129,6 +137,8 @@ async fn without_an_agent_the_dial_fails_at_once_and_with_its_stream_a_pending_o
     let said = "\r\n\r\ndial tcp: address 10.9.0.1: missing port in address";
     assert!(port.starts_with("HTTP/1.1 502 ") && port.ends_with(said));
     listed(&cluster, 0).await;
+    let counted = "konnectivity_network_proxy_server_dial_failure_count{reason=\"backend_close\"}";
+    assert_eq!(metric(&cluster, counted).await, 1);
 }
 
 #[tokio::test]
@@ -390,6 +400,9 @@ async fn an_agent_that_never_answers_fails_the_dial_in_time() {
         Some(Packet::DialRequest { .. })
     ));
     listed(&cluster, 1).await;
+    let counted =
+        "konnectivity_network_proxy_server_dial_failure_count{reason=\"backend_dial_timeout\"}";
+    assert_eq!(metric(&cluster, counted).await, 1);
 }
 
 #[tokio::test]

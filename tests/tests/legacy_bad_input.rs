@@ -80,6 +80,9 @@ async fn packets_that_fit_nothing_are_counted_and_disturb_nobody() {
         "towline_server_legacy_stray_packets_total{reason=\"answer-to-unknown-dial\"}",
     );
     assert_eq!(strays.await, 2);
+    let counted =
+        "konnectivity_network_proxy_server_dial_failure_count{reason=\"unrecognized_response\"}";
+    assert_eq!(metric(&cluster, counted).await, 2);
 }
 
 #[tokio::test]

@@ -360,10 +360,16 @@ async fn the_lease_is_kept_while_we_serve_and_those_of_the_dead_go() {
     assert_eq!(mine["metadata"]["labels"]["k8s-app"], "konnectivity-server");
     assert!(mine["spec"]["renewTime"].is_string() && mine["spec"]["acquireTime"].is_string());
     let (_, metrics) = get(server.health_address(), "/metrics").await;
-    assert!(
-        metrics.contains("konnectivity_network_proxy_server_culled_leases_count 1"),
-        "{metrics}"
-    );
+    for counted in [
+        "culled_leases_count 1",
+        "lease_list_total{http_status_code=\"200\",reason=\"\"} 1",
+        "lease_list_latency_seconds_count{http_status_code=\"200\"} 1",
+        "lease_delete_total{http_status_code=\"200\",reason=\"\"} 1",
+        "lease_delete_latency_seconds_count{http_status_code=\"200\"} 1",
+    ] {
+        let line = format!("konnectivity_network_proxy_server_{counted}\n");
+        assert!(metrics.contains(&line), "{line}{metrics}");
+    }
     server.drain();
     let gone = world
         .kube

@@ -1,5 +1,6 @@
 //! What a daemon counts: the text of `/metrics` over plain HTTP, and single samples from it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -61,6 +62,55 @@ impl Page {
         sum
     }
 
+    /// What the series of a family look like: the names of their labels, and the bounds of their buckets.
+    pub fn shape(&self, family: &str) -> Shape {
+        let mut shape = Shape::default();
+        for line in self.0.lines() {
+            let Some(rest) = line.strip_prefix(family) else {
+                continue;
+            };
+            let (suffix, labels) = match rest.split_once('{') {
+                Some((suffix, rest)) => {
+                    (suffix, rest.rsplit_once('}').map_or(rest, |(own, _)| own))
+                }
+                None => (rest.split(' ').next().unwrap_or_default(), ""),
+            };
+            // Another family may begin with the same words.
+            if !["", "_bucket", "_sum", "_count"].contains(&suffix) {
+                continue;
+            }
+            let mut names = BTreeSet::new();
+            for label in labels.split("\",").filter(|label| !label.is_empty()) {
+                let (name, value) = label.split_once("=\"").expect("a label");
+                if name == "le" {
+                    let bound = value.trim_end_matches('"').to_owned();
+                    if !shape.bounds.contains(&bound) {
+                        shape.bounds.push(bound);
+                    }
+                } else {
+                    names.insert(name.to_owned());
+                }
+            }
+            shape.labels.insert(names);
+        }
+        shape
+    }
+
+    /// The samples of a family without labels other than this one, by its value.
+    pub fn by(&self, family: &str, label: &str) -> BTreeMap<String, f64> {
+        let mut samples = BTreeMap::new();
+        let start = format!("{family}{{{label}=\"");
+        for line in self.0.lines() {
+            let sample = line.strip_prefix(&start);
+            if let Some((value, count)) = sample.and_then(|rest| rest.split_once("\"} "))
+                && let Ok(count) = count.trim().parse()
+            {
+                samples.insert(value.to_owned(), count);
+            }
+        }
+        samples
+    }
+
     /// The names of all families, in order, with their type and help text.
     pub fn families(&self) -> Vec<Family> {
         let mut families: Vec<Family> = Vec::new();
@@ -88,6 +138,15 @@ impl Page {
         }
         families
     }
+}
+
+/// What the series of a family look like.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shape {
+    /// The names of the labels of each series; `le` is not among them.
+    pub labels: BTreeSet<BTreeSet<String>>,
+    /// The values of `le`, in order.
+    pub bounds: Vec<String>,
 }
 
 /// One family of a page.
@@ -118,5 +177,25 @@ mod tests {
         assert_eq!(page.sum("b", &[]), Some(5.0));
         assert_eq!(page.families().len(), 1);
         assert_eq!(page.families()[0].help, "Things.");
+    }
+
+    #[test]
+    fn series_have_a_shape() {
+        let page = Page(
+            "a_bucket{x=\"1\",le=\"0.1\"} 1\na_bucket{x=\"1\",le=\"+Inf\"} 1\na_sum{x=\"1\"} 1\na_count{x=\"1\"} 1\n\
+             a_total{y=\"2\"} 3\na_total{y=\"a \"} 4\n"
+                .to_owned(),
+        );
+        let labels =
+            |names: &[&str]| BTreeSet::from([names.iter().map(|&n| n.to_owned()).collect()]);
+        let shape = page.shape("a");
+        assert_eq!(shape.labels, labels(&["x"]));
+        assert_eq!(shape.bounds, ["0.1", "+Inf"]);
+        assert_eq!(page.shape("a_total").labels, labels(&["y"]));
+        let by = page.by("a_total", "y");
+        assert_eq!(
+            by,
+            BTreeMap::from([("2".to_owned(), 3.0), ("a ".to_owned(), 4.0)])
+        );
     }
 }
