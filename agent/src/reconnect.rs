@@ -118,6 +118,8 @@ pub struct Keeper {
     attempts: Attempts,
     links: JoinSet<Reason>,
     probes: Probes,
+    /// Serial of the certificate of another identity for which a link was planned.
+    moving: Option<Serial>,
     /// When links whose server is trusted no more are closed, replaced or not.
     doomed: Option<Instant>,
     twin_told: bool,
@@ -135,6 +137,7 @@ impl Keeper {
             drain,
             current: None,
             links: JoinSet::new(),
+            moving: None,
             doomed: None,
             twin_told: false,
             logged: None,
@@ -356,8 +359,13 @@ impl Keeper {
             }
         }
         if !trust.material.keeps_identity(&current.trust.material) {
-            info!(server = %self.slot.server(), identity = %trust.identity(), "our identity changed, connecting anew");
-            replace = true;
+            let serial = trust.material.credentials().leaf().serial.clone();
+            // A second look at the same files must not cut the link that the first one began.
+            if self.moving.as_ref() != Some(&serial) || !self.attempts.any() {
+                info!(server = %self.slot.server(), identity = %trust.identity(), "our identity changed, connecting anew");
+                self.moving = Some(serial);
+                replace = true;
+            }
         } else {
             if issuer_of(&trust) != current.shown.issuer {
                 current.shown.succeed_soon(now);
