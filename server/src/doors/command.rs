@@ -49,7 +49,7 @@ pub struct DialArgs {
     /// With --connect: a client certificate that --door-allow names (PEM)
     #[arg(long, value_name = "FILE", requires = "connect")]
     cert: Option<PathBuf>,
-    /// With --connect: its key (PEM, readable by the owner only)
+    /// With --connect: its key (PEM, readable by its owner and at most its group)
     #[arg(long, value_name = "FILE", requires = "connect")]
     key: Option<PathBuf>,
     /// With --connect: the authority that signs servers (PEM)
